@@ -10,6 +10,7 @@ Run as a program, ``build_backend.py generate HEADER OUTPUT`` writes the extensi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -39,7 +40,8 @@ def generate(header: Path, output: Path) -> None:
     except Exception as error:
         raise SystemExit(f"{header}: cffi cannot read it: {error}") from error
     ffi.set_source(MODULE, PREAMBLE.format(header=header.name))
-    ffi.emit_c_code(str(output))
+    with contextlib.redirect_stdout(None):
+        ffi.emit_c_code(str(output))
     os.utime(output)  # cffi leaves an unchanged file alone, and make would run this again
 
 

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * buffer.h - the verified cache of metadata blocks.
+ *
+ * A buf is one metadata block in memory. It is read once, verified (magic, block number, uuid, crc, owner;
+ * then the structure's own verifier), and from then on trusted until it is written.
+ *
+ * States: CLEAN (same as home on the device, evictable when unpinned) -> DIRTY (changed by the running
+ * transaction group) -> LOGGED (its image is in the log, durable or being written; home is older) -> CLEAN
+ * (checkpointed). A LOGGED buf that is changed again is DIRTY and still owes a home write for its image:
+ * log_lsn says which record holds its newest image, 0 when home is current.
+ *
+ * Concurrency: contents and state change only under fs->lock held exclusively; contents are read under
+ * fs->lock held at least shared, or, by the journal, from copies. Finding, pinning and evicting use the cache's own mutex (a leaf), so
+ * shared holders of fs->lock may fault blocks in at the same time. A buf must be pinned to be used.
+ */
+#ifndef EXTFS_BUFFER_H
+#define EXTFS_BUFFER_H
+
+#include "format.h"
+
+struct fs;
+struct trans;
+
+enum buf_state { BUF_CLEAN, BUF_DIRTY, BUF_LOGGED };
+
+/* Checks a block after the header has been verified; 0 or a negative code. */
+typedef int (*buf_verify_fn)(const struct fs *fs, const void *block);
+
+/* What a caller expects to find. */
+struct buf_type {
+	const char *name;
+	uint32_t magic;
+	buf_verify_fn verify; /* after read and before write; may be NULL */
+};
+
+struct buf {
+	fsblock_t block;
+	void *data; /* BLOCK_SIZE bytes, aligned for I/O */
+	const struct buf_type *type;
+	enum buf_state state;
+	unsigned pins;     /* under the cache mutex */
+	bool referenced;   /* for the clock */
+	lsn_t log_lsn;     /* record with the newest image in the log; 0: none needed */
+	struct trans *owner; /* transaction that has it joined now, else NULL */
+	void *preimage;    /* content before that transaction; NULL when not joined */
+	struct buf *hash_next;
+	struct buf *ring_prev, *ring_next;   /* clock ring of all bufs */
+	struct buf *list_prev, *list_next;   /* the journal's dirty or logged list, by state */
+};
+
+/* limit: bytes of block data that the cache may hold; dirty and logged blocks may exceed it up to the journal's size. */
+int buf_cache_create(struct fs *fs, uint64_t limit);
+void buf_cache_destroy(struct fs *fs); /* drops everything, dirty or not */
+
+/* Pinned buf of a block; read and verified when not cached. owner is compared with meta_hdr.owner.
+ * fs->lock held (shared is enough). -ERR_META_*, -ERR_DEV_READ, -ENOMEM. On a verification error the
+ * failed check and the block go to the log, and the filesystem turns read-only (fs_shutdown_writes()). */
+int buf_get(struct fs *fs, fsblock_t block, const struct buf_type *type, uint64_t owner,
+	    struct buf **out);
+/* Pinned, zeroed buf for a block that was just allocated, joined to the transaction; header filled in. */
+int buf_new(struct trans *t, fsblock_t block, const struct buf_type *type, uint64_t owner,
+	    struct buf **out);
+void buf_put(struct buf *b);
+static inline void *buf_data(const struct buf *b) { return b->data; }
+
+/* The header checks alone, on a raw image: used by the cache, the journal replay and mkfs. lsn_expect 0: not checked. */
+int meta_verify(const void *block, uint32_t magic, fsblock_t blockno, const uint8_t *uuid,
+		uint64_t owner_or_any);
+#define OWNER_ANY UINT64_MAX
+/* Fill crc (and lsn) of an image that is about to be written. */
+void meta_seal(void *block, lsn_t lsn);
+
+struct buf_stats { uint64_t bufs, dirty, logged, hits, misses, evictions; };
+void buf_get_stats(struct fs *fs, struct buf_stats *st);
+
+#endif

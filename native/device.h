@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * device.h - the block device, and the thread's context for asynchronous I/O on it.
+ *
+ * One table of operations, several devices behind it: a raw device or image (O_DIRECT through io_uring,
+ * device.c), the simulated device of the power-loss tests (device_sim.c).
+ *
+ * An ioctx belongs to one thread at a time: only that thread submits, polls and runs completions.
+ * Any thread may ioctx_wake() an operation that is parked on it. Completions and resumed
+ * operations run inside ioctx_run(), never inside dev_submit().
+ *
+ * Buffers, offsets and lengths of device I/O are multiples of dev->align (512 or 4096); buffers are aligned
+ * in memory to the same. The device layer finishes short transfers; res is 0 or a negative code.
+ */
+#ifndef EXTFS_DEVICE_H
+#define EXTFS_DEVICE_H
+
+#include <stdatomic.h>
+
+#include "errors.h"
+#include "types.h"
+
+struct device;
+struct ioctx;
+struct op;
+
+enum io_kind { IO_READ, IO_WRITE, IO_FLUSH };
+#define IO_FUA 0x1u /* the write is durable when it completes */
+
+struct dev_io {
+	enum io_kind kind;
+	unsigned flags;
+	uint64_t offset; /* bytes */
+	void *buf;
+	size_t len; /* bytes; at most 1 GiB */
+	int res;
+	void (*done)(struct dev_io *io); /* in the ioctx's thread; may submit again */
+	/* private to the device */
+	size_t moved;
+	struct device *dev;
+	struct dev_io *next;
+};
+
+struct device_ops {
+	const char *name;
+	/* Queue; returns at once. The completion comes from ioctx_run(). Never fails: errors are in res. */
+	void (*submit)(struct device *dev, struct ioctx *ctx, struct dev_io *io);
+	/* Blocking, any thread. 0 or -ERR_DEV_*. */
+	int (*rw)(struct device *dev, enum io_kind kind, uint64_t offset, void *buf, size_t len,
+		  unsigned flags);
+	int (*flush)(struct device *dev);
+	void (*close)(struct device *dev);
+};
+
+struct device {
+	const struct device_ops *ops;
+	uint64_t size;  /* bytes */
+	uint32_t align; /* logical block size, bytes */
+	bool read_only;
+	bool volatile_cache; /* writes need a flush to be durable */
+	char path[256];
+	/* Counts for "does a flush have anything to do": writes_done rises when a write completes;
+	 * a flush covers what had completed when it began. flushed_upto is that count of the last
+	 * successful flush. */
+	_Atomic uint64_t writes_done;
+	_Atomic uint64_t flushed_upto;
+	_Atomic uint64_t stat_reads, stat_writes, stat_flushes; /* for status */
+};
+
+/* Open a block device or image file. Takes O_EXCL on a block device and an exclusive lock on the image or on
+ * the file behind a loop device, so that one device is never mounted twice on a host.
+ * -ERR_DEV_IN_USE, -ENOENT, -EACCES, -ENOTBLK (neither block device nor regular file), ... */
+#define DEV_READ_ONLY 0x1u
+#define DEV_SHARED 0x2u /* tools that only look: no exclusive lock */
+int dev_open(const char *path, unsigned flags, struct device **out);
+void dev_close(struct device *dev);
+
+/* Blocking forms; count statistics; any thread. */
+int dev_read(struct device *dev, uint64_t offset, void *buf, size_t len);
+int dev_write(struct device *dev, uint64_t offset, const void *buf, size_t len, unsigned flags);
+int dev_flush(struct device *dev);
+/* Flush only if a write has completed since the last flush began. */
+int dev_flush_if_needed(struct device *dev);
+
+/* An operation that can wait. resume() runs in the thread of its ioctx, from ioctx_run(). */
+struct op {
+	void (*resume)(struct op *op);
+	struct ioctx *ctx;
+	struct op *next; /* in the wake queue */
+};
+
+int ioctx_create(unsigned depth, struct ioctx **out);
+/* No I/O may be in flight and no op parked on it. */
+void ioctx_destroy(struct ioctx *ctx);
+void dev_submit(struct device *dev, struct ioctx *ctx, struct dev_io *io);
+/* Hand queued I/O to the kernel, run completions and resumed ops. wait: block until at least one ran
+ * (or a wake came). Returns how many ran, or a negative errno. */
+int ioctx_run(struct ioctx *ctx, bool wait);
+/* Any thread: have op->resume(op) run in op->ctx's thread. Each op at most once per park. */
+void ioctx_wake(struct op *op);
+/* For an owner that polls other descriptors too (the bridge): readable when ioctx_run() has work. */
+int ioctx_eventfd(struct ioctx *ctx);
+/* The bridge adds its own poll and read/write requests to the same ring: io_uring pointer, NULL when the
+ * context has none (simulated device). user_data with bit 0 set is the foreign owner's: such
+ * completions are given to foreign(). */
+struct io_uring;
+struct io_uring *ioctx_ring(struct ioctx *ctx);
+void ioctx_set_foreign(struct ioctx *ctx, void (*foreign)(void *arg, uint64_t user_data, int res, unsigned cqe_flags),
+		       void *arg);
+/* This thread's own context for blocking calls, made on first use, freed at thread exit. */
+struct ioctx *ioctx_of_thread(void);
+
+/* Memory aligned for device I/O (4096); NULL when out of memory. */
+void *io_alloc(size_t len);
+void io_free(void *p);
+
+#endif

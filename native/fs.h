@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fs.h - one mounted filesystem: what the modules share, and the order of locks.
+ *
+ * Locks, in the order in which they may be taken (a holder of one may take those below it):
+ *
+ *   fs->lock (reader-writer)     all metadata: trees, buffers' contents, in-memory inodes' core fields.
+ *                                Exclusive: inside a transaction, and when the journal closes a group. Shared: lookups.
+ *                                Held for microseconds and metadata reads; never across data I/O or a wait for anybody.
+ *   inode->lock (mutex)          segments, waiters and lazily written times of one inode.
+ *   inode table mutex            finding, counting and evicting in-memory inodes.
+ *   journal mutex, buffer cache mutex, busy list mutex, ioctx wake mutex, log mutex: leaves, never nested in one another.
+ *
+ * Nothing calls out (op->resume, done callbacks) with any of them held.
+ */
+#ifndef EXTFS_FS_H
+#define EXTFS_FS_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "buffer.h"
+#include "device.h"
+#include "format.h"
+
+struct journal;
+struct buf_cache;
+struct alloc_state;
+struct inode_table;
+struct reaper;
+
+struct fs_options {
+	bool read_only;
+	uint64_t cache_bytes;    /* metadata cache; default 64 MiB */
+	uint64_t inode_cache;    /* in-memory inodes without users kept; default 16384 */
+	unsigned commit_ms;      /* default 1000 */
+	enum { ATIME_RELATIME, ATIME_STRICT, ATIME_NONE } atime;
+	bool no_heartbeat;
+	unsigned mutant;         /* enum jrn_mutant; test builds */
+};
+
+/* Superblock fields in host order. */
+struct super {
+	uint8_t uuid[FORMAT_UUID_LEN];
+	char label[FORMAT_LABEL_LEN + 1];
+	uint64_t compat, ro_compat, incompat;
+	blkcnt64_t total_blocks, ag_blocks, journal_blocks;
+	uint32_t ag_count;
+	fsblock_t journal_start;
+	uint64_t hash_key[2];
+	inum_t root_inode;
+	int64_t created_sec;
+	bool from_copy; /* the primary was damaged */
+};
+
+struct fs {
+	struct device *dev;
+	struct super super;
+	struct fs_options opt;
+	pthread_rwlock_t lock; /* prefers writers */
+	struct buf *root;      /* ROOT_BLOCK, pinned for the life of the mount */
+	struct buf_cache *cache;
+	struct journal *jrn;
+	struct alloc_state *alloc;
+	struct inode_table *inodes;
+	struct reaper *reaper;
+	struct heartbeat *heartbeat;
+	bool read_only;                 /* asked for at mount */
+	_Atomic bool shutdown;          /* an error made writing unsafe: every change is -ERR_SHUTDOWN */
+	_Atomic int shutdown_code;
+};
+
+static inline void fs_rdlock(struct fs *fs) { pthread_rwlock_rdlock(&fs->lock); }
+static inline void fs_wrlock(struct fs *fs) { pthread_rwlock_wrlock(&fs->lock); }
+static inline void fs_unlock(struct fs *fs) { pthread_rwlock_unlock(&fs->lock); }
+static inline struct root_disk *fs_root(const struct fs *fs) { return fs->root->data; }
+
+/* After an error that makes further changes unsafe (damaged metadata, failed journal write): changes fail from now
+ * on, reads go on. The first call logs code and text. Any thread, any lock. */
+void fs_shutdown_writes(struct fs *fs, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static inline bool fs_is_shutdown(const struct fs *fs) { return atomic_load(&((struct fs *)fs)->shutdown); }
+
+/* Superblock. */
+int super_read(struct device *dev, struct super *out); /* -ERR_NOT_EXTFS, -ERR_SB_DAMAGED, -ERR_INCOMPAT, -ERR_DEV_SMALL */
+int super_write(struct device *dev, const struct super *sb); /* copy, flush, primary, flush */
+
+struct mkfs_options {
+	const char *label;
+	blkcnt64_t journal_blocks; /* 0: scaled with the device */
+	bool force;
+	const uint8_t *uuid;       /* NULL: random */
+	int64_t now_sec;           /* for reproducible images; 0: the clock */
+	uint64_t size_blocks;      /* 0: the whole device */
+};
+int fs_mkfs(struct device *dev, const struct mkfs_options *opt);
+
+/* Mount the core: superblock, replay, caches, orphans and intents are finished in the background. dev is owned by
+ * the fs from success on. */
+int fs_open(struct device *dev, const struct fs_options *opt, struct fs **out);
+/* Everything durable, clean. All users must be gone. */
+int fs_close(struct fs *fs);
+/* Stop as a power cut would; frees memory. */
+void fs_abandon(struct fs *fs);
+
+extern const struct buf_type buf_type_root;
+
+#endif

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * journal.h - write-ahead log of whole metadata blocks, with group commit, checkpoint and replay.
+ *
+ * All transactions since the last commit form the running group. The journal thread closes it (under fs->lock, so
+ * between transactions), copies its dirty blocks, and without the lock: (1) flushes the device if any data write
+ * completed since the last flush, (2) writes the commit record with FUA. Then the group is durable and its waiters
+ * resume. One commit is in flight at a time; everything that arrives meanwhile joins the next.
+ * A checkpoint writes LOGGED blocks home, flushes, and then moves the tail in the journal header (FUA).
+ *
+ * Concurrency: journal state has its own mutex, taken after fs->lock. Waiters are records (struct jrn_waiter) with an op
+ * that is resumed; no thread waits inside, except in jrn_force_blocking().
+ */
+#ifndef EXTFS_JOURNAL_H
+#define EXTFS_JOURNAL_H
+
+#include "device.h"
+#include "format.h"
+
+struct fs;
+struct buf;
+
+struct jrn_waiter {
+	struct op *op;  /* resumed when done */
+	xid_t xid;      /* group to wait for; 0: only a device flush that begins after now */
+	int err;        /* 0, or why it will never be durable */
+	struct jrn_waiter *next;
+	bool queued;
+};
+
+/* Create the on-disk journal (mkfs). */
+int jrn_format(struct device *dev, const uint8_t *uuid, fsblock_t start, blkcnt64_t blocks);
+
+struct jrn_replay_report {
+	uint64_t records, images;
+	lsn_t first, last; /* log positions */
+	bool clean;        /* nothing to do */
+};
+/* Read the log, write every committed image home, flush, empty the log. Before anything else is read from the
+ * device. read_only device with a non-empty log: -EROFS. -ERR_JOURNAL_CORRUPT. */
+int jrn_open(struct fs *fs, struct jrn_replay_report *report);
+/* Start the journal thread. commit_ms: the running group is committed after at most this long. */
+int jrn_start(struct fs *fs, unsigned commit_ms);
+/* Commit, checkpoint everything, leave an empty log (clean); stop the thread. With the fs shut down: just stop. */
+int jrn_stop(struct fs *fs);
+/* Stop as a power cut would: no commit, no checkpoint. */
+void jrn_abandon(struct fs *fs);
+
+/* Called by trans.c with fs->lock held exclusively. */
+int jrn_reserve(struct fs *fs, unsigned blocks);       /* -ERR_JOURNAL_FULL */
+xid_t jrn_running(struct fs *fs);                       /* number of the running group */
+void jrn_buf_dirty(struct fs *fs, struct buf *b);       /* joined buf of a committed transaction */
+
+/* Ask for durability. Returns 0 when it holds already (w untouched), ERR_PARKED when w->op will be resumed (w->err says how it went),
+ * or a negative code. Any thread; fs->lock not held. */
+int jrn_force(struct fs *fs, struct jrn_waiter *w);
+/* Take back a parked waiter; false: too late, it is being resumed. */
+bool jrn_cancel(struct fs *fs, struct jrn_waiter *w);
+/* Park until the log has room again (a checkpoint ended); 0 when it has room now, else ERR_PARKED. */
+int jrn_wait_space(struct fs *fs, struct jrn_waiter *w);
+/* Blocking forms, for threads that serve nobody else (tests, tools, the reaper). */
+int jrn_force_blocking(struct fs *fs, xid_t xid);
+int jrn_wait_space_blocking(struct fs *fs);
+/* Highest group that is durable. Lock-free. */
+xid_t jrn_durable(struct fs *fs);
+/* A group whose log images are all checkpointed: metadata blocks freed in it may become data. Lock-free. */
+xid_t jrn_checkpointed(struct fs *fs);
+/* Have the next pass checkpoint as much as possible (fs full of busy blocks; tests). */
+void jrn_kick_checkpoint(struct fs *fs);
+
+struct jrn_stats {
+	uint64_t commits, flush_only, images, checkpoints, home_writes, log_blocks, log_used, waits_for_space;
+};
+void jrn_get_stats(struct fs *fs, struct jrn_stats *st);
+
+/* Mutants for the power-loss proof; set in test builds only (EXTFS_MUTANTS). */
+enum jrn_mutant { MUTANT_NONE, MUTANT_COMMIT_BEFORE_FLUSH, MUTANT_CHECKPOINT_NO_FLUSH,
+		  MUTANT_META_REUSE_EARLY, MUTANT_TAIL_ZERO_EARLY };
+
+#endif
