@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/types.h>
 
 typedef uint64_t fsblock_t; /* block number on the device, in filesystem blocks */
 typedef uint64_t fileblk_t; /* block number inside a file */

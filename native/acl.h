@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * acl.h - POSIX ACLs in the kernel's xattr form (linux/posix_acl_xattr.h, version 2): the kernel enforces them; the filesystem
+ * keeps mode bits and access ACL in step and inherits default ACLs (FUSE_POSIX_ACL makes that the server's duty).
+ */
+#ifndef EXTFS_ACL_H
+#define EXTFS_ACL_H
+
+#include "inode.h"
+
+#define ACL_ENTRIES_MAX 1024u
+
+/* Well-formed? 0 or -EINVAL. */
+int acl_verify(const void *value, size_t len);
+/* Permission bits that an access ACL stands for; *trivial: it says no more than the mode, need not be stored. */
+int acl_to_mode(const void *value, size_t len, uint32_t *perm, bool *trivial);
+/* Inside a transaction: give a new inode what its directory's default ACL says, else apply umask to *mode. Call before inode_write. */
+int acl_inherit(struct trans *t, struct inode *dir, struct inode *in, uint32_t umask);
+/* Inside a transaction: after chmod, bring the access ACL's mask (or group) and others in line with core.mode. */
+int acl_chmod(struct trans *t, struct inode *in);
+
+#endif

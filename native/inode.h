@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * inode.h - inodes: on disk a record of TREE_INODE, in memory one object per number while anybody uses it.
+ *
+ * Numbers rise and are never reused, so a number alone names a file for ever; generation is kept for NFS handles.
+ *
+ * An inode lives in memory while it is referenced (inode_get/inode_put) and for a while after, as a bounded cache. What the
+ * kernel knows of (FUSE lookup counts, up to millions) is kept apart, in a compact table of (number, count):
+ * a file whose last name is gone stays on the orphan list until neither a lookup count nor a reference is left; then the reaper frees it.
+ *
+ * Concurrency: `core` changes under fs->lock exclusive, inside a transaction that joined the inode - except
+ * times, `change` and the lazy flag, which the data path changes under fs->lock shared plus inode->lock
+ * (lazy: written back by the next transaction of the inode, by fsync, or before a group closes). Readers hold fs->lock shared; for times also inode->lock.
+ */
+#ifndef EXTFS_INODE_H
+#define EXTFS_INODE_H
+
+#include <pthread.h>
+
+#include "fs.h"
+#include "trans.h"
+
+struct timestamp { int64_t sec; uint32_t nsec; };
+
+struct inode_core {
+	uint32_t generation, mode, uid, gid, nlink, flags;
+	uint64_t size, blocks;
+	struct timestamp atime, mtime, ctime, btime;
+	uint64_t rdev;
+	inum_t parent;
+	uint64_t change;
+	uint32_t subdirs, xattrs;
+};
+
+struct seg_tree; /* segment.h */
+struct plock_set; /* plock.h */
+
+struct inode {
+	struct fs *fs;
+	inum_t ino;
+	struct inode_core core;
+	bool lazy;            /* core has times that are not in the tree yet */
+	bool deleted;         /* the reaper removed it; only stale pointers see this */
+	xid_t xid;            /* group of its last metadata change; 0: none since mount */
+	xid_t shrink_xid;     /* group of its last truncate-down that left a partial tail block */
+	bool tail_zero;       /* the bytes past EOF in the last block are known to be zero on the device */
+	pthread_mutex_t lock; /* segments, waiters, lazy times */
+	struct seg_tree *segs;   /* NULL until the first segment */
+	struct plock_set *locks; /* NULL until the first lock */
+	fsblock_t alloc_hint;    /* after the last allocated block; fs->lock */
+	unsigned refs;           /* inode table mutex */
+	unsigned opens;          /* open handles, inode table mutex */
+	struct inode *hash_next, *lru_prev, *lru_next, *lazy_next;
+};
+
+int inode_table_create(struct fs *fs);
+void inode_table_destroy(struct fs *fs);
+
+/* Reference to an inode. fs->lock held (shared is enough). -ENOENT: no such number. */
+int inode_get(struct fs *fs, inum_t ino, struct inode **out);
+/* The same for a handle: -ERR_STALE_HANDLE when gone or of another generation. Takes fs->lock shared itself. */
+int inode_get_handle(struct fs *fs, inum_t ino, uint32_t generation, struct inode **out);
+struct inode *inode_ref(struct inode *in);
+/* fs->lock not needed; may hand the inode to the reaper. */
+void inode_put(struct inode *in);
+
+/* FUSE lookup counts. forget returns true when the count reached 0. */
+void inode_lookup_add(struct fs *fs, inum_t ino, uint64_t n);
+bool inode_lookup_forget(struct fs *fs, inum_t ino, uint64_t n);
+void inode_lookup_forget_all(struct fs *fs); /* at unmount */
+uint64_t inode_lookup_entries(struct fs *fs);
+
+/* Inside a transaction. New inode, referenced, record inserted; nlink as given; times = now. */
+int inode_create(struct trans *t, uint32_t mode, uint32_t uid, uint32_t gid, uint64_t rdev,
+		 inum_t parent, uint32_t nlink, struct inode **out);
+/* Remember core for rollback (trans.c). Must precede the first change of core. */
+int trans_join_inode(struct trans *t, struct inode *in);
+/* Core to the tree; clears lazy. */
+int inode_write(struct trans *t, struct inode *in);
+/* Link count reached 0 (or O_TMPFILE): on the orphan list; and off it again (linkat of a tmpfile). */
+int inode_orphan_add(struct trans *t, struct inode *in);
+int inode_orphan_del(struct trans *t, struct inode *in);
+/* Remove record, orphan entry: the last step of the reaper. */
+int inode_delete(struct trans *t, struct inode *in);
+#define INODE_TRANS_BLOCKS (2 * TRANS_TREE_OP + TRANS_ALLOC_OP)
+
+enum { TOUCH_ATIME = 1, TOUCH_MTIME = 2, TOUCH_CTIME = 4 }; /* MTIME and CTIME raise change */
+/* Inside a transaction, after trans_join_inode(). */
+void inode_touch(struct inode *in, unsigned what);
+/* Outside, with fs->lock shared: lazily. */
+void inode_touch_lazy(struct inode *in, unsigned what);
+/* Does the atime option ask for an update by a read now? (relatime: RFC-less; rules of mount(8)) */
+bool inode_wants_atime(const struct inode *in);
+/* Write up to max lazy inodes in transactions of their own; returns how many are left or a negative code. fs->lock not held. */
+int inode_flush_lazy(struct fs *fs, unsigned max);
+/* This inode only; 0 when it was not lazy. -ERR_JOURNAL_FULL. */
+int inode_flush_lazy_one(struct inode *in);
+
+struct timestamp time_now(void);
+static inline bool inode_is_dir(const struct inode *in) { return (in->core.mode & 0170000) == 0040000; }
+static inline bool inode_is_reg(const struct inode *in) { return (in->core.mode & 0170000) == 0100000; }
+void inode_decode(const struct inode_disk *d, struct inode_core *core);
+void inode_encode(const struct inode_core *core, struct inode_disk *d);
+
+#endif

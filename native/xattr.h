@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * xattr.h - extended attributes: full names with prefix ("user.x", "trusted.x", "security.x",
+ * "system.posix_acl_access", "system.posix_acl_default"); other prefixes are -EOPNOTSUPP.
+ * Rights are the kernel's business (default_permissions); setting ACLs keeps mode and ACL in step (acl.c).
+ *
+ * Each call is a whole operation: takes fs->lock or a transaction itself; -ERR_JOURNAL_FULL: wait and start over.
+ */
+#ifndef EXTFS_XATTR_H
+#define EXTFS_XATTR_H
+
+#include "inode.h"
+
+#define XATTR_F_CREATE 1u  /* as in setxattr(2) */
+#define XATTR_F_REPLACE 2u
+#define XATTR_F_KILL_SGID 4u /* clear S_ISGID when setting an access ACL (FUSE_SETXATTR_ACL_KILL_SGID) */
+
+/* Length of the value; copies it when cap > 0. -ENODATA, -ERANGE. */
+ssize_t xattr_get(struct inode *in, const char *name, void *value, size_t cap);
+int xattr_set(struct inode *in, const char *name, const void *value, size_t len, unsigned flags);
+int xattr_remove(struct inode *in, const char *name);
+/* NUL-separated names; length; copies when cap > 0. -ERANGE. */
+ssize_t xattr_list(struct inode *in, char *names, size_t cap);
+
+/* Inside a transaction (creation with a default ACL, the reaper). */
+int xattr_set_in(struct trans *t, struct inode *in, const char *name, const void *value, size_t len, unsigned flags);
+ssize_t xattr_get_locked(struct inode *in, const char *name, void *value, size_t cap); /* fs->lock held */
+/* Remove up to max records; 0 when none is left, else 1. */
+int xattr_remove_all(struct trans *t, struct inode *in, unsigned max);
+
+#endif
