@@ -19,6 +19,7 @@
 
 #include "format.h"
 
+struct buf_cache;
 struct fs;
 struct trans;
 
@@ -35,17 +36,24 @@ struct buf_type {
 };
 
 struct buf {
+	struct buf_cache *cache;
 	fsblock_t block;
 	void *data; /* BLOCK_SIZE bytes, aligned for I/O */
 	const struct buf_type *type;
 	enum buf_state state;
 	unsigned pins;     /* under the cache mutex */
-	bool referenced;   /* for the clock */
+	bool referenced;   /* for the clock; under the cache mutex, as are the next three */
+	bool loading;      /* being read; others wait until it is not */
+	bool detached;     /* no longer in the cache: freed with its last pin */
+	int load_error;    /* why the read failed; the buf is then detached */
 	lsn_t log_lsn;     /* record with the newest image in the log; 0: none needed */
 	struct trans *owner; /* transaction that has it joined now, else NULL */
-	void *preimage;    /* content before that transaction; NULL when not joined */
+	void *preimage;    /* content before that transaction; NULL when not joined, or fresh */
+	const struct buf_type *pre_type; /* type before that transaction */
+	bool fresh;        /* the transaction created it: nothing to restore */
+	bool forgotten;    /* the transaction freed its block */
 	struct buf *hash_next;
-	struct buf *ring_prev, *ring_next;   /* clock ring of all bufs */
+	struct buf *ring_prev, *ring_next;   /* clock ring of the CLEAN bufs */
 	struct buf *list_prev, *list_next;   /* the journal's dirty or logged list, by state */
 };
 
@@ -62,14 +70,26 @@ int buf_get(struct fs *fs, fsblock_t block, const struct buf_type *type, uint64_
 int buf_new(struct trans *t, fsblock_t block, const struct buf_type *type, uint64_t owner,
 	    struct buf **out);
 void buf_put(struct buf *b);
+/* The transaction frees this metadata block. When it commits, a cached buf of the block leaves the cache: it is neither
+ * logged nor written home any more (until the transaction is durable, the log keeps the image it
+ * had). Cancelling the transaction brings it back. buf_new() on the same block, in the same
+ * transaction or later, starts afresh. The caller may still hold pins; the buf must not be changed. 0 or -ENOMEM. */
+int buf_forget(struct trans *t, fsblock_t block);
 static inline void *buf_data(const struct buf *b) { return b->data; }
 
-/* The header checks alone, on a raw image: used by the cache, the journal replay and mkfs. lsn_expect 0: not checked. */
+/* The header checks alone, on a raw image: used by the cache, the journal replay and mkfs. */
 int meta_verify(const void *block, uint32_t magic, fsblock_t blockno, const uint8_t *uuid,
 		uint64_t owner_or_any);
 #define OWNER_ANY UINT64_MAX
 /* Fill crc (and lsn) of an image that is about to be written. */
 void meta_seal(void *block, lsn_t lsn);
+
+/* For journal.c and trans.c. A further pin of a pinned buf, or of one whose state keeps it cached. */
+void buf_pin(struct buf *b);
+/* Change of state; keeps the clock ring. fs->lock held exclusively. */
+void buf_set_state(struct buf *b, enum buf_state state);
+/* Take a pinned buf out of the cache; its memory goes with the last pin. fs->lock held exclusively. */
+void buf_detach(struct buf *b);
 
 struct buf_stats { uint64_t bufs, dirty, logged, hits, misses, evictions; };
 void buf_get_stats(struct fs *fs, struct buf_stats *st);

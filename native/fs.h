@@ -28,6 +28,8 @@ struct buf_cache;
 struct alloc_state;
 struct inode_table;
 struct reaper;
+struct heartbeat;
+struct trans_pool;
 
 struct fs_options {
 	bool read_only;
@@ -36,6 +38,7 @@ struct fs_options {
 	unsigned commit_ms;      /* default 1000 */
 	enum { ATIME_RELATIME, ATIME_STRICT, ATIME_NONE } atime;
 	bool no_heartbeat;
+	unsigned heartbeat_ms;   /* distance of two heartbeats; default 2000 */
 	unsigned mutant;         /* enum jrn_mutant; test builds */
 };
 
@@ -61,6 +64,7 @@ struct fs {
 	struct buf *root;      /* ROOT_BLOCK, pinned for the life of the mount */
 	struct buf_cache *cache;
 	struct journal *jrn;
+	struct trans_pool *trans_pool;
 	struct alloc_state *alloc;
 	struct inode_table *inodes;
 	struct reaper *reaper;

@@ -17,20 +17,14 @@
 
 #include "buffer.h"
 
-struct inode;
+struct trans_pool;
 
 struct trans {
 	struct fs *fs;
 	unsigned reserved;        /* blocks this transaction may dirty */
 	unsigned joined;          /* blocks it has */
-	struct buf **bufs;        /* joined, pinned */
-	unsigned bufs_cap;
-	struct buf *inline_bufs[24];
-	struct trans_inode *inodes; /* joined inodes and their previous fields */
-	struct trans_free *frees;   /* extents freed, for the busy list at commit */
-	unsigned alloc_flags;       /* ALLOC_* policy for metadata, set by the caller */
-	struct trans_hook *hooks;   /* see trans_on_end() */
-	bool read_only_ok;
+	unsigned alloc_flags;     /* ALLOC_* policy for metadata, set by the caller */
+	struct trans_pool *pool;  /* its lists; lent by the filesystem, one transaction runs at a time */
 };
 
 /* Worst-case number of blocks that an operation changes; each caller writes out why beside its constant.
@@ -43,7 +37,11 @@ struct trans {
 /* 0 with fs->lock held exclusively; or, with the lock not held: -ERR_JOURNAL_FULL (park with jrn_wait_space(), start over),
  * -EROFS, -ERR_SHUTDOWN. blocks <= TRANS_MAX_BLOCKS. */
 int trans_begin(struct fs *fs, struct trans *t, unsigned blocks);
-/* Join a pinned buf: must precede the first change. The transaction takes its own pin. */
+/* The lists of the running transaction: created and destroyed with the filesystem. */
+int trans_pool_create(struct fs *fs);
+void trans_pool_destroy(struct fs *fs);
+/* Join a pinned buf: must precede the first change. The transaction takes its own pin.
+ * -ENOMEM; -ERR_JOURNAL_FULL when the reservation was too small and the log has no more room. */
 int trans_join(struct trans *t, struct buf *b);
 /* Returns the group number in which the change becomes durable; releases the lock. Never fails. */
 xid_t trans_commit(struct trans *t);
@@ -52,6 +50,11 @@ void trans_cancel(struct trans *t);
 /* Call fn(arg, xid) at commit (xid > 0) or cancel (xid 0), with the lock still held: for in-memory state that
  * follows the outcome. */
 int trans_on_end(struct trans *t, void (*fn)(void *arg, xid_t xid), void *arg);
+/* An extent was freed: at commit it goes to alloc_busy_add() with the group's number. 0 or -ENOMEM. */
+int trans_note_free(struct trans *t, fsblock_t start, blkcnt64_t len, bool meta);
+/* Keep a copy of len bytes at p, put back when the transaction is cancelled: for in-memory state that mirrors
+ * metadata. The memory must outlive the transaction. 0 or -ENOMEM. */
+int trans_save(struct trans *t, void *p, size_t len);
 /* Blocks left of the reservation; rolling operations stop when it runs low. */
 static inline unsigned trans_room(const struct trans *t)
 {
