@@ -1,9 +1,9 @@
 """The PEP 517 backend of extfs: setuptools, with the C module built by native/Makefile.
 
 The Makefile owns every compiler flag and dependency, so that the extension, the C tests and the
-sanitizer builds come from the same objects, and a rebuild compiles only what changed. This file adds
-the two things make cannot do: generating the extension's source with cffi, and putting the result
-where setuptools wants it.
+sanitizer builds come from the same objects, and a rebuild compiles only what changed. This file
+adds the two things make cannot do: generating the extension's source with cffi, and putting the
+result where setuptools wants it.
 
 Run as a program, ``build_backend.py generate HEADER OUTPUT`` writes the extension's C source.
 """
@@ -91,6 +91,8 @@ class BuildCore(build_ext):
     @staticmethod
     def _require_sources() -> None:
         if not (NATIVE / "extfs_core.h").is_file():
-            raise SystemExit(f"extfs: {NATIVE}/extfs_core.h is missing; the source tree is incomplete")
+            raise SystemExit(
+                f"extfs: {NATIVE}/extfs_core.h is missing; the source tree is incomplete"
+            )
         if not any(NATIVE.glob("*.c")):
             raise SystemExit(f"extfs: no C source in {NATIVE}; the source tree is incomplete")
