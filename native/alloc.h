@@ -30,11 +30,11 @@ void alloc_close(struct fs *fs);
 /* Allocate one data extent of min..max blocks, preferably at goal (0: none), else near it, else the best fit for max, else
  * the longest there is. -ENOSPC: no free extent of min blocks; -ERR_BUSY_BLOCKS: there would be one after the
  * next commit (cancel, jrn_force the running group, start over). */
-int alloc_extent(struct trans *t, fsblock_t goal, blkcnt64_t min, blkcnt64_t max, fsblock_t *start,
-		 blkcnt64_t *len);
+int alloc_extent(struct trans *t, fsblock_t goal, nblocks_t min, nblocks_t max, fsblock_t *start,
+		 nblocks_t *len);
 /* Free data blocks: they become busy until the transaction's group is durable. Shared blocks go through refcount_drop(), not here.
  * Freeing a block that is free already is -ERR_FREE_CORRUPT. */
-int alloc_free(struct trans *t, fsblock_t start, blkcnt64_t len);
+int alloc_free(struct trans *t, fsblock_t start, nblocks_t len);
 /* One metadata block near goal; and its return. */
 int alloc_meta(struct trans *t, fsblock_t goal, fsblock_t *block);
 int alloc_meta_free(struct trans *t, fsblock_t block);
@@ -42,8 +42,8 @@ int alloc_meta_free(struct trans *t, fsblock_t block);
 fsblock_t alloc_goal_for_inode(struct fs *fs, inum_t ino, inum_t parent);
 
 /* Move mapped data blocks into quarantine instead of freeing them; and free them from it. */
-int alloc_quarantine(struct trans *t, fsblock_t start, blkcnt64_t len, uint64_t holder);
-int alloc_quarantine_release(struct trans *t, fsblock_t start, blkcnt64_t len);
+int alloc_quarantine(struct trans *t, fsblock_t start, nblocks_t len, uint64_t holder);
+int alloc_quarantine_release(struct trans *t, fsblock_t start, nblocks_t len);
 
 /* Used by btree.c for nodes of the AG trees. */
 int alloc_freelist_take(struct trans *t, uint32_t agno, fsblock_t *block);
@@ -51,10 +51,10 @@ int alloc_freelist_give(struct trans *t, uint32_t agno, fsblock_t block);
 struct buf *alloc_ag_buf(struct fs *fs, uint32_t agno); /* pinned for the life of the mount */
 uint32_t alloc_agno(const struct fs *fs, fsblock_t block);
 
-struct alloc_space { blkcnt64_t total, free, avail /* to users: without the reserve */, busy, quarantined; };
+struct alloc_space { nblocks_t total, free, avail /* to users: without the reserve */, busy, quarantined; };
 void alloc_statfs(struct fs *fs, struct alloc_space *sp);
 /* At commit of a transaction: its frees become busy. With the lock. */
-void alloc_busy_add(struct fs *fs, fsblock_t start, blkcnt64_t len, bool meta, xid_t xid);
+void alloc_busy_add(struct fs *fs, fsblock_t start, nblocks_t len, bool meta, xid_t xid);
 
 extern const struct buf_type buf_type_ag;
 

@@ -17,13 +17,13 @@
 struct extent {
 	fileblk_t file;
 	fsblock_t block; /* meaningless for a hole */
-	blkcnt64_t len;
+	nblocks_t len;
 	enum extent_state state;
 	uint8_t flags; /* EXT_F_* */
 };
 
 /* What covers file block `at`: an extent cut to begin there, or a hole up to the next extent. len <= max. */
-int extmap_lookup(struct inode *in, enum fork fork, fileblk_t at, blkcnt64_t max, struct extent *out);
+int extmap_lookup(struct inode *in, enum fork fork, fileblk_t at, nblocks_t max, struct extent *out);
 /* Up to n extents (holes left out unless with_holes) from `at` on below `end`; returns how many. */
 int extmap_list(struct inode *in, enum fork fork, fileblk_t at, fileblk_t end, bool with_holes,
 		struct extent *out, unsigned n);
@@ -31,24 +31,24 @@ int extmap_list(struct inode *in, enum fork fork, fileblk_t at, fileblk_t end, b
 int extmap_add(struct trans *t, struct inode *in, enum fork fork, const struct extent *ext);
 /* Change the state of [file, file + len), all of it mapped, splitting and merging; *changed counts blocks whose state was different.
  * Touches at most max_records records; *done says how many blocks from `file` on are finished. */
-int extmap_set_state(struct trans *t, struct inode *in, enum fork fork, fileblk_t file, blkcnt64_t len,
-		     enum extent_state state, unsigned max_records, blkcnt64_t *done);
+int extmap_set_state(struct trans *t, struct inode *in, enum fork fork, fileblk_t file, nblocks_t len,
+		     enum extent_state state, unsigned max_records, nblocks_t *done);
 /* Unmap what is mapped in [file, end), from the end backwards, dropping one reference of every block; stops after max_records or when the
  * transaction's room runs low. *rest: everything at and past this file block (below end) is unmapped; == file when finished. */
 int extmap_remove(struct trans *t, struct inode *in, enum fork fork, fileblk_t file, fileblk_t end,
 		  unsigned max_records, fileblk_t *rest);
 /* The blocks under [file, file + len) (one extent's part) become new ones at `to`, state written; the old lose a reference. */
-int extmap_remap(struct trans *t, struct inode *in, enum fork fork, fileblk_t file, blkcnt64_t len,
+int extmap_remap(struct trans *t, struct inode *in, enum fork fork, fileblk_t file, nblocks_t len,
 		 fsblock_t to);
 /* Allocate unwritten extents for every hole in [file, file + len); stops like extmap_remove; *done as in set_state.
  * With EXT_F_LAYOUT in flags or 0. -ENOSPC, -ERR_BUSY_BLOCKS. */
-int extmap_allocate(struct trans *t, struct inode *in, enum fork fork, fileblk_t file, blkcnt64_t len,
-		    uint8_t flags, unsigned max_records, blkcnt64_t *done);
+int extmap_allocate(struct trans *t, struct inode *in, enum fork fork, fileblk_t file, nblocks_t len,
+		    uint8_t flags, unsigned max_records, nblocks_t *done);
 /* Share src's mapped, written blocks of [file, file + len) with dst at dst_file (holes in dst there); unwritten stay holes.
  * Stops like extmap_remove; *done blocks are finished. Sets INODE_F_SHARED on both. */
-int extmap_share(struct trans *t, struct inode *src, fileblk_t file, blkcnt64_t len, struct inode *dst,
-		 fileblk_t dst_file, unsigned max_records, blkcnt64_t *done);
+int extmap_share(struct trans *t, struct inode *src, fileblk_t file, nblocks_t len, struct inode *dst,
+		 fileblk_t dst_file, unsigned max_records, nblocks_t *done);
 /* Is every block of a written extent used by this mapping alone? *run: how many from the start on share the answer. */
-int extmap_is_shared(struct inode *in, const struct extent *ext, bool *shared, blkcnt64_t *run);
+int extmap_is_shared(struct inode *in, const struct extent *ext, bool *shared, nblocks_t *run);
 
 #endif

@@ -47,7 +47,7 @@ struct super {
 	uint8_t uuid[FORMAT_UUID_LEN];
 	char label[FORMAT_LABEL_LEN + 1];
 	uint64_t compat, ro_compat, incompat;
-	blkcnt64_t total_blocks, ag_blocks, journal_blocks;
+	nblocks_t total_blocks, ag_blocks, journal_blocks;
 	uint32_t ag_count;
 	fsblock_t journal_start;
 	uint64_t hash_key[2];
@@ -90,7 +90,7 @@ int super_write(struct device *dev, const struct super *sb); /* copy, flush, pri
 
 struct mkfs_options {
 	const char *label;
-	blkcnt64_t journal_blocks; /* 0: scaled with the device */
+	nblocks_t journal_blocks; /* 0: scaled with the device */
 	bool force;
 	const uint8_t *uuid;       /* NULL: random */
 	int64_t now_sec;           /* for reproducible images; 0: the clock */

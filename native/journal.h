@@ -29,7 +29,7 @@ struct jrn_waiter {
 };
 
 /* Create the on-disk journal (mkfs). */
-int jrn_format(struct device *dev, const uint8_t *uuid, fsblock_t start, blkcnt64_t blocks);
+int jrn_format(struct device *dev, const uint8_t *uuid, fsblock_t start, nblocks_t blocks);
 
 struct jrn_replay_report {
 	uint64_t records, images;

@@ -11,10 +11,10 @@
 #include "trans.h"
 
 /* Length of the run from block on that has the same count; *refs is that count (1 when there is no record). */
-int refcount_query(struct fs *fs, fsblock_t block, blkcnt64_t len, uint32_t *refs, blkcnt64_t *run);
+int refcount_query(struct fs *fs, fsblock_t block, nblocks_t len, uint32_t *refs, nblocks_t *run);
 /* One more user of [start, start + len). */
-int refcount_add(struct trans *t, fsblock_t start, blkcnt64_t len);
+int refcount_add(struct trans *t, fsblock_t start, nblocks_t len);
 /* One user less; blocks that had one user are freed (or quarantined: holder != 0). */
-int refcount_drop(struct trans *t, fsblock_t start, blkcnt64_t len, uint64_t holder);
+int refcount_drop(struct trans *t, fsblock_t start, nblocks_t len, uint64_t holder);
 
 #endif

@@ -51,7 +51,7 @@ void trans_cancel(struct trans *t);
  * follows the outcome. */
 int trans_on_end(struct trans *t, void (*fn)(void *arg, xid_t xid), void *arg);
 /* An extent was freed: at commit it goes to alloc_busy_add() with the group's number. 0 or -ENOMEM. */
-int trans_note_free(struct trans *t, fsblock_t start, blkcnt64_t len, bool meta);
+int trans_note_free(struct trans *t, fsblock_t start, nblocks_t len, bool meta);
 /* Keep a copy of len bytes at p, put back when the transaction is cancelled: for in-memory state that mirrors
  * metadata. The memory must outlive the transaction. 0 or -ENOMEM. */
 int trans_save(struct trans *t, void *p, size_t len);

@@ -17,7 +17,7 @@
 
 typedef uint64_t fsblock_t; /* block number on the device, in filesystem blocks */
 typedef uint64_t fileblk_t; /* block number inside a file */
-typedef uint64_t blkcnt64_t; /* a number of blocks */
+typedef uint64_t nblocks_t; /* a number of blocks */
 typedef uint64_t inum_t; /* inode number; never reused */
 typedef uint64_t xid_t; /* number of a journal transaction group, from 1, rising by 1 */
 typedef uint64_t lsn_t; /* position in the log: log blocks written since mkfs */
