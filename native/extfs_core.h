@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * extfs_core.h - the core as Python sees it. cffi reads this file verbatim: no preprocessor but plain
+ * #define NAME NUMBER, no includes. C files include types.h first.
+ *
+ * Calls return 0 or a count, or a negative code: extfs_errno() turns it into an errno, extfs_error_text() says what failed.
+ * Names and paths are bytes with a length. Files are named by inode number.
+ * Unless a comment says "waits", a call does nothing longer than reading metadata. Calls that change something may return the code of
+ * ERR_JOURNAL_FULL (extfs_is_retry() is true): nothing was done; wait with extfs_wait_space() and call again.
+ */
+
+struct device;
+struct sim;
+struct fs;
+struct bridge;
+
+/* ---- errors and log ---- */
+int extfs_errno(int code);
+const char *extfs_error_text(int code);
+const char *extfs_error_name(int code);
+int extfs_is_retry(int code);
+int extfs_log_next(char *buf, size_t len); /* level of the oldest line, 0: none */
+int extfs_log_fd(void);                    /* readable while there are lines */
+
+/* ---- devices ---- */
+#define EXTFS_DEV_READ_ONLY 1
+#define EXTFS_DEV_SHARED 2
+int extfs_device_open(const char *path, unsigned flags, struct device **out);
+void extfs_device_close(struct device *dev);
+uint64_t extfs_device_size(struct device *dev);
+int extfs_device_read(struct device *dev, uint64_t offset, void *buf, size_t len);
+int extfs_device_write(struct device *dev, uint64_t offset, const void *buf, size_t len);
+
+/* The simulated device, see device_sim.h. */
+#define EXTFS_IO_READ 0
+#define EXTFS_IO_WRITE 1
+#define EXTFS_IO_FLUSH 2
+int extfs_sim_create(uint64_t size, uint32_t align, uint64_t seed, struct sim **out);
+void extfs_sim_destroy(struct sim *sim);
+int extfs_sim_device(struct sim *sim, struct device **out);
+uint64_t extfs_sim_events(struct sim *sim);
+void extfs_sim_crash_at(struct sim *sim, uint64_t n);
+int extfs_sim_crashed(struct sim *sim);
+void extfs_sim_restart(struct sim *sim, uint64_t seed);
+void extfs_sim_settle(struct sim *sim);
+void extfs_sim_fail(struct sim *sim, int kind, uint64_t offset, uint64_t len, unsigned count);
+void extfs_sim_shuffle(struct sim *sim, int shuffle);
+int extfs_sim_peek(struct sim *sim, uint64_t offset, void *buf, size_t len);
+int extfs_sim_poke(struct sim *sim, uint64_t offset, const void *buf, size_t len);
+void extfs_sim_drop_flushes(struct sim *sim, uint64_t n);
+int extfs_sim_clone(struct sim *sim, struct sim **out);
+
+/* ---- format, open, close ---- */
+struct extfs_mkfs_options {
+	const char *label;       /* NULL: none; at most 64 bytes */
+	uint64_t journal_blocks; /* 0: scaled with the device */
+	int force;
+	const uint8_t *uuid;     /* 16 bytes; NULL: random */
+	int64_t now_sec;         /* 0: the clock */
+	uint64_t size_blocks;    /* 0: the whole device */
+};
+int extfs_mkfs(struct device *dev, const struct extfs_mkfs_options *opt);
+
+#define EXTFS_ATIME_RELATIME 0
+#define EXTFS_ATIME_STRICT 1
+#define EXTFS_ATIME_NONE 2
+/* Mutants: deliberate violations that the proofs must catch; never set outside tests. */
+#define EXTFS_MUTANT_NONE 0
+#define EXTFS_MUTANT_COMMIT_BEFORE_FLUSH 1
+#define EXTFS_MUTANT_CHECKPOINT_NO_FLUSH 2
+#define EXTFS_MUTANT_META_REUSE_EARLY 3
+#define EXTFS_MUTANT_TAIL_ZERO_EARLY 4
+struct extfs_mount_options {
+	int read_only;
+	uint64_t cache_bytes; /* 0: default, 64 MiB */
+	uint64_t inode_cache; /* 0: default */
+	unsigned commit_ms;   /* 0: default, 1000 */
+	int atime;
+	int no_heartbeat;
+	unsigned mutant;
+};
+/* Waits for replay. On success the fs owns the device; on failure the caller still does. */
+int extfs_open(struct device *dev, const struct extfs_mount_options *opt, struct fs **out);
+int extfs_close(struct fs *fs);    /* waits: commit, checkpoint; closes the device */
+void extfs_abandon(struct fs *fs); /* as a power cut; closes the device handle */
+int extfs_is_shutdown(struct fs *fs); /* 0, or the code that turned it read-only */
+
+struct extfs_super {
+	uint8_t uuid[16];
+	char label[65];
+	uint64_t compat, ro_compat, incompat;
+	uint64_t total_blocks, ag_blocks, journal_blocks, journal_start;
+	uint32_t ag_count, block_size;
+	int64_t created_sec;
+	int from_copy;
+};
+int extfs_super_read(struct device *dev, struct extfs_super *out);
+void extfs_super_of(struct fs *fs, struct extfs_super *out);
+
+struct extfs_space {
+	uint64_t total, free, avail, busy, quarantined; /* blocks */
+	uint64_t inodes;
+};
+void extfs_statfs(struct fs *fs, struct extfs_space *out);
+
+struct extfs_stats {
+	uint64_t commits, flush_only, images, checkpoints, home_writes, log_blocks, log_used, waits_for_space;
+	uint64_t bufs, dirty, logged, hits, misses, evictions;
+	uint64_t lookups;
+	uint64_t dev_reads, dev_writes, dev_flushes;
+	uint64_t durable_xid, running_xid;
+};
+void extfs_get_stats(struct fs *fs, struct extfs_stats *out);
+
+/* ---- durability (these wait, except extfs_durable_now) ---- */
+int extfs_sync(struct fs *fs);       /* everything done so far is durable */
+int extfs_wait_space(struct fs *fs); /* until the journal has room */
+void extfs_drain(struct fs *fs);     /* until the reaper has nothing to do */
+void extfs_checkpoint(struct fs *fs); /* ask for one; does not wait */
+
+/* ---- names and attributes ---- */
+struct extfs_stat {
+	uint64_t ino;
+	uint32_t generation, mode, uid, gid, nlink, flags;
+	uint64_t size, blocks; /* bytes; device blocks */
+	int64_t atime, mtime, ctime, btime; /* seconds */
+	uint32_t atime_ns, mtime_ns, ctime_ns, btime_ns;
+	uint64_t rdev, parent, change;
+	uint32_t subdirs, xattrs;
+};
+struct extfs_cred { uint32_t uid, gid, umask; };
+
+int extfs_getattr(struct fs *fs, uint64_t ino, struct extfs_stat *out);
+int extfs_lookup(struct fs *fs, uint64_t dir, const char *name, size_t len, struct extfs_stat *out);
+/* mode with type: regular, fifo, socket, character or block device. */
+int extfs_mknod(struct fs *fs, uint64_t dir, const char *name, size_t len, uint32_t mode, uint64_t rdev,
+		const struct extfs_cred *cred, struct extfs_stat *out);
+int extfs_mkdir(struct fs *fs, uint64_t dir, const char *name, size_t len, uint32_t mode,
+		const struct extfs_cred *cred, struct extfs_stat *out);
+int extfs_symlink(struct fs *fs, uint64_t dir, const char *name, size_t len, const char *target,
+		  size_t target_len, const struct extfs_cred *cred, struct extfs_stat *out);
+int extfs_tmpfile(struct fs *fs, uint64_t dir, uint32_t mode, const struct extfs_cred *cred,
+		  struct extfs_stat *out); /* opened once: extfs_release() ends it */
+int extfs_link(struct fs *fs, uint64_t ino, uint64_t dir, const char *name, size_t len, struct extfs_stat *out);
+int extfs_unlink(struct fs *fs, uint64_t dir, const char *name, size_t len);
+int extfs_rmdir(struct fs *fs, uint64_t dir, const char *name, size_t len);
+#define EXTFS_RENAME_NOREPLACE 1
+#define EXTFS_RENAME_EXCHANGE 2
+int extfs_rename(struct fs *fs, uint64_t from, const char *name, size_t len, uint64_t to,
+		 const char *new_name, size_t new_len, unsigned flags);
+ssize_t extfs_readlink(struct fs *fs, uint64_t ino, char *buf, size_t cap);
+
+#define EXTFS_ATTR_MODE 1
+#define EXTFS_ATTR_UID 2
+#define EXTFS_ATTR_GID 4
+#define EXTFS_ATTR_ATIME 8
+#define EXTFS_ATTR_MTIME 16
+#define EXTFS_ATTR_KILL_PRIV 128
+/* Fields of in that valid names; times from in's seconds and nanoseconds. */
+int extfs_setattr(struct fs *fs, uint64_t ino, unsigned valid, const struct extfs_stat *in);
+
+struct extfs_dirent {
+	uint64_t ino, cookie;
+	uint8_t type, name_len;
+	char name[256];
+};
+/* Up to n entries with a cookie above `after`; without . and ..; returns how many. */
+int extfs_readdir(struct fs *fs, uint64_t dir, uint64_t after, struct extfs_dirent *out, unsigned n);
+
+/* Keep an inode whose names are gone: while open it is not freed. */
+int extfs_open_inode(struct fs *fs, uint64_t ino);
+int extfs_release(struct fs *fs, uint64_t ino);
+int extfs_handle_check(struct fs *fs, uint64_t ino, uint32_t generation); /* 0 or the code of ESTALE */
+
+ssize_t extfs_xattr_get(struct fs *fs, uint64_t ino, const char *name, void *value, size_t cap);
+int extfs_xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *value, size_t len, unsigned flags);
+int extfs_xattr_remove(struct fs *fs, uint64_t ino, const char *name);
+ssize_t extfs_xattr_list(struct fs *fs, uint64_t ino, char *names, size_t cap);
+
+/* ---- file contents; all of these wait for device I/O: tools and tests, or a thread of their own ---- */
+#define EXTFS_F_APPEND 1
+#define EXTFS_F_DSYNC 2
+#define EXTFS_F_KILL_PRIV 4
+int64_t extfs_read(struct fs *fs, uint64_t ino, uint64_t offset, void *buf, size_t len);
+int64_t extfs_write(struct fs *fs, uint64_t ino, uint64_t offset, const void *buf, size_t len, unsigned flags);
+int extfs_truncate(struct fs *fs, uint64_t ino, uint64_t size);
+#define EXTFS_FALLOC_KEEP_SIZE 1
+#define EXTFS_FALLOC_PUNCH_HOLE 2
+#define EXTFS_FALLOC_ZERO_RANGE 16
+int extfs_fallocate(struct fs *fs, uint64_t ino, unsigned mode, uint64_t offset, uint64_t len);
+int64_t extfs_copy(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len);
+int extfs_fsync(struct fs *fs, uint64_t ino, int datasync);
+#define EXTFS_SEEK_DATA 3
+#define EXTFS_SEEK_HOLE 4
+int64_t extfs_seek(struct fs *fs, uint64_t ino, uint64_t offset, int whence);
+
+#define EXTFS_EXT_HOLE 0
+#define EXTFS_EXT_UNWRITTEN 1
+#define EXTFS_EXT_WRITTEN 2
+struct extfs_extent {
+	uint64_t file, block, len; /* blocks; block of a hole is 0 */
+	uint8_t state, flags, shared;
+};
+/* Extents from file block `at` on below `end`, holes between them included when asked; returns how many. */
+int extfs_map(struct fs *fs, uint64_t ino, uint64_t at, uint64_t end, int with_holes, struct extfs_extent *out,
+	      unsigned n);
+
+/* ---- the bridge to /dev/fuse, see bridge.h ---- */
+struct extfs_bridge_options {
+	const char *mountpoint;
+	const char *fsname;   /* shown in /proc/mounts: the device */
+	const char *options;  /* mount(8) options left for the kernel, comma separated; may be empty */
+	unsigned threads;     /* 0: one for each CPU, at most 4 */
+	int writeback_cache;
+	int read_only;
+};
+/* Mounts and starts serving. -ENOENT, -ENOTDIR, -EBUSY (mountpoint), -ENODEV (no /dev/fuse), -EPERM. */
+int extfs_bridge_start(struct fs *fs, const struct extfs_bridge_options *opt, struct bridge **out);
+int extfs_bridge_forward_fd(struct bridge *b); /* for pyfuse3, as /dev/fd/N */
+int extfs_bridge_event_fd(struct bridge *b);   /* readable once unmounted */
+int extfs_bridge_stop(struct bridge *b);       /* waits: after the unmount; frees */
+struct extfs_bridge_stats {
+	uint64_t requests, forwarded, parked, interrupted;
+	uint64_t by_opcode[64];
+};
+void extfs_bridge_get_stats(struct bridge *b, struct extfs_bridge_stats *out);
