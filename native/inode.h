@@ -39,8 +39,10 @@ struct inode {
 	struct fs *fs;
 	inum_t ino;
 	struct inode_core core;
-	bool lazy;            /* core has times that are not in the tree yet */
-	bool deleted;         /* the reaper removed it; only stale pointers see this */
+	bool lazy;            /* core has times that are not in the tree yet; inode->lock + table mutex, or fs->lock exclusive */
+	bool deleted;         /* the reaper removed it, or its creation was cancelled; only stale pointers see this */
+	bool dying;           /* handed to the reaper: inode_get() does not find it any more; table mutex */
+	bool hashed;          /* in the table; table mutex */
 	xid_t xid;            /* group of its last metadata change; 0: none since mount */
 	xid_t shrink_xid;     /* group of its last truncate-down that left a partial tail block */
 	bool tail_zero;       /* the bytes past EOF in the last block are known to be zero on the device */
@@ -50,7 +52,7 @@ struct inode {
 	fsblock_t alloc_hint;    /* after the last allocated block; fs->lock */
 	unsigned refs;           /* inode table mutex */
 	unsigned opens;          /* open handles, inode table mutex */
-	struct inode *hash_next, *lru_prev, *lru_next, *lazy_next;
+	struct inode *hash_next, *lru_prev, *lru_next, *lazy_prev, *lazy_next; /* table mutex */
 };
 
 int inode_table_create(struct fs *fs);
@@ -61,21 +63,29 @@ int inode_get(struct fs *fs, inum_t ino, struct inode **out);
 /* The same for a handle: -ERR_STALE_HANDLE when gone or of another generation. Takes fs->lock shared itself. */
 int inode_get_handle(struct fs *fs, inum_t ino, uint32_t generation, struct inode **out);
 struct inode *inode_ref(struct inode *in);
-/* fs->lock not needed; may hand the inode to the reaper. */
+/* fs->lock not needed, better not held; hands the inode to the reaper when it was an orphan's last user. The reaper's own scan of the orphan
+ * tree is therefore inode_get() and inode_put() of each number. A transaction's inodes are put after its end. */
 void inode_put(struct inode *in);
+/* An open file: a reference that is also counted in `opens`. */
+void inode_open(struct inode *in);
+void inode_close(struct inode *in);
 
 /* FUSE lookup counts. forget returns true when the count reached 0. */
 void inode_lookup_add(struct fs *fs, inum_t ino, uint64_t n);
 bool inode_lookup_forget(struct fs *fs, inum_t ino, uint64_t n);
 void inode_lookup_forget_all(struct fs *fs); /* at unmount */
 uint64_t inode_lookup_entries(struct fs *fs);
+/* Memory and content of the inode table, for status and tests. */
+struct inode_stats { uint64_t cached, unused, lazy, lookups, lookup_bytes; };
+void inode_get_stats(struct fs *fs, struct inode_stats *st);
 
-/* Inside a transaction. New inode, referenced, record inserted; nlink as given; times = now. */
+/* Inside a transaction. New inode, referenced, joined, record inserted; nlink as given; times = now. After an error *out is NULL or
+ * to be put after the cancel. */
 int inode_create(struct trans *t, uint32_t mode, uint32_t uid, uint32_t gid, uint64_t rdev,
 		 inum_t parent, uint32_t nlink, struct inode **out);
 /* Remember core for rollback (trans.c). Must precede the first change of core. */
 int trans_join_inode(struct trans *t, struct inode *in);
-/* Core to the tree; clears lazy. */
+/* Core of a joined inode to the tree; clears lazy (a cancel brings it back). */
 int inode_write(struct trans *t, struct inode *in);
 /* Link count reached 0 (or O_TMPFILE): on the orphan list; and off it again (linkat of a tmpfile). */
 int inode_orphan_add(struct trans *t, struct inode *in);
@@ -89,7 +99,7 @@ enum { TOUCH_ATIME = 1, TOUCH_MTIME = 2, TOUCH_CTIME = 4 }; /* MTIME and CTIME r
 void inode_touch(struct inode *in, unsigned what);
 /* Outside, with fs->lock shared: lazily. */
 void inode_touch_lazy(struct inode *in, unsigned what);
-/* Does the atime option ask for an update by a read now? (relatime: RFC-less; rules of mount(8)) */
+/* Does the atime option ask for an update by a read now? (relatime as mount(8) says.) fs->lock shared; takes inode->lock. */
 bool inode_wants_atime(const struct inode *in);
 /* Write up to max lazy inodes in transactions of their own; returns how many are left or a negative code. fs->lock not held. */
 int inode_flush_lazy(struct fs *fs, unsigned max);
