@@ -45,11 +45,21 @@ int jrn_start(struct fs *fs, unsigned commit_ms);
 int jrn_stop(struct fs *fs);
 /* Stop as a power cut would: no commit, no checkpoint. */
 void jrn_abandon(struct fs *fs);
+/* Free it; the thread has stopped or never ran. */
+void jrn_close(struct fs *fs);
 
 /* Called by trans.c with fs->lock held exclusively. */
 int jrn_reserve(struct fs *fs, unsigned blocks);       /* -ERR_JOURNAL_FULL */
 xid_t jrn_running(struct fs *fs);                       /* number of the running group */
 void jrn_buf_dirty(struct fs *fs, struct buf *b);       /* joined buf of a committed transaction */
+
+/* Joined buf whose block a committed transaction freed: leaves the cache. The tail stays before its image in the log until
+ * the running group is durable. */
+void jrn_buf_forget(struct fs *fs, struct buf *b);
+/* Called in the journal thread before a group closes, without locks: writes back what is kept lazily elsewhere (times). Set before
+ * jrn_start(). jrn_note_lazy(): something is kept lazily now; the next timed commit is to come. Any thread, any lock. */
+void jrn_set_prepare(struct fs *fs, void (*prepare)(struct fs *fs));
+void jrn_note_lazy(struct fs *fs);
 
 /* Ask for durability. Returns 0 when it holds already (w untouched), ERR_PARKED when w->op will be resumed (w->err says how it went),
  * or a negative code. Any thread; fs->lock not held. */
