@@ -167,9 +167,26 @@ def abort_fuse(minor: int) -> None:
         (control / str(minor) / "abort").write_text("1")
 
 
-def unmount(mount: Mount) -> bool:
-    """Unmount; a filesystem that does not answer is aborted. True when it went without force."""
+def users_of(mountpoint: Path, directory: Path) -> Iterator[int]:
+    """Processes of the run `directory` that have a file open or their place below `mountpoint`."""
+    for pid in processes_of(directory):
+        process = Path(f"/proc/{pid}")
+        with contextlib.suppress(OSError):
+            for link in (process / "cwd", *(process / "fd").iterdir()):
+                with contextlib.suppress(OSError):
+                    if link.readlink().is_relative_to(mountpoint):
+                        yield pid
+                        break
+
+
+def unmount(mount: Mount, directory: Path) -> bool:
+    """Unmount what belongs to the run `directory`; its processes that use the mount are ended
+    first, and a filesystem that does not answer is aborted. True when it went without force."""
     command = ["umount", "--", str(mount.mountpoint)]
+    for pid in users_of(mount.mountpoint, directory):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    _wait(lambda: not any(users_of(mount.mountpoint, directory)), seconds=2)
     try:
         result = subprocess.run(command, capture_output=True, timeout=_UMOUNT_SECONDS, check=False)
         if result.returncode == 0:
@@ -187,10 +204,10 @@ def clear(directory: Path) -> list[str]:
     leftovers = []
     mounts = mounts_below(directory)
     for mount in mounts:
-        forced = "" if unmount(mount) else ", by force"
+        forced = "" if unmount(mount, directory) else ", by force"
         leftovers.append(f"unmounted {mount.mountpoint} ({mount.fstype}){forced}")
-    if mounts:  # their daemons now end by themselves
-        _wait(lambda: not any(processes_of(directory)), seconds=_TERMINATE_SECONDS)
+    # The daemons of these mounts, and what else is about to end, now end by themselves.
+    _wait(lambda: not any(processes_of(directory)), _TERMINATE_SECONDS if mounts else 0.5)
     for number in (signal.SIGTERM, signal.SIGKILL):
         remaining = list(processes_of(directory))
         for pid in remaining:
