@@ -50,6 +50,8 @@ int alloc_freelist_take(struct trans *t, uint32_t agno, fsblock_t *block);
 int alloc_freelist_give(struct trans *t, uint32_t agno, fsblock_t block);
 struct buf *alloc_ag_buf(struct fs *fs, uint32_t agno); /* pinned for the life of the mount */
 uint32_t alloc_agno(const struct fs *fs, fsblock_t block);
+/* May data or a tree node live in this block: on the device and not a superblock, AG header, journal ...? */
+bool alloc_block_usable(const struct fs *fs, fsblock_t block);
 
 struct alloc_space { nblocks_t total, free, avail /* to users: without the reserve */, busy, quarantined; };
 void alloc_statfs(struct fs *fs, struct alloc_space *sp);
