@@ -36,7 +36,9 @@ struct dev_io {
 	int res;
 	void (*done)(struct dev_io *io); /* in the ioctx's thread; may submit again */
 	/* private to the device */
-	size_t moved;
+	size_t moved;  /* bytes done so far */
+	uint64_t mark; /* flush: dev->writes_done when it began */
+	uint64_t cookie;
 	struct device *dev;
 	struct dev_io *next;
 };
@@ -49,6 +51,9 @@ struct device_ops {
 	int (*rw)(struct device *dev, enum io_kind kind, uint64_t offset, void *buf, size_t len,
 		  unsigned flags);
 	int (*flush)(struct device *dev);
+	/* In the ioctx's thread, just before done(): the device learns that the I/O is complete. May be NULL. */
+	void (*complete)(struct device *dev, struct dev_io *io);
+	/* No I/O is in flight. */
 	void (*close)(struct device *dev);
 };
 
@@ -59,9 +64,9 @@ struct device {
 	bool read_only;
 	bool volatile_cache; /* writes need a flush to be durable */
 	char path[256];
-	/* Counts for "does a flush have anything to do": writes_done rises when a write completes;
-	 * a flush covers what had completed when it began. flushed_upto is that count of the last
-	 * successful flush. */
+	/* Counts for "does a flush have anything to do": writes_done rises when a write without FUA completes;
+	 * a flush covers what had completed when it began. flushed_upto is the greatest such count of
+	 * a successful flush: it never falls. A FUA write covers only itself and changes neither. */
 	_Atomic uint64_t writes_done;
 	_Atomic uint64_t flushed_upto;
 	_Atomic uint64_t stat_reads, stat_writes, stat_flushes; /* for status */
@@ -89,25 +94,31 @@ struct op {
 	struct op *next; /* in the wake queue */
 };
 
+/* depth: I/Os in the kernel at a time; more may be submitted, they queue. */
 int ioctx_create(unsigned depth, struct ioctx **out);
 /* No I/O may be in flight and no op parked on it. */
 void ioctx_destroy(struct ioctx *ctx);
 void dev_submit(struct device *dev, struct ioctx *ctx, struct dev_io *io);
 /* Hand queued I/O to the kernel, run completions and resumed ops. wait: block until at least one ran
- * (or a wake came). Returns how many ran, or a negative errno. */
+ * (or a wake came). Returns how many ran, or a negative errno. With wait, what the completions
+ * themselves submitted may stay queued until the next call (one system call serves both); without wait, or
+ * once ioctx_eventfd() was called, nothing stays queued. May be nested. */
 int ioctx_run(struct ioctx *ctx, bool wait);
 /* Any thread: have op->resume(op) run in op->ctx's thread. Each op at most once per park. */
 void ioctx_wake(struct op *op);
-/* For an owner that polls other descriptors too (the bridge): readable when ioctx_run() has work. */
+/* For an owner that polls other descriptors too (the bridge): readable when ioctx_run() has work. Only to be
+ * polled, never read. Owned by the context; a negative errno when it cannot be made. I/O submitted
+ * outside ioctx_run() needs an ioctx_run(ctx, false) before the owner polls. */
 int ioctx_eventfd(struct ioctx *ctx);
-/* The bridge adds its own poll and read/write requests to the same ring: io_uring pointer, NULL when the
- * context has none (simulated device). user_data with bit 0 set is the foreign owner's: such
- * completions are given to foreign(). */
+/* The bridge adds its own poll and read/write requests to the same ring: io_uring pointer, made on first use
+ * by the owner's thread; NULL when the kernel offers no io_uring. user_data with bit 0 set is the
+ * foreign owner's: such completions are given to foreign(). They must have ended before ioctx_destroy(). */
 struct io_uring;
 struct io_uring *ioctx_ring(struct ioctx *ctx);
 void ioctx_set_foreign(struct ioctx *ctx, void (*foreign)(void *arg, uint64_t user_data, int res, unsigned cqe_flags),
 		       void *arg);
-/* This thread's own context for blocking calls, made on first use, freed at thread exit. */
+/* This thread's own context for blocking calls, made on first use, freed at thread exit. NULL: out of memory or
+ * descriptors. */
 struct ioctx *ioctx_of_thread(void);
 
 /* Memory aligned for device I/O (4096); NULL when out of memory. */
