@@ -207,7 +207,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 def extfs_command(*arguments: str | os.PathLike[str]) -> list[str]:
     """The command line of the `extfs` that belongs to this interpreter."""
-    return [str(Path(sys.executable).with_name("extfs")), *map(os.fspath, arguments)]
+    return [str(Path(sys.executable).with_name("extfs")), *(os.fspath(word) for word in arguments)]
 
 
 class ExtfsRunner:

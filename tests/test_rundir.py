@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,9 @@ def test_image_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_loop_device_reads_its_image(make_loop, make_image) -> None:
+def test_loop_device_reads_its_image(
+    make_loop: Callable[..., rundir.LoopDevice], make_image: Callable[..., Path]
+) -> None:
     image = make_image(1 << 20)
     image.write_bytes(b"extfs" + bytes((1 << 20) - 5))
     device = make_loop(image=image)
