@@ -12,7 +12,6 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <limits.h>
-#include <linux/fs.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>

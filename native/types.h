@@ -13,7 +13,10 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mount.h>
 #include <sys/types.h>
+
+#include <linux/fs.h>
 
 typedef uint64_t fsblock_t; /* block number on the device, in filesystem blocks */
 typedef uint64_t fileblk_t; /* block number inside a file */
@@ -22,6 +25,9 @@ typedef uint64_t inum_t; /* inode number; never reused */
 typedef uint64_t xid_t; /* number of a journal transaction group, from 1, rising by 1 */
 typedef uint64_t lsn_t; /* position in the log: log blocks written since mkfs */
 
+/* Both headers above define a BLOCK_SIZE of 1024, and liburing.h includes one: read here, they cannot
+ * change ours later. */
+#undef BLOCK_SIZE
 #define BLOCK_SHIFT 12u
 #define BLOCK_SIZE 4096u
 #define BLOCK_MASK ((uint64_t)BLOCK_SIZE - 1)
@@ -39,6 +45,8 @@ static inline uint64_t block_ceil(uint64_t bytes)
 	return (bytes >> BLOCK_SHIFT) + ((bytes & BLOCK_MASK) != 0);
 }
 
+#undef MIN
+#undef MAX
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
