@@ -7,6 +7,7 @@
 #define EXTFS_ACL_H
 
 #include "inode.h"
+#include "xattr.h"
 
 #define ACL_ENTRIES_MAX 1024u
 
@@ -18,5 +19,12 @@ int acl_to_mode(const void *value, size_t len, uint32_t *perm, bool *trivial);
 int acl_inherit(struct trans *t, struct inode *dir, struct inode *in, uint32_t umask);
 /* Inside a transaction: after chmod, bring the access ACL's mask (or group) and others in line with core.mode. */
 int acl_chmod(struct trans *t, struct inode *in);
+/* Inside a transaction, inode joined: "system.posix_acl_access" or "_default" set (value NULL, or no entries: removed) with all that follows for mode
+ * and flags; the caller touches ctime and writes the inode. -EOPNOTSUPP for symlinks, -EACCES for a default ACL of what is no
+ * directory, -EINVAL. Removing what is not there is no error, as in the kernel's filesystems. flags: XATTR_F_*. */
+int acl_set_in(struct trans *t, struct inode *in, const char *name, const void *value, size_t len, unsigned flags);
+/* Blocks that acl_inherit() may change: for a directory it writes two ACLs. */
+#define ACL_BYTES_MAX (4u + 8u * ACL_ENTRIES_MAX)
+#define ACL_INHERIT_BLOCKS (2 * XATTR_TRANS_BLOCKS(ACL_BYTES_MAX, 0))
 
 #endif

@@ -31,4 +31,10 @@ int dir_replace(struct trans *t, struct inode *dir, const struct dirent *ent, in
 /* Entries with cookie > after, in cookie order, until fn returns non-zero (that value is returned). fn runs under the lock. */
 int dir_iterate(struct inode *dir, uint64_t after, int (*fn)(void *arg, const struct dirent *ent), void *arg);
 
+/* What the functions above are made of, with the 47-bit hash of the name as an argument: collisions cannot be had otherwise in a test. */
+uint64_t dir_hash(const struct fs *fs, const char *name, size_t len);
+int dir_lookup_hashed(struct inode *dir, uint64_t hash, const char *name, size_t len, struct dirent *out);
+int dir_add_hashed(struct trans *t, struct inode *dir, uint64_t hash, const char *name, size_t len, inum_t ino,
+		   uint8_t type);
+
 #endif

@@ -22,10 +22,21 @@ int xattr_remove(struct inode *in, const char *name);
 /* NUL-separated names; length; copies when cap > 0. -ERANGE. */
 ssize_t xattr_list(struct inode *in, char *names, size_t cap);
 
-/* Inside a transaction (creation with a default ACL, the reaper). */
+/* Blocks that writing one attribute may change. A value of len bytes replaces one of old bytes: at most XATTR_PARTS of the longer one
+ * are inserted, overwritten or deleted. They are neighbours in the tree; at worst each lies in a leaf of its own, and each leaf made or
+ * given back changes a block more (branch or free tree). */
+#define XATTR_PARTS(len) (2u + (unsigned)((len) / XATTR_PART_BYTES))
+#define XATTR_TRANS_BLOCKS(len, old) (2 * XATTR_PARTS(MAX(len, old)) + TRANS_TREE_OP + TRANS_ALLOC_OP)
+
+/* Inside a transaction (creation with a default ACL, the reaper). They store and remove, and change core.xattrs; flags and mode that go with an
+ * ACL, ctime and inode_write() are the caller's. */
 int xattr_set_in(struct trans *t, struct inode *in, const char *name, const void *value, size_t len, unsigned flags);
 ssize_t xattr_get_locked(struct inode *in, const char *name, void *value, size_t cap); /* fs->lock held */
-/* Remove up to max records; 0 when none is left, else 1. */
+/* The 40-bit hash of the name as an argument: collisions cannot be had otherwise in a test. */
+int xattr_set_in_hashed(struct trans *t, struct inode *in, uint64_t hash, const char *name, const void *value, size_t len,
+			unsigned flags);
+int xattr_remove_in(struct trans *t, struct inode *in, const char *name);
+/* Remove up to max records and write the inode; 0 when none is left, else 1. */
 int xattr_remove_all(struct trans *t, struct inode *in, unsigned max);
 
 #endif
