@@ -1,0 +1,1 @@
+"""Benchmarks of extfs and its peers: ratios within one run, never absolute promises."""

@@ -1,0 +1,52 @@
+"""Command line of scripts/bench."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from . import mount, scale
+
+
+@click.group()
+def main() -> None:
+    """Measure extfs beside its peers on equal devices."""
+    if os.geteuid() != 0:
+        sys.exit("bench: needs root, for loop devices and mounts")
+
+
+@main.command("mount")
+@click.option("--rounds", default=3, show_default=True, help="Rounds; medians are reported.")
+@click.option("--seconds", default=3.0, show_default=True, help="Duration of each fio run.")
+@click.option("--size", default=512, show_default=True, help="Size of the test file in MiB.")
+@click.option("--files", default=20000, show_default=True, help="Files of the metadata job.")
+@click.option("--only", default="", help="Targets, comma separated.")
+@click.option("--jobs", default="", help="Jobs, comma separated.")
+@click.option("--output", default="bench-mount", show_default=True, type=click.Path(path_type=Path))
+def run_mount(
+    rounds: int, seconds: float, size: int, files: int, only: str, jobs: str, output: Path
+) -> None:
+    """Compare the mount with fuse2fs, ntfs-3g, XFS and the raw device."""
+    mount.run(
+        rounds=rounds,
+        seconds=seconds,
+        size_mib=size,
+        files=files,
+        only=[name for name in only.split(",") if name],
+        jobs=[name for name in jobs.split(",") if name],
+        output=output,
+    )
+
+
+@main.command("scale")
+@click.option("--files", default=1_000_000, show_default=True, help="Files to make and touch.")
+@click.option("--output", default="bench-scale", show_default=True, type=click.Path(path_type=Path))
+def run_scale(files: int, output: Path) -> None:
+    """Mount time of a 16 TiB filesystem and of one with many files; memory of the daemon."""
+    scale.run(files=files, output=output)
+
+
+main()

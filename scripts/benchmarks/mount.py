@@ -1,0 +1,194 @@
+"""`scripts/bench mount`: the same fio and metadata jobs on every target, alternating, medians."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from . import report, targets
+from .targets import Target
+from .targets import run as command
+
+DEVICE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fio job; unit is "iops" or "MiB/s"."""
+
+    name: str
+    title: str
+    unit: str
+    options: tuple[str, ...]
+
+
+DIRECT = ("--direct=1", "--ioengine=io_uring")
+BUFFERED = ("--direct=0", "--ioengine=psync")
+JOBS = [
+    Job(
+        "rr1",
+        "4 KiB random read, depth 1",
+        "iops",
+        (*DIRECT, "--rw=randread", "--bs=4k", "--iodepth=1"),
+    ),
+    Job(
+        "rw1",
+        "4 KiB random write, depth 1",
+        "iops",
+        (*DIRECT, "--rw=randwrite", "--bs=4k", "--iodepth=1"),
+    ),
+    Job(
+        "rr16",
+        "4 KiB random read, depth 16",
+        "iops",
+        (*DIRECT, "--rw=randread", "--bs=4k", "--iodepth=16"),
+    ),
+    Job(
+        "rw16",
+        "4 KiB random write, depth 16",
+        "iops",
+        (*DIRECT, "--rw=randwrite", "--bs=4k", "--iodepth=16"),
+    ),
+    Job(
+        "sr",
+        "1 MiB sequential read, depth 4",
+        "MiB/s",
+        (*DIRECT, "--rw=read", "--bs=1m", "--iodepth=4"),
+    ),
+    Job(
+        "sw",
+        "1 MiB sequential write, depth 4",
+        "MiB/s",
+        (*DIRECT, "--rw=write", "--bs=1m", "--iodepth=4"),
+    ),
+    Job(
+        "br",
+        "buffered sequential read",
+        "MiB/s",
+        (*BUFFERED, "--rw=read", "--bs=128k", "--invalidate=1"),
+    ),
+    Job("bw", "buffered sequential write", "MiB/s", (*BUFFERED, "--rw=write", "--bs=128k")),
+    Job("fs", "4 KiB write + fsync", "iops", (*BUFFERED, "--rw=randwrite", "--bs=4k", "--fsync=1")),
+]
+NAME_PHASES = ["create", "stat", "readdir", "rename", "unlink"]
+
+
+def fio(target: Target, job: Job, seconds: float, size_mib: int) -> float:
+    """Run one job on one target; its rate in the job's unit."""
+    if target.name == "raw":
+        place = [f"--filename={target.device}"]
+    else:
+        place = [f"--filename={target.mountpoint / 'data'}"]
+    said = command(
+        "fio", "--name=job", "--output-format=json",
+        "--time_based", f"--runtime={round(seconds * 1000)}ms",
+        f"--size={size_mib}m", "--randrepeat=0", "--norandommap", *job.options, *place,
+    )  # fmt: skip
+    result = json.loads(said[said.index("{") :])["jobs"][0]
+    side = result["write" if "write" in job.options[2] else "read"]
+    return float(side["iops"]) if job.unit == "iops" else side["bw_bytes"] / (1 << 20)
+
+
+def lay_out(target: Target, size_mib: int) -> None:
+    """Write the test file once, so that every job finds written blocks."""
+    where = target.device if target.name == "raw" else str(target.mountpoint / "data")
+    command(
+        "fio", "--name=layout", "--rw=write", "--bs=1m", "--direct=1", "--ioengine=psync",
+        f"--size={size_mib}m", f"--filename={where}", "--end_fsync=1",
+    )  # fmt: skip
+
+
+def names(target: Target, program: Path, count: int) -> dict[str, float]:
+    """The metadata job on one target: operations a second by phase."""
+    directory = target.mountpoint / "names"
+    directory.mkdir(exist_ok=True)
+    result: dict[str, float] = json.loads(command(program, directory, str(count)))
+    directory.rmdir()
+    return result
+
+
+def compile_names(work: Path) -> Path:
+    """Build names.c."""
+    program = work / "names"
+    command("gcc", "-O2", "-o", program, Path(__file__).with_name("names.c"))
+    return program
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were measured on, in words that fit a README."""
+    with open("/proc/cpuinfo") as file:
+        model = next((line.split(":")[1].strip() for line in file if "model name" in line), "")
+    return {
+        "cpus": len(os.sched_getaffinity(0)),
+        "cpu": model,
+        "kernel": platform.release().split("-")[0],
+        "memory_limit_mib": targets.MEMORY_LIMIT >> 20,
+    }
+
+
+def run(
+    *, rounds: int, seconds: float, size_mib: int, files: int, only: list[str], jobs: list[str],
+    output: Path,
+) -> None:  # fmt: skip
+    """Measure, print the table, write OUTPUT.json and OUTPUT.png."""
+    console = Console()
+    chosen = [job for job in JOBS if not jobs or job.name in jobs]
+    work = Path(tempfile.mkdtemp(prefix="extfs-bench-", dir="/dev/shm"))
+    systems = [
+        Target(name, work, DEVICE_BYTES) for name in targets.NAMES if not only or name in only
+    ]
+    samples: dict[str, dict[str, list[float]]] = {}
+    ready: list[Target] = []
+    try:
+        program = compile_names(work)
+        for target in systems:
+            why = targets.missing(target.name)
+            if why:
+                console.print(f"{target.name}: left out, {why}")
+                continue
+            ready.append(target)
+            target.set_up()
+            lay_out(target, size_mib)
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("", total=rounds * (len(chosen) + 1) * len(ready))
+            for turn in range(rounds):
+                for job in chosen:
+                    for target in ready:
+                        progress.update(
+                            task, description=f"{turn + 1}/{rounds} {job.name} {target.name}"
+                        )
+                        rate = fio(target, job, seconds, size_mib)
+                        samples.setdefault(job.name, {}).setdefault(target.name, []).append(rate)
+                        progress.advance(task)
+                for target in ready:
+                    if target.name != "raw" and (not jobs or "names" in jobs):
+                        progress.update(
+                            task, description=f"{turn + 1}/{rounds} names {target.name}"
+                        )
+                        for phase, rate in names(target, program, files).items():
+                            samples.setdefault(phase, {}).setdefault(target.name, []).append(rate)
+                    progress.advance(task)
+    except (RuntimeError, subprocess.SubprocessError) as error:
+        console.print(f"bench: {error}", style="red")
+        raise SystemExit(1) from None
+    finally:
+        for target in reversed(ready):
+            target.tear_down()
+        shutil.rmtree(work, ignore_errors=True)
+    titles = {job.name: (job.title, job.unit) for job in chosen}
+    titles.update({phase: (f"{phase} of {files} files", "ops/s") for phase in NAME_PHASES})
+    medians = {
+        job: {name: statistics.median(values) for name, values in by_target.items()}
+        for job, by_target in samples.items()
+    }
+    report.write(console, titles, medians, samples, machine(), output)
