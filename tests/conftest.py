@@ -52,10 +52,12 @@ def why_no_mount() -> str | None:
 def _uses_core(item: pytest.Item) -> bool:
     """Whether the test's module imports extfs.core or something from it."""
     names = vars(getattr(item, "module", object)).values()
-    return any(
-        "extfs.core" in (getattr(value, "__name__", ""), getattr(value, "__module__", ""))
+    origins = (
+        name
         for value in names
+        for name in (getattr(value, "__name__", None), getattr(value, "__module__", None))
     )
+    return any(str(name).startswith("extfs.core") for name in origins)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
