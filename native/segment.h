@@ -30,10 +30,11 @@ struct seg {
 	enum { SEG_IDLE, SEG_PARKED, SEG_HELD } state;
 	struct op *op;
 	uint64_t order; /* arrival */
-	/* tree and queue links */
-	struct seg *left, *right, *parent;
+	/* held: links of the treap; max_end: greatest end in the subtree below */
+	struct seg *left, *right;
 	uint64_t max_end;
-	int color;
+	uint32_t priority;
+	/* parked: links of the queue */
 	struct seg *queue_prev, *queue_next;
 };
 
