@@ -294,6 +294,9 @@ enum intent_type {
 	INTENT_REVOKE = 5,      /* holder a loses its segments of ino */
 };
 
+/* PUNCH: of the staging fork. A copy-on-write that a crash cut off: the new blocks were never mapped. */
+#define INTENT_F_STAGING 0x1u
+
 struct intent_disk {
 	le32_t type;
 	le32_t flags;
@@ -363,7 +366,8 @@ struct jdesc_disk {
 	le32_t nimages;         /* of the whole record */
 	le32_t flags;
 	le64_t sec;             /* time of the commit */
-	uint8_t reserved[48];
+	le64_t tail_lsn;        /* the tail when this was written: a header that names an older one is stale */
+	uint8_t reserved[40];
 	struct jtag_disk tags[JDESC_TAGS];
 };
 

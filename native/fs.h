@@ -72,6 +72,9 @@ struct fs {
 	bool read_only;                 /* asked for at mount */
 	_Atomic bool shutdown;          /* an error made writing unsafe: every change is -ERR_SHUTDOWN */
 	_Atomic int shutdown_code;
+	/* Newest group in which blocks of a reflinked file lost a user. Blocks that look unshared now may be mapped by two files
+	 * in the durable state until it is durable: no write in place before that. Rises under fs->lock exclusive. */
+	_Atomic uint64_t unshare_xid;
 };
 
 static inline void fs_rdlock(struct fs *fs) { pthread_rwlock_rdlock(&fs->lock); }
