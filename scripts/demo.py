@@ -43,7 +43,7 @@ class Job:
 JOBS = (
     Job(
         "random",
-        "4 KiB random, direct, depth 16",
+        "random 4 KiB, depth 16",
         (
             *("--rw=randwrite", "--bs=4k", "--size=64m", "--direct=1"),
             *("--ioengine=libaio", "--iodepth=16"),
@@ -51,17 +51,17 @@ JOBS = (
     ),
     Job(
         "sequential",
-        "1 MiB sequential, direct, depth 4",
+        "sequential 1 MiB, depth 4",
         ("--rw=write", "--bs=1m", "--size=512m", "--direct=1", "--ioengine=libaio", "--iodepth=4"),
     ),
     Job(
         "buffered",
-        "64 KiB sequential, page cache",
+        "sequential 64 KiB, cached",
         ("--rw=write", "--bs=64k", "--size=128m", "--ioengine=psync", "--end_fsync=1"),
     ),
     Job(
         "mapped",
-        "4 KiB random, mmap",
+        "random 4 KiB, mmap",
         ("--rw=randwrite", "--bs=4k", "--size=32m", "--ioengine=mmap", "--end_fsync=1"),
     ),
 )
@@ -131,7 +131,13 @@ def mounted(
 def fio(job: Job, mountpoint: Path, run_dir: rundir.RunDirectory, *extra: str) -> dict[str, float]:
     """Run a job with verification; its numbers: bytes and seconds, written and verified."""
     command = ["fio", f"--name={job.name}", f"--filename={mountpoint}/{job.name}", *job.options]
-    command += ["--verify=crc32c", "--verify_fatal=1", "--fallocate=none", *extra]
+    command += [
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+        "--fallocate=none",
+        *extra,
+    ]
     text = run([*command, "--output-format=json"], run_dir)
     report = json.loads(text[text.index("{") :])["jobs"][0]
     if report["error"]:
@@ -145,7 +151,7 @@ def fio(job: Job, mountpoint: Path, run_dir: rundir.RunDirectory, *extra: str) -
 
 
 def write_and_verify(mountpoint: Path, run_dir: rundir.RunDirectory) -> None:
-    console.print("\n[bold]# fio, every block with a crc32c that is read back and compared[/bold]")
+    console.print("\n[bold]# fio: every block carries a crc32c, is read back and compared[/bold]")
     table = Table(box=None, pad_edge=False)
     table.add_column("\njob", no_wrap=True)
     for heading in ("written\nMiB", "\nMiB/s", "\nIOPS", "verified\nMiB", "\nMiB/s", "\nIOPS"):
