@@ -79,8 +79,11 @@ void inode_encode(const struct inode_core *core, struct inode_disk *d)
 
 static void on_create_end(void *arg, xid_t xid)
 {
+	struct inode *in = arg;
+
 	if (xid == 0)
-		inode_table_withdraw(arg);
+		inode_table_withdraw(in);
+	in->xid = xid;
 }
 
 int inode_create(struct trans *t, uint32_t mode, uint32_t uid, uint32_t gid, uint64_t rdev,
@@ -133,6 +136,14 @@ static void on_write_end(void *arg, xid_t xid)
 {
 	struct inode *in = arg;
 
+	if (xid != 0)
+		in->xid = xid;
+}
+
+static void on_lazy_write_end(void *arg, xid_t xid)
+{
+	struct inode *in = arg;
+
 	if (xid == 0 && !in->deleted)
 		inode_table_set_lazy(in, true);
 }
@@ -144,8 +155,11 @@ int inode_write(struct trans *t, struct inode *in)
 	int err;
 
 	xassert(!in->deleted);
+	err = trans_on_end(t, on_write_end, in);
+	if (err)
+		return err;
 	if (in->lazy) {
-		err = trans_on_end(t, on_write_end, in);
+		err = trans_on_end(t, on_lazy_write_end, in);
 		if (err)
 			return err;
 		inode_table_set_lazy(in, false);

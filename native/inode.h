@@ -45,6 +45,7 @@ struct inode {
 	bool hashed;          /* in the table; table mutex */
 	xid_t xid;            /* group of its last metadata change; 0: none since mount */
 	xid_t shrink_xid;     /* group of its last truncate-down that left a partial tail block */
+	bool tmpfile;         /* made by O_TMPFILE, no name yet: link(2) may give it one; fs->lock */
 	bool tail_zero;       /* the bytes past EOF in the last block are known to be zero on the device */
 	pthread_mutex_t lock; /* segments, waiters, lazy times */
 	struct seg_tree *segs;   /* NULL until the first segment */

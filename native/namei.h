@@ -12,6 +12,7 @@
 
 #include "dir.h"
 #include "inode.h"
+#include "xattr.h"
 
 struct cred {
 	uint32_t uid, gid; /* filesystem ids of the caller */
@@ -28,7 +29,7 @@ int namei_mkdir(struct inode *dir, const char *name, size_t len, uint32_t mode, 
 int namei_symlink(struct inode *dir, const char *name, size_t len, const char *target, size_t target_len,
 		  const struct cred *cred, struct inode **out);
 int namei_tmpfile(struct inode *dir, uint32_t mode, const struct cred *cred, struct inode **out);
-/* -EMLINK, -EPERM for directories; an O_TMPFILE inode leaves the orphan list. */
+/* -EMLINK, -EPERM for directories, -ENOENT when the last name is gone; an O_TMPFILE inode leaves the orphan list. */
 int namei_link(struct inode *in, struct inode *dir, const char *name, size_t len);
 /* *victim (may be NULL): the inode that lost the name, referenced, for notifications. */
 int namei_unlink(struct inode *dir, const char *name, size_t len, struct inode **victim);
@@ -56,6 +57,12 @@ struct attr_change {
 };
 /* Everything but the size (file.h truncates). chmod keeps the ACL in step. */
 int namei_setattr(struct inode *in, const struct attr_change *change);
+
+/* Inside a transaction, inode joined: clear setuid, setgid (if group-executable) and security.capability; the caller writes the inode. */
+int namei_kill_priv_in(struct trans *t, struct inode *in);
+#define NAMEI_KILL_PRIV_BLOCKS XATTR_TRANS_BLOCKS(0, XATTR_PART_BYTES)
+/* Is there anything that a write has to clear? fs->lock at least shared. A negative code: could not be found out. */
+int namei_has_priv(struct inode *in);
 
 /* Consistent snapshot for stat. */
 struct inode_stat { inum_t ino; struct inode_core core; };
