@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import hypothesis
 import pytest
 import rundir
 
@@ -27,6 +28,10 @@ GIB = 1 << 30
 DEVICE_SIZE = GIB
 MOUNT_SECONDS = 30
 UNMOUNT_SECONDS = 60
+
+# On a busy machine a deadline per example fails at random; a failure prints what repeats it.
+hypothesis.settings.register_profile("extfs", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("extfs")
 
 
 def pytest_configure(config: pytest.Config) -> None:
