@@ -4,8 +4,11 @@
  *
  * In memory only. Owners are opaque 64-bit numbers (FUSE lock_owner). POSIX locks of one owner merge and split by the rules of fcntl(2); flock locks
  * belong to one open file and cover the whole file; the two kinds do not see each other.
- * A blocking request parks as a record, first come first served; deadlocks of POSIX locks are found (-EDEADLK).
- * Concurrency: inode->lock inside; the wait graph has a mutex of its own.
+ * A blocking request parks as a record, first come first served among those whose owners hold nothing; an owner that holds a lock waits for held
+ * locks only, since its wait behind another waiter could be a deadlock of our making. Deadlocks of POSIX locks are found (-EDEADLK).
+ * A change of a flock lock's type gives the old lock up first, as flock(2) says.
+ * The caller's reference keeps the inode in memory while it has locks or requests in it.
+ * Concurrency: one mutex for the locks of all inodes, because a deadlock spans several; taken inside, nothing else is taken under it.
  */
 #ifndef EXTFS_PLOCK_H
 #define EXTFS_PLOCK_H
@@ -28,18 +31,20 @@ struct plock_request {
 	int result;
 	/* private */
 	struct inode *in;
-	struct plock_request *next, *prev;
+	struct plock_request *next, *prev, *owner_next;
+	struct plock_held *spare[2]; /* so that granting needs no memory */
 	bool parked;
 };
 
-/* 0, -EAGAIN (op NULL), ERR_PARKED, -EDEADLK, -ENOLCK. */
+/* 0, -EAGAIN (op NULL), ERR_PARKED (op is resumed with req->result 0), -EDEADLK, -ENOLCK, -EINVAL (start > end, unknown type). */
 int plock_set(struct inode *in, struct plock_request *req);
-/* First conflicting lock into *lock, or type PLOCK_UNLOCK. */
+/* First lock of another owner that conflicts with *lock into it, or type PLOCK_UNLOCK. */
 void plock_get(struct inode *in, bool flock, struct plock *lock);
 /* Close of an owner: all its locks of this kind. */
 void plock_release_owner(struct inode *in, bool flock, uint64_t owner);
 /* true: taken out of the queue, op will not be resumed. */
 bool plock_cancel(struct plock_request *req);
+/* The inode leaves memory: no request may be parked. */
 void plock_set_free(struct inode *in);
 
 #endif
