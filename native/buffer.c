@@ -22,7 +22,6 @@
 #include "crc32c.h"
 #include "device.h"
 #include "fs.h"
-#include "journal.h"
 #include "log.h"
 #include "trans_pool.h"
 
