@@ -1,0 +1,280 @@
+"""Power cuts on the simulated device, checked against the oracle. A failure prints one command:
+
+    python -m oracle.powerloss --seed N [--mutant NAME]        (in tests/)
+
+What must hold after a cut (DESIGN 4):
+
+1. The journal replays and the filesystem opens; fsck finds nothing.
+2. Metadata is that of a prefix of the operations: exactly the state after some step k, and k is
+   not before the last fsync that returned (group commit makes everything before it durable).
+3. Each 512-byte sector of a file is what it was after some step >= k: the device was flushed
+   before the commit record of step k was written, and a sector is never torn. So nothing
+   acknowledged is lost, and no byte appears that was never written to this file: neither another
+   file's nor the canary that fills the device.
+4. The filesystem goes on working: a new file can be written, synced and read, and fsck is clean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from extfs import core
+
+from .driver import Driver, Op, random_ops
+from .model import Model, Node, State
+from .subjects import CoreSubject
+
+DEVICE_BYTES = 48 << 20
+SECTOR = 512
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One run: a program and the event at which the power goes."""
+
+    seed: int
+    mutant: core.Mutant = core.Mutant.NONE
+    steps: int = 60
+
+    def program(self) -> list[Op]:
+        return random_ops(random.Random(self.seed), self.steps)
+
+
+def formatted() -> core.SimDevice:
+    """A fresh filesystem on a simulated device; clone it instead of formatting again."""
+    sim = core.SimDevice(DEVICE_BYTES, seed=1)
+    device = sim.device()
+    core.mkfs(device, now_sec=1)
+    device.close()
+    sim.settle()
+    return sim
+
+
+def open_fs(sim: core.SimDevice, mutant: core.Mutant = core.Mutant.NONE) -> core.Filesystem:
+    """Open with a small commit interval, so that groups of many sizes close by themselves."""
+    device = sim.device()
+    try:
+        return core.Filesystem.open(device, no_heartbeat=True, commit_ms=5, mutant=mutant)
+    except OSError:
+        device.close()
+        raise
+
+
+class Violation(AssertionError):  # noqa: N818
+    """A promise is broken; the text says which."""
+
+
+def run_until_cut(sim: core.SimDevice, cut: Cut) -> Driver:
+    """Run the program until the power goes (or it ends); the driver knows what was promised."""
+    rng = random.Random(cut.seed ^ 0x5EED)
+    fs = open_fs(sim, cut.mutant)
+    driver = Driver(Model(), CoreSubject(fs), keep_history=True)
+    driver.begin()
+    sim.crash_at(sim.events + int(rng.expovariate(1 / 120)) + 1)
+    checkpoint_every = rng.choice([0, 0, 3, 10])
+    try:
+        for number, op in enumerate(cut.program()):
+            if checkpoint_every and number % checkpoint_every == 0:
+                fs.checkpoint()
+            driver.apply(op)
+    except OSError:
+        if not sim.crashed:
+            raise
+    finally:
+        fs.abandon()
+    return driver
+
+
+def check(sim: core.SimDevice, driver: Driver, cut: Cut) -> None:
+    """Open what is left and hold it to the promises. Violation."""
+    fs = open_fs(sim)
+    try:
+        subject = CoreSubject(fs)
+        found = subject.state()
+        name_the_doubtful(driver, found)
+        steps = [k for k in range(driver.durable, len(driver.states)) if matches(driver, k, found)]
+        if not steps:
+            raise Violation(
+                f"metadata is no state of the steps {driver.durable} to "
+                f"{len(driver.states) - 1}: {closest(driver, found)}"
+            )
+        least = steps[0]
+        for ino, contents in driver.contents.items():
+            if ino in found:
+                check_contents(ino, found[ino], contents, subject, least)
+        fs.drain()
+        go_on(fs, subject, found, cut)
+    finally:
+        fs.close()
+    findings = fsck(sim)
+    if findings:
+        raise Violation("fsck: " + "; ".join(findings[:5]))
+
+
+def name_the_doubtful(driver: Driver, found: State) -> None:
+    """Give the file that the interrupted operation may have made the number it got, if it did."""
+    state = driver.states[-1]
+    unknown = found.keys() - set().union(*driver.states)
+    if 0 not in state or len(unknown) != 1:
+        return
+    ino = unknown.pop()
+    driver.states[-1] = {
+        (ino if number == 0 else number): (
+            *described[:5],
+            frozenset((name, ino if child == 0 else child) for name, child in described[5]),  # type: ignore[attr-defined]
+        )
+        for number, described in state.items()
+    }
+
+
+def matches(driver: Driver, step: int, found: State) -> bool:
+    """Is this the state after a step, or on the way to the next if that takes several transactions?
+
+    Between two steps only the size of the file being written may lie in between.
+    """
+    state = driver.states[step]
+    if state == found:
+        return True
+    if state.keys() != found.keys() or step + 1 == len(driver.states):
+        return False
+    following = driver.states[step + 1]
+    return all(
+        state[ino] == found[ino]
+        or (ino in driver.touched[step + 1] and between(state[ino], found[ino], following[ino]))
+        for ino in state
+    )
+
+
+def between(old: tuple[object, ...], found: tuple[object, ...], new: tuple[object, ...]) -> bool:
+    """The same but for the size, which lies between the two."""
+    if old[:2] != found[:2] or old[3:] != found[3:]:
+        return False
+    sizes = (old[2], found[2], new[2])
+    assert all(isinstance(size, int) for size in sizes)
+    return sizes[1] in range(min(sizes[0], sizes[2]), max(sizes[0], sizes[2]) + 1)  # type: ignore[type-var, arg-type]
+
+
+def closest(driver: Driver, found: State) -> str:
+    """The state with the fewest differences, for the message."""
+
+    def distance(step: int) -> int:
+        state = driver.states[step]
+        return sum(state.get(ino) != found.get(ino) for ino in state.keys() | found.keys())
+
+    best = min(range(len(driver.states)), key=distance)
+    state = driver.states[best]
+    lines = [
+        f"inode {ino}: {state.get(ino)} != {found.get(ino)}"
+        for ino in sorted(state.keys() | found.keys())
+        if state.get(ino) != found.get(ino)
+    ]
+    return f"closest is step {best}: " + "; ".join(lines)
+
+
+def check_contents(
+    ino: int,
+    described: tuple[object, ...],
+    contents: list[tuple[int, bytes]],
+    subject: CoreSubject,
+    least: int,
+) -> None:
+    """Promise 3 for one file."""
+    size = described[2]
+    assert isinstance(size, int)
+    got = subject.read(Node(0, ino=ino), 0, size + 1)
+    if len(got) != size:
+        raise Violation(f"inode {ino}: read {len(got)} bytes of {size}")
+    before = [version for step, version in contents if step <= least][-1:]
+    allowed = before + [version for step, version in contents if step > least]
+    if got in allowed:
+        return
+    for start in range(0, size, SECTOR):
+        sector = got[start : start + SECTOR]
+        if not any(
+            version[start : start + SECTOR].ljust(len(sector), b"\0")[: len(sector)] == sector
+            for version in allowed
+        ):
+            raise Violation(
+                f"inode {ino}: sector {start // SECTOR} of {size} bytes holds {sector[:24]!r}..., "
+                f"which it never held since step {least}"
+            )
+
+
+def go_on(fs: core.Filesystem, subject: CoreSubject, found: State, cut: Cut) -> None:
+    """Promise 4: new files can be made, written, synced and read."""
+    content = bytes(random.Random(cut.seed).randbytes(9000))
+    ino = fs.mknod(1, b"after-the-cut", 0o100600).ino
+    fs.write(ino, 100, content)
+    fs.fsync(ino)
+    if fs.read(ino, 0, 10000) != bytes(100) + content:
+        raise Violation("a file written after the cut reads differently")
+    if ino in found:
+        raise Violation(f"inode number {ino} was reused")
+
+
+def fsck(sim: core.SimDevice) -> list[str]:
+    """Findings of the independent reader on the simulated device."""
+    from extfs.check import fsck as checker
+
+    return checker.findings_of(sim.peek, DEVICE_BYTES)
+
+
+def one(base: core.SimDevice, cut: Cut) -> bool:
+    """Make one cut and check it; False if the program ended before the cut."""
+    sim = base.clone()
+    try:
+        driver = run_until_cut(sim, cut)
+        crashed = sim.crashed
+        sim.restart(cut.seed)
+        check(sim, driver, cut)
+        return crashed
+    finally:
+        sim.close()
+
+
+def violations(
+    cuts: Iterator[Cut], base: core.SimDevice | None = None
+) -> Iterator[tuple[Cut, Violation | None]]:
+    """Each cut with what it violated, if anything."""
+    base = base or formatted()
+    for cut in cuts:
+        try:
+            one(base, cut)
+        except Violation as violation:
+            yield cut, violation
+        else:
+            yield cut, None
+
+
+def command(cut: Cut) -> str:
+    """What repeats a cut."""
+    mutant = "" if cut.mutant is core.Mutant.NONE else f" --mutant {cut.mutant.name}"
+    return f"PYTHONPATH=tests .venv/bin/python -m oracle.powerloss --seed {cut.seed}{mutant}"
+
+
+def main() -> int:
+    """Command line: some cuts, a failure line each."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cuts", type=int, default=1)
+    parser.add_argument("--mutant", choices=[m.name for m in core.Mutant], default="NONE")
+    arguments = parser.parse_args()
+    cuts = (
+        Cut(seed, core.Mutant[arguments.mutant])
+        for seed in range(arguments.seed, arguments.seed + arguments.cuts)
+    )
+    failed = 0
+    for cut, violation in violations(cuts):
+        if violation:
+            failed += 1
+            print(f"{command(cut)}\n    {violation}", flush=True)
+    print(f"{arguments.cuts} power cuts, {failed} violations")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
