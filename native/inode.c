@@ -11,7 +11,6 @@
 #include "inode.h"
 
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 
 #include "alloc.h"
@@ -192,16 +191,6 @@ static void on_delete_end(void *arg, xid_t xid)
 		inode_table_withdraw(arg);
 }
 
-static int delete_target(struct trans *t, struct inode *in)
-{
-	uint64_t parts = (in->core.size + SYMLINK_PART_BYTES - 1) / SYMLINK_PART_BYTES;
-	int err = 0;
-
-	for (uint64_t part = 0; part < parts && !err; part++)
-		err = bt_delete(t, fs_tree(t->fs, TREE_SYMLINK), KEY(in->ino, part));
-	return err;
-}
-
 int inode_delete(struct trans *t, struct inode *in)
 {
 	struct root_disk *root = fs_root(t->fs);
@@ -212,8 +201,6 @@ int inode_delete(struct trans *t, struct inode *in)
 		err = bt_delete(t, fs_tree(t->fs, TREE_INODE), KEY(in->ino, 0));
 	if (!err)
 		err = inode_orphan_del(t, in);
-	if (!err && (in->core.mode & S_IFMT) == S_IFLNK)
-		err = delete_target(t, in);
 	if (!err)
 		err = trans_on_end(t, on_delete_end, in);
 	if (err)

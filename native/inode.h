@@ -91,10 +91,9 @@ int inode_write(struct trans *t, struct inode *in);
 /* Link count reached 0 (or O_TMPFILE): on the orphan list; and off it again (linkat of a tmpfile). */
 int inode_orphan_add(struct trans *t, struct inode *in);
 int inode_orphan_del(struct trans *t, struct inode *in);
-/* Remove record, orphan entry, a symlink's target: the last step of the reaper. Extents and attributes are gone already. */
+/* Remove record, orphan entry: the last step of the reaper. Extents, attributes, a symlink's target are gone already. */
 int inode_delete(struct trans *t, struct inode *in);
-/* Deletes in three trees; the up to four parts of a symlink are neighbours. */
-#define INODE_TRANS_BLOCKS (3 * TRANS_TREE_OP + TRANS_ALLOC_OP)
+#define INODE_TRANS_BLOCKS (2 * TRANS_TREE_OP + TRANS_ALLOC_OP)
 
 enum { TOUCH_ATIME = 1, TOUCH_MTIME = 2, TOUCH_CTIME = 4 }; /* MTIME and CTIME raise change */
 /* Inside a transaction, after trans_join_inode(). */
