@@ -216,9 +216,18 @@ struct extfs_bridge_options {
 };
 /* Mounts and starts serving. -ENOENT, -ENOTDIR, -EBUSY (mountpoint), -ENODEV (no /dev/fuse), -EPERM. */
 int extfs_bridge_start(struct fs *fs, const struct extfs_bridge_options *opt, struct bridge **out);
-int extfs_bridge_forward_fd(struct bridge *b); /* for pyfuse3, as /dev/fd/N */
+int extfs_bridge_forward_fd(struct bridge *b); /* for pyfuse3, as /dev/fd/N; the caller's to close from then on */
 int extfs_bridge_event_fd(struct bridge *b);   /* readable once unmounted */
-int extfs_bridge_stop(struct bridge *b);       /* waits: after the unmount; frees */
+int extfs_bridge_stop(struct bridge *b);       /* waits for requests under way; frees. Still mounted: detaches, aborts */
+int extfs_bridge_unmount(struct bridge *b, int lazy); /* umount2(2): -EBUSY while files are open, unless lazy */
+int extfs_bridge_abort(struct bridge *b);      /* every request fails from now on, as if unmounted */
+/* A file's bytes (len 0: to the end; offset -1: attributes only) or a name changed behind the kernel's back. */
+int extfs_bridge_notify_inode(struct bridge *b, uint64_t ino, int64_t offset, int64_t len);
+int extfs_bridge_notify_entry(struct bridge *b, uint64_t dir, const char *name, size_t len);
+#define EXTFS_OPCODE_NONE 0    /* not served: ENOSYS */
+#define EXTFS_OPCODE_C 1
+#define EXTFS_OPCODE_FORWARD 2 /* by pyfuse3 */
+const char *extfs_bridge_opcode(unsigned opcode, int *server); /* name; NULL: no such opcode */
 struct extfs_bridge_stats {
 	uint64_t requests, forwarded, parked, interrupted;
 	uint64_t by_opcode[64];

@@ -1,0 +1,332 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bridge.c - the bridge's threads: read, serve, submit, wait; from the mount to the unmount.
+ *
+ * One round of a thread: read requests until there are none or the batch is full, then ioctx_run(): one system call that submits
+ * the device I/O of all of them and reaps completions. It sleeps there, with a poll of its /dev/fuse
+ * descriptor in the same ring. The poll is armed only by a thread that is about to sleep and is exclusive, so a request
+ * wakes one idle thread and no busy one.
+ *
+ * States of a thread:
+ *   serving  reads and serves;                         -> leaving, when the read says ENODEV (unmounted or aborted)
+ *   leaving  interrupts what is parked, finishes I/O;  -> ended, when no request is in flight
+ *   ended    the last one makes event_fd readable
+ */
+#include <fcntl.h>
+#include <liburing.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "bridge_mount.h"
+#include "log.h"
+
+#define RING_DEPTH 256u
+/* Tags of our completions in the thread's ring; bit 0 says that they are ours (device.h). */
+enum { TAG_FUSE = 1, TAG_FORWARD = 3 };
+
+/* ---- reading ---- */
+
+/* Read and serve one request; false: there is none. */
+static bool serve_one(struct bridge_thread *t)
+{
+	struct request *r = request_alloc(t);
+	size_t room;
+	void *buf;
+	ssize_t n;
+
+	if (!r) {
+		poll(NULL, 0, 1); /* no memory: the requests in flight have to give some back first */
+		return false;
+	}
+	buf = request_buffer(r, &room);
+	n = read(t->fd, buf, room);
+	if (n >= (ssize_t)sizeof(struct fuse_in_header)) {
+		request_begin(r, (size_t)n);
+		return true;
+	}
+	request_free(r);
+	if (n < 0 && (errno == ENOENT || errno == EINTR))
+		return true; /* ENOENT: its caller was killed before we could read it */
+	t->readable = false;
+	if (n < 0 && errno == EAGAIN)
+		return false;
+	if (n >= 0 || errno != ENODEV)
+		log_msg(LOG_ERROR, "reading /dev/fuse: %s", n < 0 ? strerror(errno) : "a short message");
+	t->gone = true;
+	request_interrupt_all(t);
+	return false;
+}
+
+static void read_batch(struct bridge_thread *t)
+{
+	for (unsigned n = 0; n < BRIDGE_BATCH && serve_one(t); n++)
+		;
+}
+
+/* ---- sleeping with a ring ---- */
+
+static void completed(void *arg, uint64_t tag, int res, unsigned flags)
+{
+	struct bridge_thread *t = arg;
+
+	if (tag == TAG_FUSE) {
+		t->armed = false;
+		t->readable = true;
+	} else {
+		t->forward_armed = false;
+		t->forward_open = forward_receive(t->b);
+	}
+}
+
+static void arm(struct bridge_thread *t, int fd, unsigned events, uint64_t tag, bool *armed)
+{
+	struct io_uring_sqe *sqe;
+
+	if (*armed)
+		return;
+	sqe = io_uring_get_sqe(t->ring);
+	if (!sqe) {
+		io_uring_submit(t->ring);
+		sqe = io_uring_get_sqe(t->ring);
+	}
+	if (!sqe)
+		return; /* the ring is full of I/O, whose completions end the next sleep */
+	io_uring_prep_poll_add(sqe, fd, events);
+	io_uring_sqe_set_data64(sqe, tag);
+	*armed = true;
+}
+
+static void sleep_in_ring(struct bridge_thread *t)
+{
+	if (!t->gone && !t->readable)
+		arm(t, t->fd, POLLIN | EPOLLEXCLUSIVE, TAG_FUSE, &t->armed);
+	if (t->forward_open && !t->gone)
+		arm(t, forward_fd(t->b), POLLIN, TAG_FORWARD, &t->forward_armed);
+	ioctx_run(t->ctx, !t->readable);
+}
+
+/* ---- sleeping without ---- */
+
+static void sleep_in_poll(struct bridge_thread *t)
+{
+	struct pollfd fds[3] = {
+		{.fd = ioctx_eventfd(t->ctx), .events = POLLIN},
+		{.fd = t->gone ? -1 : t->fd, .events = POLLIN},
+		{.fd = t->forward_open && !t->gone ? forward_fd(t->b) : -1, .events = POLLIN},
+	};
+
+	if (ioctx_run(t->ctx, false) == 0 && !t->readable && (!t->gone || t->inflight)) {
+		poll(fds, 3, -1);
+		if (fds[1].revents)
+			t->readable = true;
+		if (fds[2].revents)
+			t->forward_open = forward_receive(t->b);
+	}
+}
+
+/* ---- threads ---- */
+
+static void ended(struct bridge *b)
+{
+	if (atomic_fetch_sub(&b->running, 1) != 1)
+		return;
+	atomic_store(&b->unmounted, true);
+	xassert(!eventfd_write(b->event_fd, 1));
+}
+
+static void *serve_thread(void *arg)
+{
+	struct bridge_thread *t = arg;
+	char name[16];
+
+	snprintf(name, sizeof(name), "extfs-fuse/%u", t->index % 100);
+	pthread_setname_np(pthread_self(), name);
+	t->ring = ioctx_ring(t->ctx); /* made by the thread that uses it */
+	if (t->ring)
+		ioctx_set_foreign(t->ctx, completed, t);
+	t->readable = true;
+	t->forward_open = t->index == 0;
+	while (!t->gone || t->inflight) {
+		if (t->readable && !t->gone)
+			read_batch(t);
+		if (t->gone && !t->inflight)
+			break;
+		if (t->ring)
+			sleep_in_ring(t);
+		else
+			sleep_in_poll(t);
+	}
+	request_pool_destroy(t);
+	ioctx_set_foreign(t->ctx, NULL, NULL);
+	ioctx_destroy(t->ctx);
+	t->ctx = NULL;
+	ended(t->b);
+	return NULL;
+}
+
+static int clone_descriptor(int fd)
+{
+	uint32_t from = (uint32_t)fd;
+	int clone = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+
+	if (clone < 0)
+		return -errno;
+	if (ioctl(clone, FUSE_DEV_IOC_CLONE, &from) < 0) {
+		int err = -errno;
+
+		close(clone);
+		return err;
+	}
+	return clone;
+}
+
+static int prepare_thread(struct bridge *b, unsigned index, int fd)
+{
+	struct bridge_thread *t = &b->threads[index];
+
+	t->b = b;
+	t->index = index;
+	t->fd = index ? clone_descriptor(fd) : fd;
+	if (t->fd < 0)
+		return t->fd;
+	pthread_mutex_init(&t->pending_mutex, NULL);
+	return ioctx_create(RING_DEPTH, &t->ctx);
+}
+
+/* Signals are the business of the interpreter's thread. */
+static int start_thread(struct bridge_thread *t)
+{
+	int err = -pthread_create(&t->thread, NULL, serve_thread, t);
+
+	t->started = !err;
+	return err;
+}
+
+static int start_threads(struct bridge *b)
+{
+	sigset_t all, old;
+	int err;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, &old);
+	atomic_store(&b->running, b->n_threads);
+	err = notifier_create(b);
+	for (unsigned i = 0; i < b->n_threads && !err; i++)
+		err = start_thread(&b->threads[i]);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return err;
+}
+
+/* ---- the bridge ---- */
+
+static void destroy(struct bridge *b)
+{
+	notifier_destroy(b);
+	while (b->open) { /* the connection was aborted with files open */
+		struct open_file *of = b->open;
+
+		plock_set_free(of->in);
+		open_file_close(b, of);
+	}
+	inode_lookup_forget_all(b->fs);
+	for (unsigned i = 0; i < b->n_threads; i++) {
+		struct bridge_thread *t = &b->threads[i];
+
+		if (!t->b)
+			continue;
+		if (t->ctx)
+			ioctx_destroy(t->ctx);
+		if (t->fd >= 0)
+			close(t->fd);
+		pthread_mutex_destroy(&t->pending_mutex);
+	}
+	if (b->forward)
+		forward_destroy(b);
+	if (b->event_fd >= 0)
+		close(b->event_fd);
+	pthread_mutex_destroy(&b->early_mutex);
+	pthread_mutex_destroy(&b->open_mutex);
+	free(b->threads);
+	free(b->mountpoint);
+	free(b);
+}
+
+static unsigned default_threads(void)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return cpus < 1 ? 1 : (unsigned)MIN(cpus, 4);
+}
+
+static int create(struct fs *fs, const struct mount_request *m, unsigned threads, struct bridge **out)
+{
+	struct bridge *b = calloc(1, sizeof(*b));
+	int err;
+
+	if (!b)
+		return -ENOMEM;
+	b->fs = fs;
+	b->read_only = m->read_only;
+	b->n_threads = MIN(threads ? threads : default_threads(), BRIDGE_THREADS_MAX);
+	b->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	err = b->event_fd < 0 ? -errno : 0;
+	pthread_mutex_init(&b->early_mutex, NULL);
+	pthread_mutex_init(&b->open_mutex, NULL);
+	b->mountpoint = strdup(m->mountpoint);
+	b->threads = calloc(b->n_threads, sizeof(*b->threads));
+	if (!err && (!b->mountpoint || !b->threads))
+		err = -ENOMEM;
+	if (!b->threads)
+		b->n_threads = 0;
+	if (!err)
+		err = forward_create(b);
+	if (err)
+		destroy(b);
+	else
+		*out = b;
+	return err;
+}
+
+int bridge_start(struct fs *fs, const struct mount_request *m, unsigned threads, bool writeback_cache,
+		 struct bridge **out)
+{
+	struct bridge *b = NULL;
+	int fd, err = create(fs, m, threads, &b);
+
+	if (err)
+		return err;
+	b->writeback_cache = writeback_cache;
+	fd = mount_fuse(m, &b->dev);
+	if (fd < 0) {
+		destroy(b);
+		return fd;
+	}
+	for (unsigned i = 0; i < b->n_threads && !err; i++)
+		err = prepare_thread(b, i, fd);
+	if (!err)
+		err = start_threads(b);
+	if (err) {
+		/* Threads that run already leave when the connection is gone. */
+		bridge_stop(b);
+		return err;
+	}
+	*out = b;
+	return 0;
+}
+
+void bridge_stop(struct bridge *b)
+{
+	if (!atomic_load(&b->unmounted)) {
+		unmount_fuse(b->mountpoint, true);
+		abort_fuse(b->dev);
+	}
+	for (unsigned i = 0; i < b->n_threads; i++)
+		if (b->threads[i].started)
+			pthread_join(b->threads[i].thread, NULL);
+	destroy(b);
+}

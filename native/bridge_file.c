@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bridge_file.c - requests about open files: OPEN to RELEASE, READ, WRITE, FSYNC, FALLOCATE, LSEEK, COPY_FILE_RANGE, IOCTL.
+ *
+ * Whatever may touch the device is a file operation (file.h) that answers from its done callback.
+ */
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <unistd.h>
+
+#include "bridge.h"
+#include "bridge_ioctl.h"
+
+/* ---- open files ---- */
+
+int open_file_create(struct bridge *b, struct inode *in, uint32_t flags, uint64_t *fh)
+{
+	struct open_file *of = calloc(1, sizeof(*of));
+
+	if (!of)
+		return -ENOMEM;
+	inode_open(in);
+	of->in = in;
+	of->flags = flags;
+	pthread_mutex_lock(&b->open_mutex);
+	of->next = b->open;
+	if (b->open)
+		b->open->prev = of;
+	b->open = of;
+	pthread_mutex_unlock(&b->open_mutex);
+	*fh = (uintptr_t)of;
+	return 0;
+}
+
+void open_file_close(struct bridge *b, struct open_file *of)
+{
+	pthread_mutex_lock(&b->open_mutex);
+	*(of->prev ? &of->prev->next : &b->open) = of->next;
+	if (of->next)
+		of->next->prev = of->prev;
+	pthread_mutex_unlock(&b->open_mutex);
+	inode_close(of->in);
+	of->in = NULL;
+	free(of);
+}
+
+void serve_open(struct request *r)
+{
+	const struct fuse_open_in *in = r->arg;
+	int err = request_inode(r, r->head.nodeid, &r->inode);
+
+	/* Pages stay valid until somebody changes the file behind the kernel's back, and that notifies. */
+	if (err)
+		request_fail(r, err);
+	else
+		request_reply_open(r, r->inode, in->flags, FOPEN_KEEP_CACHE);
+}
+
+void serve_release(struct request *r)
+{
+	const struct fuse_release_in *in = r->arg;
+	struct open_file *of = open_file_of(in->fh);
+
+	if (in->release_flags & FUSE_RELEASE_FLOCK_UNLOCK)
+		plock_release_owner(of->in, true, in->lock_owner);
+	open_file_close(r->t->b, of);
+	request_fail(r, 0);
+}
+
+/* Every close(2): its POSIX locks go. Not durable: that is what fsync is for. */
+void serve_flush(struct request *r)
+{
+	const struct fuse_flush_in *in = r->arg;
+
+	plock_release_owner(open_file_of(in->fh)->in, false, in->lock_owner);
+	request_fail(r, 0);
+}
+
+/* ---- data ---- */
+
+static void done_empty(struct request *r, int64_t result)
+{
+	request_fail(r, result < 0 ? (int)result : 0);
+}
+
+static void done_read(struct request *r, int64_t result)
+{
+	if (result < 0)
+		request_fail(r, (int)result);
+	else
+		request_reply_payload(r, (size_t)result);
+}
+
+void serve_read(struct request *r)
+{
+	const struct fuse_read_in *in = r->arg;
+
+	if (in->size > BRIDGE_MAX_IO || in->offset > FILE_MAX_BYTES) {
+		request_fail(r, -EINVAL);
+		return;
+	}
+	file_op_init(&r->fop, FILE_READ, open_file_of(in->fh)->in, r->t->ctx);
+	r->fop.offset = in->offset;
+	r->fop.len = in->size;
+	r->fop.buf = r->payload;
+	if (in->flags & O_NOATIME)
+		r->fop.flags = FILE_F_NOATIME;
+	request_start_file(r, done_read);
+}
+
+static void done_write(struct request *r, int64_t result)
+{
+	struct fuse_write_out out = {.size = (uint32_t)result};
+
+	if (result < 0)
+		request_fail(r, (int)result);
+	else
+		request_reply(r, &out, sizeof(out));
+}
+
+static unsigned write_flags(const struct fuse_write_in *in)
+{
+	unsigned flags = 0;
+
+	/* Pages written back have their place; only what a user writes now goes to the end. */
+	if ((in->flags & O_APPEND) && !(in->write_flags & FUSE_WRITE_CACHE))
+		flags |= FILE_F_APPEND;
+	if (in->flags & O_DSYNC) /* part of O_SYNC */
+		flags |= FILE_F_DSYNC;
+	if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
+		flags |= FILE_F_KILL_PRIV;
+	return flags;
+}
+
+void serve_write(struct request *r)
+{
+	const struct fuse_write_in *in = r->arg;
+
+	if (in->size > BRIDGE_MAX_IO || in->size > r->arg_len - sizeof(*in)) {
+		request_fail(r, -EINVAL);
+		return;
+	}
+	if (in->offset > FILE_MAX_BYTES - in->size) {
+		request_fail(r, -EFBIG);
+		return;
+	}
+	xassert((const uint8_t *)(in + 1) == r->payload);
+	file_op_init(&r->fop, FILE_WRITE, open_file_of(in->fh)->in, r->t->ctx);
+	r->fop.offset = in->offset;
+	r->fop.len = in->size;
+	r->fop.buf = r->payload;
+	r->fop.flags = write_flags(in);
+	request_start_file(r, done_write);
+}
+
+void serve_fsync(struct request *r)
+{
+	const struct fuse_fsync_in *in = r->arg;
+
+	file_op_init(&r->fop, FILE_FSYNC, open_file_of(in->fh)->in, r->t->ctx);
+	if (in->fsync_flags & FUSE_FSYNC_FDATASYNC)
+		r->fop.flags = FILE_F_DATASYNC;
+	request_start_file(r, done_empty);
+}
+
+void serve_fallocate(struct request *r)
+{
+	const struct fuse_fallocate_in *in = r->arg;
+	uint64_t end;
+
+	/* What the kernel passes on; the rest are calls of the control file. */
+	_Static_assert(FALLOC_KEEP_SIZE == FALLOC_FL_KEEP_SIZE && FALLOC_PUNCH_HOLE == FALLOC_FL_PUNCH_HOLE &&
+			       FALLOC_ZERO_RANGE == FALLOC_FL_ZERO_RANGE, "modes are the kernel's");
+	if (in->mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) {
+		request_fail(r, -EOPNOTSUPP);
+		return;
+	}
+	if (__builtin_add_overflow(in->offset, in->length, &end) || end > FILE_MAX_BYTES) {
+		request_fail(r, -EFBIG);
+		return;
+	}
+	file_op_init(&r->fop, FILE_FALLOCATE, open_file_of(in->fh)->in, r->t->ctx);
+	r->fop.mode = in->mode;
+	r->fop.offset = in->offset;
+	r->fop.len = in->length;
+	request_start_file(r, done_empty);
+}
+
+void serve_lseek(struct request *r)
+{
+	const struct fuse_lseek_in *in = r->arg;
+	struct fuse_lseek_out out;
+	int64_t at;
+
+	if (in->whence != SEEK_DATA && in->whence != SEEK_HOLE) {
+		request_fail(r, -EINVAL);
+		return;
+	}
+	at = file_seek(open_file_of(in->fh)->in, in->offset, (int)in->whence);
+	if (at < 0) {
+		request_fail(r, (int)at);
+		return;
+	}
+	out.offset = (uint64_t)at;
+	request_reply(r, &out, sizeof(out));
+}
+
+static void done_copy(struct request *r, int64_t result)
+{
+	struct fuse_write_out out = {.size = (uint32_t)result};
+	struct fuse_copy_file_range_out out64 = {.bytes_copied = (uint64_t)result};
+
+	if (result < 0)
+		request_fail(r, (int)result);
+	else if (r->head.opcode == FUSE_COPY_FILE_RANGE_64)
+		request_reply(r, &out64, sizeof(out64));
+	else
+		request_reply(r, &out, sizeof(out));
+}
+
+void serve_copy_file_range(struct request *r)
+{
+	const struct fuse_copy_file_range_in *in = r->arg;
+	uint64_t len = in->len, end;
+
+	/* The answer of the old opcode has 32 bits. */
+	if (r->head.opcode == FUSE_COPY_FILE_RANGE)
+		len = MIN(len, UINT32_MAX & ~BLOCK_MASK);
+	if (in->flags || __builtin_add_overflow(in->off_in, len, &end) || end > FILE_MAX_BYTES) {
+		request_fail(r, -EINVAL);
+		return;
+	}
+	if (__builtin_add_overflow(in->off_out, len, &end) || end > FILE_MAX_BYTES) {
+		request_fail(r, -EFBIG);
+		return;
+	}
+	file_op_init(&r->fop, FILE_COPY, open_file_of(in->fh_in)->in, r->t->ctx);
+	r->fop.offset = in->off_in;
+	r->fop.dst = open_file_of(in->fh_out)->in;
+	r->fop.dst_offset = in->off_out;
+	r->fop.len = len;
+	request_start_file(r, done_copy);
+}
+
+void serve_ioctl(struct request *r)
+{
+	const struct fuse_ioctl_in *in = r->arg;
+	struct fuse_ioctl_out *out = (void *)r->payload;
+	size_t in_len = MIN(in->in_size, r->arg_len - sizeof(*in));
+	size_t cap = MIN(in->out_size, BRIDGE_MAX_IO - sizeof(*out));
+	ssize_t n;
+
+	if (in->flags & (FUSE_IOCTL_COMPAT | FUSE_IOCTL_UNRESTRICTED)) {
+		request_fail(r, -ENOTTY);
+		return;
+	}
+	n = bridge_ioctl(open_file_of(in->fh)->in, in->cmd, in + 1, in_len, out + 1, cap);
+	if (n < 0) {
+		request_fail(r, (int)n);
+		return;
+	}
+	*out = (struct fuse_ioctl_out){.result = 0};
+	request_reply_payload(r, sizeof(*out) + (size_t)n);
+}
+
+/* ---- the connection ---- */
+
+void serve_destroy(struct request *r)
+{
+	request_fail(r, 0);
+}

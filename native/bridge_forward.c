@@ -1,0 +1,400 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bridge_forward.c - the requests that pyfuse3 serves: out over a socket pair as they are, and their answers back to the kernel.
+ *
+ * SOCK_SEQPACKET keeps messages whole, so libfuse reads its end as it would read /dev/fuse. What is sent is remembered by
+ * `unique` (struct sent): the answer goes to the descriptor that the request came from, and two kinds of answers need a look: the one to INIT
+ * is rewritten, because pyfuse3 cannot ask for what the bridge wants; entries count as lookups.
+ *
+ * A full socket means that answers are due, so what did not fit (the backlog) is sent when the next answer has come.
+ * Forwarded requests are short and never wait, so a FUSE_INTERRUPT of one is not passed on.
+ *
+ * Concurrency: any thread sends, thread 0 receives; the mutex covers the table and the backlog, and is a leaf.
+ */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "bridge.h"
+#include "log.h"
+
+#define SENT_BUCKETS 64u
+#define ANSWER_MAX (256u << 10) /* the longest is a list of extended attributes, 64 KiB */
+#define SOCKET_BYTES (4 << 20)
+#define READ_AHEAD_BYTES (1u << 20)
+/* Asynchronous direct I/O and read-ahead count as background; the default of 12 would be the depth limit. */
+#define MAX_BACKGROUND 64u
+
+/* What pyfuse3 (libfuse 3.14) is shown of the kernel's abilities: what it insists on, and the version it knows. What is in force is
+ * init_flags(); messages of features that libfuse does not know must not reach it, so their opcodes are served here. */
+#define SHOWN_MINOR 38u
+#define SHOWN_FLAGS (FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_DO_READDIRPLUS | FUSE_MAX_PAGES)
+
+struct sent {
+	uint64_t unique;
+	uint32_t opcode;
+	int fd;
+	struct fuse_init_in init;
+	struct sent *next;
+};
+
+struct backlog {
+	struct backlog *next;
+	size_t len;
+	uint8_t message[];
+};
+
+struct forward {
+	int fd, peer; /* -1: given away, or closed */
+	pthread_mutex_t mutex;
+	struct sent *sent[SENT_BUCKETS];
+	struct backlog *head, **tail;
+	bool closed; /* pyfuse3 has gone: everything is answered EIO */
+	uint64_t count;
+	uint8_t answer[ANSWER_MAX];
+};
+
+int forward_create(struct bridge *b)
+{
+	struct forward *f = calloc(1, sizeof(*f));
+	int pair[2], size = SOCKET_BYTES;
+
+	if (!f)
+		return -ENOMEM;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0) {
+		int err = -errno;
+
+		free(f);
+		return err;
+	}
+	for (unsigned i = 0; i < 2; i++)
+		if (setsockopt(pair[i], SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) < 0)
+			setsockopt(pair[i], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+	f->fd = pair[0];
+	f->peer = pair[1];
+	f->tail = &f->head;
+	pthread_mutex_init(&f->mutex, NULL);
+	b->forward = f;
+	return 0;
+}
+
+static void drop_backlog(struct forward *f)
+{
+	while (f->head) {
+		struct backlog *next = f->head->next;
+
+		free(f->head);
+		f->head = next;
+	}
+	f->tail = &f->head;
+}
+
+void forward_destroy(struct bridge *b)
+{
+	struct forward *f = b->forward;
+
+	if (!f)
+		return;
+	drop_backlog(f);
+	for (unsigned i = 0; i < SENT_BUCKETS; i++) {
+		while (f->sent[i]) {
+			struct sent *next = f->sent[i]->next;
+
+			free(f->sent[i]);
+			f->sent[i] = next;
+		}
+	}
+	close(f->fd);
+	if (f->peer >= 0)
+		close(f->peer);
+	pthread_mutex_destroy(&f->mutex);
+	free(f);
+	b->forward = NULL;
+}
+
+int forward_peer_fd(struct bridge *b)
+{
+	int fd = b->forward->peer;
+
+	b->forward->peer = -1;
+	return fd;
+}
+
+int forward_fd(struct bridge *b)
+{
+	return b->forward->fd;
+}
+
+uint64_t forward_count(struct bridge *b)
+{
+	uint64_t count;
+
+	pthread_mutex_lock(&b->forward->mutex);
+	count = b->forward->count;
+	pthread_mutex_unlock(&b->forward->mutex);
+	return count;
+}
+
+/* ---- the table of what was sent; mutex held ---- */
+
+static struct sent **bucket(struct forward *f, uint64_t unique)
+{
+	return &f->sent[(unique >> 1) % SENT_BUCKETS];
+}
+
+static struct sent *take_sent(struct forward *f, uint64_t unique)
+{
+	for (struct sent **at = bucket(f, unique); *at; at = &(*at)->next) {
+		struct sent *s = *at;
+
+		if (s->unique == unique) {
+			*at = s->next;
+			return s;
+		}
+	}
+	return NULL;
+}
+
+/* ---- sending ---- */
+
+/* 0, or a negative errno; -EAGAIN: no room now. */
+static int push(struct forward *f, const void *message, size_t len)
+{
+	ssize_t n = send(f->fd, message, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+	if (n < 0)
+		return errno == EWOULDBLOCK || errno == ENOBUFS ? -EAGAIN : -errno;
+	return 0;
+}
+
+static int push_or_queue(struct forward *f, const void *message, size_t len)
+{
+	int err = f->head ? -EAGAIN : push(f, message, len);
+	struct backlog *later;
+
+	if (err != -EAGAIN)
+		return err;
+	later = malloc(sizeof(*later) + len);
+	if (!later)
+		return -ENOMEM;
+	later->next = NULL;
+	later->len = len;
+	memcpy(later->message, message, len);
+	*f->tail = later;
+	f->tail = &later->next;
+	return 0;
+}
+
+static void push_backlog(struct forward *f)
+{
+	while (f->head) {
+		struct backlog *first = f->head;
+		int err = push(f, first->message, first->len);
+
+		if (err == -EAGAIN)
+			return;
+		/* Any other failure means that the peer is gone, which the receiver sees too. */
+		f->head = first->next;
+		if (!f->head)
+			f->tail = &f->head;
+		free(first);
+	}
+}
+
+static void show_less(struct fuse_init_in *in)
+{
+	in->minor = MIN(in->minor, SHOWN_MINOR);
+	in->flags &= SHOWN_FLAGS;
+	in->flags2 = 0;
+}
+
+void forward_send(struct request *r)
+{
+	struct forward *f = r->t->b->forward;
+	struct sent *s = calloc(1, sizeof(*s));
+	int err;
+
+	if (!s) {
+		request_fail(r, -ENOMEM);
+		return;
+	}
+	s->unique = r->head.unique;
+	s->opcode = r->head.opcode;
+	s->fd = r->t->fd;
+	if (s->opcode == FUSE_INIT) {
+		struct fuse_init_in *in = (void *)(uintptr_t)r->arg;
+
+		memcpy(&s->init, in, MIN(sizeof(s->init), r->arg_len));
+		if (r->arg_len >= sizeof(*in))
+			show_less(in);
+	}
+	pthread_mutex_lock(&f->mutex);
+	f->count++;
+	s->next = *bucket(f, s->unique);
+	*bucket(f, s->unique) = s;
+	err = f->closed ? -EIO : push_or_queue(f, r->in, sizeof(*r->in) + r->arg_len);
+	if (err)
+		take_sent(f, s->unique);
+	pthread_mutex_unlock(&f->mutex);
+	if (err) {
+		free(s);
+		request_fail(r, -EIO);
+	} else {
+		request_end(r);
+	}
+}
+
+/* ---- the answer to INIT ---- */
+
+static uint64_t init_flags(const struct bridge *b, uint64_t offered)
+{
+	uint64_t wanted = FUSE_ASYNC_READ | FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS | FUSE_EXPORT_SUPPORT | FUSE_BIG_WRITES |
+			  FUSE_DONT_MASK | FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO | FUSE_ASYNC_DIO |
+			  FUSE_PARALLEL_DIROPS | FUSE_POSIX_ACL | FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS |
+			  FUSE_EXPLICIT_INVAL_DATA | FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT | FUSE_INIT_EXT |
+			  FUSE_HAS_IOCTL_DIR;
+
+	if (b->writeback_cache)
+		wanted |= FUSE_WRITEBACK_CACHE;
+	return wanted & offered;
+}
+
+static void amend_init(const struct bridge *b, const struct sent *s, struct fuse_init_out *out)
+{
+	uint64_t offered = s->init.flags, flags;
+
+	if (offered & FUSE_INIT_EXT)
+		offered |= (uint64_t)s->init.flags2 << 32;
+	flags = init_flags(b, offered);
+	if (!(flags & FUSE_HANDLE_KILLPRIV_V2) || !(flags & FUSE_SETXATTR_EXT) || !(flags & FUSE_POSIX_ACL))
+		log_msg(LOG_WARN, "this kernel (FUSE 7.%u) lacks features that extfs counts on", s->init.minor);
+	*out = (struct fuse_init_out){
+		.major = FUSE_KERNEL_VERSION,
+		.minor = MIN(s->init.minor, FUSE_ABI_MINOR),
+		.max_readahead = READ_AHEAD_BYTES,
+		.flags = (uint32_t)flags,
+		.flags2 = (uint32_t)(flags >> 32),
+		.max_background = MAX_BACKGROUND,
+		.congestion_threshold = MAX_BACKGROUND * 3 / 4,
+		.max_write = BRIDGE_MAX_IO,
+		.max_pages = BRIDGE_MAX_IO / 4096,
+		.time_gran = 1,
+	};
+}
+
+/* The kernel starts with 128 KiB of read-ahead; only sysfs raises it. */
+static void raise_read_ahead(const struct bridge *b)
+{
+	char path[64], text[16];
+	int fd, len;
+
+	if (!b->dev)
+		return;
+	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(b->dev), minor(b->dev));
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	len = snprintf(text, sizeof(text), "%u", READ_AHEAD_BYTES >> 10);
+	if (write(fd, text, (size_t)len) < 0)
+		log_msg(LOG_NOTE, "%s: %s; buffered reads stay slow", path, strerror(errno));
+	close(fd);
+}
+
+/* ---- receiving ---- */
+
+static bool is_entry(uint32_t opcode)
+{
+	return opcode == FUSE_SYMLINK || opcode == FUSE_LINK;
+}
+
+/* Pass one answer on. The space behind it is ours too. */
+static void pass_on(struct bridge *b, const struct sent *s, struct fuse_out_header *head, size_t len)
+{
+	struct fuse_entry_out *entry = (void *)(head + 1);
+	bool counted = false;
+
+	if (s->opcode == FUSE_INIT && !head->error) {
+		amend_init(b, s, (void *)(head + 1));
+		len = sizeof(*head) + sizeof(struct fuse_init_out);
+		head->len = (uint32_t)len;
+	} else if (is_entry(s->opcode) && !head->error && len >= sizeof(*head) + sizeof(*entry)) {
+		counted = entry->nodeid != 0;
+		if (counted)
+			inode_lookup_add(b->fs, entry->nodeid, 1);
+	}
+	if (write(s->fd, head, len) < 0) {
+		if (errno != ENOENT && errno != ENODEV && errno != ENOTCONN)
+			log_msg(LOG_WARN, "the kernel refused the answer to a forwarded request: %s", strerror(errno));
+		if (counted)
+			inode_lookup_forget(b->fs, entry->nodeid, 1);
+	} else if (s->opcode == FUSE_INIT) {
+		raise_read_ahead(b);
+	}
+}
+
+/* pyfuse3 is gone: whoever still waits for it gets an error. */
+static void answer_all(struct forward *f)
+{
+	for (unsigned i = 0; i < SENT_BUCKETS; i++) {
+		while (f->sent[i]) {
+			struct sent *s = f->sent[i];
+			struct fuse_out_header head = {.len = sizeof(head), .error = -EIO, .unique = s->unique};
+
+			f->sent[i] = s->next;
+			if (write(s->fd, &head, sizeof(head)) < 0)
+				errno = 0; /* gone in the kernel too */
+			free(s);
+		}
+	}
+}
+
+static void peer_closed(struct bridge *b)
+{
+	struct forward *f = b->forward;
+
+	pthread_mutex_lock(&f->mutex);
+	f->closed = true;
+	drop_backlog(f);
+	answer_all(f);
+	pthread_mutex_unlock(&f->mutex);
+	if (!atomic_load(&b->unmounted) && !b->threads[0].gone)
+		log_msg(LOG_ERROR, "pyfuse3 stopped before the unmount: its requests fail with EIO");
+}
+
+bool forward_receive(struct bridge *b)
+{
+	struct forward *f = b->forward;
+	struct fuse_out_header *head = (void *)f->answer;
+
+	for (;;) {
+		ssize_t n = recv(f->fd, f->answer, sizeof(f->answer), MSG_DONTWAIT | MSG_TRUNC);
+		struct sent *s;
+
+		if (n < 0 && (errno == EAGAIN || errno == EINTR))
+			return true;
+		if (n <= 0) {
+			peer_closed(b);
+			return false;
+		}
+		if ((size_t)n < sizeof(*head) || (size_t)n > sizeof(f->answer) || head->len != (size_t)n) {
+			log_msg(LOG_ERROR, "pyfuse3 sent a malformed answer of %zd bytes", n);
+			continue;
+		}
+		if (head->unique == 0) {
+			bridge_notify_raw(b, head, (size_t)n);
+			continue;
+		}
+		pthread_mutex_lock(&f->mutex);
+		s = take_sent(f, head->unique);
+		push_backlog(f);
+		pthread_mutex_unlock(&f->mutex);
+		if (!s) {
+			log_msg(LOG_ERROR, "pyfuse3 answered a request that it was not sent");
+			continue;
+		}
+		pass_on(b, s, head, (size_t)n);
+		free(s);
+	}
+}

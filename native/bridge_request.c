@@ -1,0 +1,494 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bridge_request.c - the life of a request in its thread: memory, answers, parking, starting over.
+ *
+ * Memory of a request, one mapping:
+ *
+ *     | unused | message header, arguments | payload, page-aligned ...           |
+ *     0        4016                        4096                                  4096 + BRIDGE_MAX_IO + 4096
+ *
+ * A message is read to 4096 - 80: header and write_in are 80 bytes, so the data of a WRITE is aligned for O_DIRECT. The answer of a
+ * READ is written from 4080 on: its 16 header bytes end where the payload begins. A request that never has a large
+ * payload touches two pages of its mapping.
+ *
+ * States of a request:
+ *   reading   in request_buffer(); -> served (request_begin) | pooled (request_free)
+ *   served    its handler runs;    -> parked (request_park) | ended (request_reply*, request_fail, request_end)
+ *   parked    registered in the pending table; -> served (its op or file operation is resumed) | ended (EINTR)
+ *   ended     -> pooled at once, or when the interrupt op that is on its way has arrived
+ */
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "bridge.h"
+#include "log.h"
+
+#define HEAD_BYTES 4096u
+#define MESSAGE_AT (HEAD_BYTES - sizeof(struct fuse_in_header) - sizeof(struct fuse_write_in))
+#define MEMORY_BYTES (HEAD_BYTES + BRIDGE_MAX_IO + 4096u)
+/* Mappings that a thread keeps for reuse; and how much of one stays resident. */
+#define POOL_MAX 64u
+#define POOL_WARM 8u
+#define WARM_BYTES (64u << 10)
+
+static struct bridge *bridge_of(const struct request *r) { return r->t->b; }
+
+/* ---- memory ---- */
+
+struct request *request_alloc(struct bridge_thread *t)
+{
+	struct request *r = t->pool;
+
+	if (r) {
+		t->pool = r->pool_next;
+		t->pooled--;
+		return r;
+	}
+	r = calloc(1, sizeof(*r));
+	if (!r)
+		return NULL;
+	r->memory = mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (r->memory == MAP_FAILED) {
+		free(r);
+		return NULL;
+	}
+	r->t = t;
+	r->payload = r->memory + HEAD_BYTES;
+	return r;
+}
+
+static void request_destroy(struct request *r)
+{
+	munmap(r->memory, MEMORY_BYTES);
+	free(r);
+}
+
+void request_free(struct request *r)
+{
+	struct bridge_thread *t = r->t;
+
+	if (t->pooled >= POOL_MAX) {
+		request_destroy(r);
+		return;
+	}
+	/* The first few serve the usual load and stay warm; a burst of large requests must not stay in memory. */
+	if (t->pooled >= POOL_WARM)
+		madvise(r->memory + WARM_BYTES, MEMORY_BYTES - WARM_BYTES, MADV_DONTNEED);
+	r->pool_next = t->pool;
+	t->pool = r;
+	t->pooled++;
+}
+
+void request_pool_destroy(struct bridge_thread *t)
+{
+	while (t->pool) {
+		struct request *r = t->pool;
+
+		t->pool = r->pool_next;
+		request_destroy(r);
+	}
+	t->pooled = 0;
+}
+
+void *request_buffer(struct request *r, size_t *len)
+{
+	*len = MEMORY_BYTES - MESSAGE_AT;
+	return r->memory + MESSAGE_AT;
+}
+
+/* ---- begin and end ---- */
+
+static void drop_references(struct request *r)
+{
+	if (r->inode)
+		inode_put(r->inode);
+	if (r->inode2)
+		inode_put(r->inode2);
+	r->inode = r->inode2 = NULL;
+}
+
+void request_end(struct request *r)
+{
+	bool linger;
+
+	xassert(r->waiting == WAIT_NONE && !r->ended);
+	drop_references(r);
+	pthread_mutex_lock(&r->t->pending_mutex);
+	linger = r->ended = r->interrupt_queued;
+	pthread_mutex_unlock(&r->t->pending_mutex);
+	if (linger)
+		return; /* and the thread stays, until the interrupt op has arrived */
+	r->t->inflight--;
+	request_free(r);
+}
+
+/* Runs the handler until it has answered or parked. */
+static void serve(struct request *r)
+{
+	r->row->serve(r);
+}
+
+static void interrupt_arrived(struct op *op);
+static void wait_over(struct op *op);
+
+void request_begin(struct request *r, size_t len)
+{
+	struct bridge_thread *t = r->t;
+	const struct fuse_in_header *in = (const void *)(r->memory + MESSAGE_AT);
+	size_t head = sizeof(*in);
+
+	t->inflight++;
+	r->in = in;
+	r->head = *in;
+	r->arg = in + 1;
+	r->arg_len = len - head;
+	r->waiting = WAIT_NONE;
+	r->interrupted = r->interrupt_queued = r->ended = r->registered = false;
+	r->stage = 0;
+	r->inode = r->inode2 = NULL;
+	r->opened = NULL;
+	r->op = (struct op){.resume = wait_over, .ctx = t->ctx};
+	r->interrupt = (struct op){.resume = interrupt_arrived, .ctx = t->ctx};
+	r->row = bridge_opcode(in->opcode);
+	if (in->opcode < FUSE_ABI_OPCODES)
+		t->by_opcode[in->opcode]++;
+	if (!r->row || r->row->server == OPCODE_UNKNOWN)
+		request_fail(r, -ENOSYS);
+	else if (r->row->server == OPCODE_FORWARD)
+		forward_send(r);
+	else if (r->arg_len < r->row->arg_len)
+		request_fail(r, -EINVAL);
+	else
+		serve(r);
+}
+
+/* ---- answers ---- */
+
+/* false: the request is gone in the kernel (aborted, unmounted), nobody takes the answer. */
+static bool taken(const struct request *r, ssize_t n, size_t len)
+{
+	if (n < 0 && errno != ENOENT && errno != ENODEV && errno != ENOTCONN)
+		log_msg(LOG_WARN, "the kernel refused the answer to %s (%zu bytes): %s",
+			r->row ? r->row->name : "an unknown opcode", len, strerror(errno));
+	return n >= 0;
+}
+
+static bool answer(struct request *r, int error, const void *out, size_t len)
+{
+	struct fuse_out_header head = {
+		.len = (uint32_t)(sizeof(head) + len),
+		.error = error,
+		.unique = r->head.unique,
+	};
+	struct iovec iov[2] = {{&head, sizeof(head)}, {(void *)(uintptr_t)out, len}};
+
+	return taken(r, writev(r->t->fd, iov, len ? 2 : 1), len);
+}
+
+void request_reply(struct request *r, const void *out, size_t len)
+{
+	answer(r, 0, out, len);
+	request_end(r);
+}
+
+bool request_send_payload(struct request *r, size_t len)
+{
+	struct fuse_out_header *head = (void *)(r->payload - sizeof(*head));
+
+	*head = (struct fuse_out_header){.len = (uint32_t)(sizeof(*head) + len), .unique = r->head.unique};
+	return taken(r, write(r->t->fd, head, sizeof(*head) + len), len);
+}
+
+void request_reply_payload(struct request *r, size_t len)
+{
+	request_send_payload(r, len);
+	request_end(r);
+}
+
+static void log_failure(struct request *r, int code)
+{
+	/* Plain errno values are the caller's business; what is private is the administrator's. */
+	if (code > -ERR_FIRST_PRIVATE || code == -ERR_SHUTDOWN)
+		return;
+	log_msg(LOG_ERROR, "%s of inode %llu: %s", r->row ? r->row->name : "request",
+		(unsigned long long)r->head.nodeid, err_text(code));
+}
+
+static void wait_for_space(struct request *r);
+
+void request_fail(struct request *r, int code)
+{
+	if (code == -ERR_JOURNAL_FULL) {
+		wait_for_space(r);
+		return;
+	}
+	if (code)
+		log_failure(r, code);
+	answer(r, code ? -err_errno(code) : 0, NULL, 0);
+	request_end(r);
+}
+
+void bridge_attr(const struct inode_stat *st, struct fuse_attr *out)
+{
+	const struct inode_core *c = &st->core;
+
+	*out = (struct fuse_attr){
+		.ino = st->ino,
+		.size = c->size,
+		.blocks = c->blocks << (BLOCK_SHIFT - 9),
+		.atime = (uint64_t)c->atime.sec,
+		.mtime = (uint64_t)c->mtime.sec,
+		.ctime = (uint64_t)c->ctime.sec,
+		.atimensec = c->atime.nsec,
+		.mtimensec = c->mtime.nsec,
+		.ctimensec = c->ctime.nsec,
+		.mode = c->mode,
+		.nlink = c->nlink,
+		.uid = c->uid,
+		.gid = c->gid,
+		.rdev = (uint32_t)c->rdev,
+		.blksize = BLOCK_SIZE,
+	};
+}
+
+void bridge_entry(const struct inode_stat *st, struct fuse_entry_out *out)
+{
+	*out = (struct fuse_entry_out){
+		.nodeid = st->ino,
+		.generation = st->core.generation,
+		.entry_valid = BRIDGE_VALID_SECONDS,
+		.attr_valid = BRIDGE_VALID_SECONDS,
+	};
+	bridge_attr(st, &out->attr);
+}
+
+void request_reply_entry(struct request *r, struct inode *in)
+{
+	struct fs *fs = bridge_of(r)->fs;
+	struct fuse_entry_out out;
+	struct inode_stat st;
+
+	namei_stat(in, &st);
+	bridge_entry(&st, &out);
+	/* Counted before the kernel can know of it, or a FORGET could come first. */
+	inode_lookup_add(fs, st.ino, 1);
+	if (!answer(r, 0, &out, sizeof(out)))
+		inode_lookup_forget(fs, st.ino, 1);
+	request_end(r);
+}
+
+void request_reply_negative(struct request *r)
+{
+	struct fuse_entry_out out = {.entry_valid = BRIDGE_VALID_SECONDS};
+
+	request_reply(r, &out, sizeof(out));
+}
+
+void request_reply_open(struct request *r, struct inode *in, uint32_t open_flags, uint32_t fopen_flags)
+{
+	struct fuse_open_out out = {.open_flags = fopen_flags};
+	int err = open_file_create(bridge_of(r), in, open_flags, &out.fh);
+
+	if (err) {
+		request_fail(r, err);
+		return;
+	}
+	if (!answer(r, 0, &out, sizeof(out)))
+		open_file_close(bridge_of(r), open_file_of(out.fh));
+	request_end(r);
+}
+
+void request_reply_create(struct request *r, struct inode *in, uint32_t open_flags)
+{
+	struct bridge *b = bridge_of(r);
+	struct {
+		struct fuse_entry_out entry;
+		struct fuse_open_out open;
+	} out = {.open.open_flags = FOPEN_KEEP_CACHE};
+	struct inode_stat st;
+	int err = open_file_create(b, in, open_flags, &out.open.fh);
+
+	if (err) {
+		request_fail(r, err);
+		return;
+	}
+	namei_stat(in, &st);
+	bridge_entry(&st, &out.entry);
+	inode_lookup_add(b->fs, st.ino, 1);
+	if (!answer(r, 0, &out, sizeof(out))) {
+		inode_lookup_forget(b->fs, st.ino, 1);
+		open_file_close(b, open_file_of(out.open.fh));
+	}
+	request_end(r);
+}
+
+/* ---- what handlers need ---- */
+
+int request_inode(struct request *r, inum_t ino, struct inode **slot)
+{
+	struct fs *fs = bridge_of(r)->fs;
+	int err;
+
+	xassert(!*slot);
+	fs_rdlock(fs);
+	err = inode_get(fs, ino, slot);
+	fs_unlock(fs);
+	if (err)
+		*slot = NULL;
+	return err;
+}
+
+const char *request_name(struct request *r, size_t *at, size_t *len)
+{
+	const char *name = (const char *)r->arg + *at;
+
+	if (*at >= r->arg_len)
+		return NULL;
+	*len = strnlen(name, r->arg_len - *at);
+	if (*len == r->arg_len - *at)
+		return NULL;
+	*at += *len + 1;
+	return name;
+}
+
+struct cred request_cred(const struct request *r, uint32_t umask)
+{
+	return (struct cred){.uid = r->head.uid, .gid = r->head.gid, .umask = umask};
+}
+
+/* ---- parking ---- */
+
+bool request_park(struct request *r, enum request_wait what)
+{
+	xassert(r->waiting == WAIT_NONE && what != WAIT_NONE);
+	if (!r->registered)
+		pending_add(r);
+	if (r->interrupted) {
+		r->t->interrupted++;
+		pending_del(r);
+		request_fail(r, -EINTR);
+		return false;
+	}
+	r->waiting = what;
+	return true;
+}
+
+void request_unpark(struct request *r)
+{
+	xassert(r->waiting != WAIT_NONE);
+	r->waiting = WAIT_NONE;
+	pending_del(r);
+}
+
+static void file_done(struct file_op *fop)
+{
+	struct request *r = fop->user;
+
+	request_unpark(r);
+	r->done(r, fop->result);
+}
+
+void request_start_file(struct request *r, void (*done)(struct request *r, int64_t result))
+{
+	r->done = done;
+	r->fop.done = file_done;
+	r->fop.user = r;
+	if (request_park(r, WAIT_FILE))
+		file_start(&r->fop);
+}
+
+static void wait_for_space(struct request *r)
+{
+	int err;
+
+	drop_references(r);
+	if (!request_park(r, WAIT_JOURNAL))
+		return;
+	r->t->parked++;
+	r->wait = (struct jrn_waiter){.op = &r->op};
+	err = jrn_wait_space(bridge_of(r)->fs, &r->wait);
+	if (err == ERR_PARKED)
+		return;
+	/* There is room already. Through the wake queue all the same, so that handlers never recurse. */
+	r->wait.err = err;
+	ioctx_wake(&r->op);
+}
+
+/* The op of a parked request was resumed. */
+static void wait_over(struct op *op)
+{
+	struct request *r = container_of(op, struct request, op);
+	enum request_wait what = r->waiting;
+
+	request_unpark(r);
+	if (what == WAIT_LOCK)
+		request_fail(r, r->lock.result);
+	else if (r->wait.err)
+		request_fail(r, r->wait.err);
+	else if (r->wait.xid)
+		request_fail(r, 0); /* a group that is durable now */
+	else
+		serve(r);
+}
+
+/* ---- interrupts, in the request's own thread ---- */
+
+static void interrupt(struct request *r)
+{
+	bool out = false;
+
+	r->interrupted = true;
+	switch (r->waiting) {
+	case WAIT_NONE:
+		return;
+	case WAIT_FILE:
+		/* Answers through file_done(), perhaps within this call: r may be gone afterwards. */
+		file_cancel(&r->fop);
+		return;
+	case WAIT_LOCK:
+		out = plock_cancel(&r->lock);
+		break;
+	case WAIT_JOURNAL:
+		out = jrn_cancel(bridge_of(r)->fs, &r->wait);
+		break;
+	}
+	if (!out)
+		return; /* it is being resumed already, and answers */
+	r->t->interrupted++;
+	request_unpark(r);
+	request_fail(r, -EINTR);
+}
+
+static void interrupt_arrived(struct op *op)
+{
+	struct request *r = container_of(op, struct request, interrupt);
+	bool ended;
+
+	pthread_mutex_lock(&r->t->pending_mutex);
+	r->interrupt_queued = false;
+	ended = r->ended;
+	pthread_mutex_unlock(&r->t->pending_mutex);
+	if (ended) {
+		r->t->inflight--;
+		request_free(r);
+	} else {
+		interrupt(r);
+	}
+}
+
+void request_interrupt_all(struct bridge_thread *t)
+{
+	pthread_mutex_lock(&t->pending_mutex);
+	for (unsigned i = 0; i < BRIDGE_PENDING_BUCKETS; i++) {
+		for (struct request *r = t->pending[i]; r; r = r->pending_next) {
+			if (!r->interrupt_queued) {
+				r->interrupt_queued = true;
+				ioctx_wake(&r->interrupt);
+			}
+		}
+	}
+	pthread_mutex_unlock(&t->pending_mutex);
+}
