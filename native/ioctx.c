@@ -50,7 +50,8 @@ struct ioctx {
 	void *foreign_arg;
 
 	int wake_fd;
-	int epoll_fd; /* -1: the owner does not poll by itself */
+	int epoll_fd; /* of wake_fd and ring_fd; -1: the owner does not poll by itself */
+	int ring_fd;  /* eventfd of completions; -1 likewise */
 
 	pthread_mutex_t wake_lock;
 	struct op *wake_head, **wake_tail;
@@ -119,7 +120,7 @@ int ioctx_create(unsigned depth, struct ioctx **out)
 	list_init(&ctx->queued);
 	list_init(&ctx->posted);
 	ctx->wake_tail = &ctx->wake_head;
-	ctx->epoll_fd = -1;
+	ctx->epoll_fd = ctx->ring_fd = -1;
 	ctx->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (ctx->wake_fd < 0) {
 		int err = -errno;
@@ -141,8 +142,10 @@ void ioctx_destroy(struct ioctx *ctx)
 	xassert(ctx->pending == 0);
 	if (ctx->ring_up)
 		io_uring_queue_exit(&ctx->ring);
-	if (ctx->epoll_fd >= 0)
+	if (ctx->epoll_fd >= 0) {
 		close(ctx->epoll_fd);
+		close(ctx->ring_fd);
+	}
 	close(ctx->wake_fd);
 	pthread_mutex_destroy(&ctx->wake_lock);
 	free(ctx);
@@ -173,12 +176,12 @@ static int ring_init(struct ioctx *ctx)
 	return rc;
 }
 
-static void poll_ring_too(struct ioctx *ctx)
+/* For an owner that polls: completions write ring_fd. (Polling the ring's own descriptor through epoll
+ * misses completions that wait for their task to come by, as IORING_SETUP_DEFER_TASKRUN has them.) */
+static void signal_completions(struct ioctx *ctx)
 {
-	struct epoll_event ev = {.events = EPOLLIN};
-
 	if (ctx->ring_up && ctx->epoll_fd >= 0)
-		xassert(!epoll_ctl(ctx->epoll_fd, EPOLL_CTL_ADD, ctx->ring.ring_fd, &ev));
+		xassert(!io_uring_register_eventfd(&ctx->ring, ctx->ring_fd));
 }
 
 /* True when the context has a ring of this thread. */
@@ -205,7 +208,7 @@ static bool ring_ready(struct ioctx *ctx)
 	ctx->ring_up = true;
 	ctx->ring_owner = this_thread();
 	io_uring_register_ring_fd(&ctx->ring); /* only saves time: may fail */
-	poll_ring_too(ctx);
+	signal_completions(ctx);
 	return true;
 }
 
@@ -228,32 +231,24 @@ void ioctx_set_foreign(struct ioctx *ctx,
 	ctx->foreign_arg = arg;
 }
 
-int ioctx_eventfd(struct ioctx *ctx)
+static int make_poll_fds(struct ioctx *ctx)
 {
 	struct epoll_event ev = {.events = EPOLLIN};
-	int fd;
+	int epoll_fd = epoll_create1(EPOLL_CLOEXEC), ring_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 
-	if (ctx->epoll_fd >= 0)
-		return ctx->epoll_fd;
-	fd = epoll_create1(EPOLL_CLOEXEC);
-	if (fd < 0 || epoll_ctl(fd, EPOLL_CTL_ADD, ctx->wake_fd, &ev) < 0) {
+	if (epoll_fd < 0 || ring_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, ctx->wake_fd, &ev) < 0 ||
+	    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, ring_fd, &ev) < 0) {
 		int err = -errno;
 
-		if (fd >= 0)
-			close(fd);
+		if (epoll_fd >= 0)
+			close(epoll_fd);
+		if (ring_fd >= 0)
+			close(ring_fd);
 		return err;
 	}
-	ctx->epoll_fd = fd;
-	poll_ring_too(ctx);
-	/* From now on a wake has to be seen without the owner being asleep in here. */
-	pthread_mutex_lock(&ctx->wake_lock);
-	ctx->idle = true;
-	if (ctx->wake_head && !ctx->signalled) {
-		ctx->signalled = true;
-		(void)eventfd_write(ctx->wake_fd, 1);
-	}
-	pthread_mutex_unlock(&ctx->wake_lock);
-	return fd;
+	ctx->epoll_fd = epoll_fd;
+	ctx->ring_fd = ring_fd;
+	return 0;
 }
 
 /* ---- waking ------------------------------------------------------------------------------------ */
@@ -264,6 +259,25 @@ static void signal_locked(struct ioctx *ctx)
 		ctx->signalled = true;
 		xassert(!eventfd_write(ctx->wake_fd, 1));
 	}
+}
+
+int ioctx_eventfd(struct ioctx *ctx)
+{
+	int rc;
+
+	if (ctx->epoll_fd >= 0)
+		return ctx->epoll_fd;
+	rc = make_poll_fds(ctx);
+	if (rc)
+		return rc;
+	signal_completions(ctx);
+	/* From now on a wake has to be seen without the owner being asleep in here; and what there is
+	 * already was not signalled. */
+	pthread_mutex_lock(&ctx->wake_lock);
+	ctx->idle = true;
+	signal_locked(ctx);
+	pthread_mutex_unlock(&ctx->wake_lock);
+	return ctx->epoll_fd;
 }
 
 void ioctx_wake(struct op *op)
@@ -306,6 +320,8 @@ static size_t drain_signal(struct ioctx *ctx)
 	eventfd_t value;
 	size_t wakes;
 
+	if (ctx->ring_fd >= 0 && eventfd_read(ctx->ring_fd, &value))
+		xassert(errno == EAGAIN);
 	pthread_mutex_lock(&ctx->wake_lock);
 	if (ctx->signalled) {
 		ctx->signalled = false;
@@ -518,6 +534,12 @@ static int run_round(struct ioctx *ctx, bool wait)
 	return rc < 0 && ran == 0 ? rc : ran + MAX(rc, 0);
 }
 
+static bool more_to_run(struct ioctx *ctx)
+{
+	return ctx->posted.head || (ctx->queued.head && ctx->in_kernel == 0) ||
+	       (ctx->ring_up && (kernel_has_work(ctx) || io_uring_cq_ready(&ctx->ring) > 0));
+}
+
 /* The owner is going to poll: whatever needs another ioctx_run() must show, all else must be on its way. */
 static int leave_nothing_queued(struct ioctx *ctx)
 {
@@ -530,9 +552,7 @@ static int leave_nothing_queued(struct ioctx *ctx)
 		if (enter_again(rc))
 			rc = 0;
 	}
-	if (ctx->epoll_fd >= 0 &&
-	    (ctx->posted.head || (ctx->queued.head && ctx->in_kernel == 0) ||
-	     (ctx->ring_up && io_uring_sq_ready(&ctx->ring)))) {
+	if (ctx->epoll_fd >= 0 && more_to_run(ctx)) {
 		pthread_mutex_lock(&ctx->wake_lock);
 		signal_locked(ctx);
 		pthread_mutex_unlock(&ctx->wake_lock);
