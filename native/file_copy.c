@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * file_copy.c - copy_file_range: whole blocks are shared where both offsets have the same place in a block, the rest is read
+ * and written.
+ *
+ * Segments: WRITE_IO on the source (its blocks become shared: no write in place may be under way), MAP on the destination; in order of
+ * inode number; one MAP over both ranges when the files are the same.
+ *
+ * Each step replaces one run of destination blocks in one transaction (unmap, share, size), so after a crash every block holds
+ * what it held before or what was to be copied.
+ *
+ * The source's last block may be shared although it is partly filled when the destination ends at the same byte: what is behind EOF
+ * on the device then is behind EOF in both. Such a destination inherits the source's rule about overwriting those bytes (shrink_xid).
+ */
+#include "file_run.h"
+
+#include <string.h>
+
+#define COPY_TRANS_BLOCKS 384u
+#define COPY_RECORDS 8u          /* destination records unmapped in a transaction */
+#define COPY_PIECE (1u << 20)    /* bytes read and written at a time */
+
+static enum step copy_locked(struct file_run *r);
+static enum step copy_next(struct file_run *r);
+
+static unsigned index_of(const struct file_run *r, const struct inode *in)
+{
+	return r->seg_in[0] == in ? 0 : 1;
+}
+
+static enum step copy_end(struct file_run *r)
+{
+	struct copy_state *cp = &r->cp;
+
+	run_mem_put(cp->mem, COPY_PIECE + BLOCK_SIZE);
+	cp->mem = NULL;
+	if (r->err && cp->pos == 0)
+		return run_end(r, r->err);
+	return run_end(r, (int64_t)cp->pos);
+}
+
+static enum step copy_fail(struct file_run *r, int rc)
+{
+	if (rc && !r->err)
+		r->err = rc;
+	r->step = copy_end;
+	return STEP_NEXT;
+}
+
+/* ---- segments --------------------------------------------------------------------------------------- */
+
+static enum step acquire_on(struct file_run *r, unsigned i)
+{
+	struct file_op *fop = r->fop;
+	uint64_t src = block_floor(fop->offset), src_end = block_ceil(fop->offset + fop->len);
+	uint64_t dst = MIN(block_floor(fop->dst_offset), block_floor(r->low));
+	uint64_t dst_end = block_ceil(fop->dst_offset + fop->len);
+
+	if (fop->in == fop->dst)
+		return run_acquire(r, 0, SEG_MAP, MIN(src, dst) << BLOCK_SHIFT,
+				   MAX(src_end, dst_end) << BLOCK_SHIFT);
+	if (r->seg_in[i] == fop->in)
+		return run_acquire(r, i, SEG_WRITE_IO, src << BLOCK_SHIFT, src_end << BLOCK_SHIFT);
+	return run_acquire(r, i, SEG_MAP, dst << BLOCK_SHIFT, dst_end << BLOCK_SHIFT);
+}
+
+static enum step copy_acquire_second(struct file_run *r)
+{
+	r->step = copy_locked;
+	return r->fop->in == r->fop->dst ? STEP_NEXT : acquire_on(r, 1);
+}
+
+static enum step copy_acquire(struct file_run *r)
+{
+	fs_rdlock(r->fs);
+	r->low = r->fop->dst->core.size;
+	fs_unlock(r->fs);
+	r->step = copy_acquire_second;
+	return acquire_on(r, 0);
+}
+
+static enum step copy_locked(struct file_run *r)
+{
+	struct file_op *fop = r->fop;
+	struct copy_state *cp = &r->cp;
+	uint64_t src_size, dst_size;
+	enum step s;
+
+	fs_rdlock(r->fs);
+	src_size = fop->in->core.size;
+	dst_size = fop->dst->core.size;
+	fs_unlock(r->fs);
+	if (fop->dst_offset > dst_size &&
+	    (block_floor(dst_size) << BLOCK_SHIFT) < r->seg[index_of(r, fop->dst)].start) {
+		run_release(r, 1);
+		run_release(r, 0);
+		r->step = copy_acquire;
+		return STEP_NEXT;
+	}
+	if (fop->offset >= src_size)
+		return copy_fail(r, 0);
+	s = run_kill_priv(r, fop->dst);
+	if (s != STEP_NEXT)
+		return s;
+	if (r->err)
+		return copy_fail(r, 0);
+	cp->len = MIN(fop->len, src_size - fop->offset);
+	cp->whole_tail = fop->offset + cp->len == src_size && fop->dst_offset + cp->len >= dst_size;
+	return tail_begin(r, fop->dst, fop->dst_offset, false, copy_next);
+}
+
+/* ---- sharing ------------------------------------------------------------------------------------------- */
+
+/* Blocks that one transaction can do at (s, d), at most max: as far as one source extent and COPY_RECORDS of the destination go. */
+static int share_len(struct file_run *r, fileblk_t s, fileblk_t d, nblocks_t max, struct extent *src,
+		     nblocks_t *len)
+{
+	struct extent dst[COPY_RECORDS];
+	int rc = extmap_lookup(r->fop->in, FORK_DATA, s, max, src);
+
+	if (rc < 0)
+		return rc;
+	*len = src->len;
+	rc = extmap_list(r->fop->dst, FORK_DATA, d, d + *len, false, dst, COPY_RECORDS);
+	if (rc == (int)COPY_RECORDS)
+		*len = MIN(*len, dst[rc - 1].file + dst[rc - 1].len - d);
+	return MIN(rc, 0);
+}
+
+static int share_some(struct file_run *r, struct trans *t, fileblk_t s, fileblk_t d, nblocks_t max,
+		      nblocks_t *len)
+{
+	struct inode *src = r->fop->in, *dst = r->fop->dst;
+	fileblk_t rest = d;
+	struct extent ext;
+	int rc = share_len(r, s, d, max, &ext, len);
+
+	if (!rc)
+		rc = extmap_remove(t, dst, FORK_DATA, d, d + *len, 4 * COPY_RECORDS, &rest);
+	if (rc < 0)
+		return rc;
+	if (rest > d) { /* room ran low: these blocks are holes until the next step comes back to them */
+		*len = 0;
+		return 0;
+	}
+	if (ext.state == EXT_WRITTEN)
+		rc = extmap_share(t, src, s, *len, dst, d, 4 * COPY_RECORDS, len);
+	return MIN(rc, 0);
+}
+
+/* *bytes: how far the copy got. */
+static int share_trans(struct file_run *r, nblocks_t max, uint64_t *bytes)
+{
+	struct file_op *fop = r->fop;
+	struct copy_state *cp = &r->cp;
+	struct inode *dst = fop->dst;
+	uint64_t d = fop->dst_offset + cp->pos;
+	nblocks_t len = 0;
+	struct trans t;
+	xid_t xid;
+	int rc;
+
+	rc = trans_begin(r->fs, &t, COPY_TRANS_BLOCKS);
+	if (rc)
+		return rc;
+	rc = trans_join_inode(&t, fop->in);
+	if (!rc && dst != fop->in)
+		rc = trans_join_inode(&t, dst);
+	if (!rc)
+		rc = share_some(r, &t, block_floor(fop->offset + cp->pos), block_floor(d), max, &len);
+	if (!rc) {
+		*bytes = MIN(len << BLOCK_SHIFT, cp->len - cp->pos);
+		if (*bytes) {
+			dst->core.size = MAX(dst->core.size, d + *bytes);
+			inode_touch(dst, TOUCH_MTIME | TOUCH_CTIME);
+		}
+		rc = inode_write(&t, dst);
+	}
+	if (!rc && dst != fop->in)
+		rc = inode_write(&t, fop->in);
+	if (rc)
+		return run_trans_fail(r, &t, rc);
+	note_unshare(dst);
+	xid = trans_commit(&t);
+	if (*bytes & BLOCK_MASK) {
+		dst->tail_zero = false;
+		dst->shrink_xid = xid;
+	}
+	return 0;
+}
+
+static enum step copy_share(struct file_run *r)
+{
+	struct copy_state *cp = &r->cp;
+	uint64_t left = cp->len - cp->pos, bytes = 0;
+	nblocks_t max = cp->whole_tail ? block_ceil(left) : block_floor(left);
+	enum step how;
+	int rc = share_trans(r, max, &bytes);
+
+	if (rc)
+		return run_retry(r, &rc, &how) ? how : copy_fail(r, rc);
+	cp->pos += bytes;
+	return run_yield(r, copy_next);
+}
+
+/* ---- reading and writing ---------------------------------------------------------------------------------- */
+
+static enum step copy_written(struct file_run *r)
+{
+	struct copy_state *cp = &r->cp;
+
+	if (r->err)
+		return copy_fail(r, 0);
+	cp->pos += r->wr.end - r->wr.off;
+	r->step = copy_next;
+	return STEP_NEXT;
+}
+
+static enum step copy_read(struct file_run *r)
+{
+	struct file_op *fop = r->fop;
+	struct copy_state *cp = &r->cp;
+	uint64_t d = fop->dst_offset + cp->pos;
+
+	if (r->err)
+		return copy_fail(r, 0);
+	xassert(r->rd.got == cp->piece);
+	return write_begin(r, fop->dst, d, d + cp->piece, cp->mem, true, TOUCH_MTIME | TOUCH_CTIME,
+			   copy_written);
+}
+
+static enum step copy_done(struct file_run *r)
+{
+	if (r->cp.pos && (r->fop->flags & FILE_F_DSYNC))
+		return run_durable(r, r->fop->dst, copy_end);
+	r->step = copy_end;
+	return STEP_NEXT;
+}
+
+static enum step copy_next(struct file_run *r)
+{
+	struct file_op *fop = r->fop;
+	struct copy_state *cp = &r->cp;
+	uint64_t left = cp->len - cp->pos;
+	uint64_t s = (fop->offset + cp->pos) & BLOCK_MASK, d = (fop->dst_offset + cp->pos) & BLOCK_MASK;
+
+	if (r->err)
+		return copy_fail(r, 0);
+	if (left == 0)
+		return copy_done(r);
+	if (s == 0 && d == 0 && (left >= BLOCK_SIZE || cp->whole_tail)) {
+		r->step = copy_share;
+		return STEP_NEXT;
+	}
+	cp->piece = MIN(left, COPY_PIECE);
+	if (s == d)
+		cp->piece = MIN(left, BLOCK_SIZE - s);
+	if (!cp->mem)
+		cp->mem = run_mem_get(COPY_PIECE + BLOCK_SIZE);
+	if (!cp->mem)
+		return copy_fail(r, -ENOMEM);
+	read_setup(r, fop->in, fop->offset + cp->pos, cp->piece, cp->mem, COPY_PIECE + BLOCK_SIZE, copy_read);
+	return STEP_NEXT;
+}
+
+enum step file_copy_start(struct file_run *r)
+{
+	struct file_op *fop = r->fop;
+	uint64_t apart = fop->offset > fop->dst_offset ? fop->offset - fop->dst_offset :
+							 fop->dst_offset - fop->offset;
+
+	if (fop->in->fs != fop->dst->fs)
+		return run_end(r, -EXDEV);
+	if (fop->len == 0)
+		return run_end(r, 0);
+	if (fop->dst_offset >= FILE_MAX_BYTES || fop->offset > FILE_MAX_BYTES)
+		return run_end(r, fop->offset > FILE_MAX_BYTES ? 0 : -EFBIG);
+	fop->len = MIN(fop->len, FILE_MAX_BYTES - MAX(fop->dst_offset, fop->offset));
+	if (fop->len == 0)
+		return run_end(r, 0);
+	if (fop->in == fop->dst && apart < fop->len)
+		return run_end(r, -EINVAL);
+	r->step = copy_acquire;
+	return STEP_NEXT;
+}

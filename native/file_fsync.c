@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * file_fsync.c - fsync: times that are only in memory become a transaction, then the journal makes everything
+ * of the inode durable, its data with it.
+ */
+#include "file_run.h"
+
+static enum step fsync_end(struct file_run *r)
+{
+	return run_end(r, r->err);
+}
+
+static enum step fsync_flush_times(struct file_run *r)
+{
+	struct inode *in = r->fop->in;
+	enum step how;
+	int rc;
+
+	if (!(r->fop->flags & FILE_F_DATASYNC) && !fs_is_shutdown(r->fs)) {
+		rc = inode_flush_lazy_one(in);
+		if (rc < 0) {
+			if (run_retry(r, &rc, &how))
+				return how;
+			return run_end(r, rc);
+		}
+	}
+	return run_durable(r, in, fsync_end);
+}
+
+enum step file_fsync_start(struct file_run *r)
+{
+	if (r->fs->read_only)
+		return run_end(r, 0);
+	if (fs_is_shutdown(r->fs))
+		return run_end(r, -ERR_SHUTDOWN);
+	r->step = fsync_flush_times;
+	return STEP_NEXT;
+}

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * file_write.c - write: which bytes to lock, the fast path of an aligned rewrite, and what follows the data.
+ *
+ * Segment: WRITE_IO over the blocks written; from the block of EOF on when the write begins behind EOF, because the tail there
+ * has to be zeroed. So the size changes only under a segment that covers the block of the old EOF. Blocks that are shared
+ * need a MAP segment (their mapping changes under readers).
+ */
+#include "file_run.h"
+
+#include "namei.h"
+#include "xattr.h"
+
+static enum step write_acquire(struct file_run *r);
+
+static enum step write_finish(struct file_run *r)
+{
+	struct write_body *w = &r->wr;
+
+	if (r->err)
+		return run_end(r, r->err);
+	return run_end(r, (int64_t)(w->end - w->off));
+}
+
+/* The data is in place, and converted where it had to be. */
+static enum step write_done(struct file_run *r)
+{
+	struct inode *in = r->fop->in;
+
+	if (r->err)
+		return run_end(r, r->err);
+	if (!r->wr.touched) {
+		fs_rdlock(r->fs);
+		inode_touch_lazy(in, TOUCH_MTIME | TOUCH_CTIME);
+		fs_unlock(r->fs);
+	}
+	r->step = write_finish;
+	if (r->fop->flags & FILE_F_DSYNC)
+		return run_durable(r, in, write_finish);
+	return STEP_NEXT;
+}
+
+static enum step write_in_place_end(struct file_run *r)
+{
+	if (unlikely(r->io_err))
+		r->err = r->io_err;
+	return write_done(r);
+}
+
+static enum step write_general(struct file_run *r)
+{
+	struct file_op *fop = r->fop;
+
+	if (r->err)
+		return run_end(r, r->err);
+	return write_begin(r, fop->in, fop->offset, fop->offset + fop->len, fop->buf, true,
+			   TOUCH_MTIME | TOUCH_CTIME, write_done);
+}
+
+/* One written, unshared extent below EOF, and memory that the device can use. fs->lock shared. */
+static bool in_place(struct file_run *r, uint64_t *dev_offset)
+{
+	struct file_op *fop = r->fop;
+	struct inode *in = fop->in;
+	uint64_t end = fop->offset + fop->len;
+	nblocks_t len = block_ceil(end) - block_floor(fop->offset);
+	struct extent ext;
+
+	if ((((uintptr_t)fop->buf | fop->offset | fop->len) & (r->fs->dev->align - 1)) ||
+	    end > in->core.size || (in->core.flags & INODE_F_SHARED) || fs_is_shutdown(r->fs))
+		return false;
+	if (extmap_lookup(in, FORK_DATA, block_floor(fop->offset), len, &ext) < 0)
+		return false;
+	*dev_offset = (ext.block << BLOCK_SHIFT) + (fop->offset & BLOCK_MASK);
+	return ext.state == EXT_WRITTEN && ext.len == len;
+}
+
+/* -EFBIG, or the length cut so that the file stays below the greatest size. */
+static int clamp_len(struct file_op *fop)
+{
+	if (fop->offset >= FILE_MAX_BYTES)
+		return -EFBIG;
+	fop->len = MIN(fop->len, FILE_MAX_BYTES - fop->offset);
+	return 0;
+}
+
+/* fs->lock shared, segment held. STEP_NEXT: it covers what is needed. */
+static bool covers(struct file_run *r, uint64_t size)
+{
+	struct file_op *fop = r->fop;
+
+	if (fop->flags & FILE_F_APPEND) {
+		if ((block_floor(size) << BLOCK_SHIFT) >= r->seg[0].start)
+			return true;
+	} else if (fop->offset <= size || (block_floor(size) << BLOCK_SHIFT) >= r->seg[0].start) {
+		return true;
+	}
+	r->low = size;
+	return false;
+}
+
+static enum step write_again(struct file_run *r, enum seg_kind kind)
+{
+	run_release(r, 0);
+	r->kind = kind;
+	r->step = write_acquire;
+	return STEP_NEXT;
+}
+
+/* Segment held, and its range is right: privileges, sharing, tail. */
+static enum step write_prepare(struct file_run *r)
+{
+	struct file_op *fop = r->fop;
+	struct inode *in = fop->in;
+	uint64_t end = fop->offset + fop->len;
+	bool shared;
+	enum step s;
+	int rc;
+
+	s = run_kill_priv(r, in);
+	if (s != STEP_NEXT)
+		return s;
+	if (r->err)
+		return run_end(r, r->err);
+	if (r->kind != SEG_MAP) {
+		fs_rdlock(r->fs);
+		rc = range_shared(in, block_floor(r->seg[0].start), block_ceil(end), &shared);
+		fs_unlock(r->fs);
+		if (rc)
+			return run_end(r, rc);
+		if (shared)
+			return write_again(r, SEG_MAP);
+	}
+	return tail_begin(r, in, fop->offset, false, write_general);
+}
+
+static int append_place(struct file_run *r, uint64_t size)
+{
+	struct file_op *fop = r->fop;
+	int rc;
+
+	fop->offset = size;
+	rc = clamp_len(fop);
+	if (!rc)
+		seg_shrink(fop->in, &r->seg[0], block_floor(size) << BLOCK_SHIFT,
+			   block_ceil(size + fop->len) << BLOCK_SHIFT);
+	return rc;
+}
+
+static enum step write_locked(struct file_run *r)
+{
+	struct file_op *fop = r->fop;
+	struct inode *in = fop->in;
+	uint64_t size, dev_offset;
+	int rc = 0;
+
+	fs_rdlock(r->fs);
+	size = in->core.size;
+	if (unlikely(!covers(r, size))) {
+		fs_unlock(r->fs);
+		return write_again(r, r->kind);
+	}
+	if (likely(!(fop->flags & (FILE_F_APPEND | FILE_F_KILL_PRIV)) && in_place(r, &dev_offset))) {
+		rc = run_part(r, IO_WRITE, dev_offset, fop->buf, fop->len);
+		fs_unlock(r->fs);
+		if (rc)
+			return run_end(r, rc);
+		r->wr.off = fop->offset;
+		r->wr.end = fop->offset + fop->len;
+		return run_submit(r, write_in_place_end);
+	}
+	fs_unlock(r->fs);
+	if (fop->flags & FILE_F_APPEND)
+		rc = append_place(r, size);
+	if (!rc && fs_is_shutdown(r->fs))
+		rc = -ERR_SHUTDOWN;
+	if (rc)
+		return run_end(r, rc);
+	r->step = write_prepare;
+	return STEP_NEXT;
+}
+
+static enum step write_acquire(struct file_run *r)
+{
+	struct file_op *fop = r->fop;
+	uint64_t start = block_floor(MIN(fop->offset, r->low)) << BLOCK_SHIFT;
+	uint64_t end = block_ceil(fop->offset + fop->len) << BLOCK_SHIFT;
+
+	if (fop->flags & FILE_F_APPEND) {
+		start = block_floor(r->low) << BLOCK_SHIFT;
+		end = UINT64_MAX;
+	}
+	r->step = write_locked;
+	return run_acquire(r, 0, r->kind, start, end);
+}
+
+enum step file_write_start(struct file_run *r)
+{
+	struct file_op *fop = r->fop;
+
+	if (fop->len > FILE_IO_MAX)
+		return run_end(r, -EINVAL);
+	if (fop->len == 0)
+		return run_end(r, 0);
+	if (fop->flags & FILE_F_APPEND) {
+		fs_rdlock(r->fs);
+		r->low = fop->in->core.size;
+		fs_unlock(r->fs);
+	} else {
+		int rc = clamp_len(fop);
+
+		if (rc)
+			return run_end(r, rc);
+		r->low = UINT64_MAX;
+	}
+	r->kind = SEG_WRITE_IO;
+	r->step = write_acquire;
+	return STEP_NEXT;
+}
+
+/* ---- setuid, setgid, capabilities ------------------------------------------------------------------ */
+
+#define CAPABILITY "security.capability"
+
+static bool has_privileges(struct inode *in)
+{
+	bool has;
+
+	fs_rdlock(in->fs);
+	has = (in->core.mode & 04000) || (in->core.mode & 02010) == 02010 ||
+	      (in->core.xattrs && xattr_get_locked(in, CAPABILITY, NULL, 0) > 0);
+	fs_unlock(in->fs);
+	return has;
+}
+
+enum step run_kill_priv(struct file_run *r, struct inode *in)
+{
+	struct attr_change change = { .valid = ATTR_KILL_PRIV };
+	enum step how;
+	int rc;
+
+	if (!(r->fop->flags & FILE_F_KILL_PRIV) || !has_privileges(in))
+		return STEP_NEXT;
+	do {
+		rc = namei_setattr(in, &change);
+		if (!rc)
+			return STEP_NEXT;
+		if (rc != -ERR_JOURNAL_FULL || !run_retry(r, &rc, &how)) {
+			r->err = rc;
+			return STEP_NEXT;
+		}
+	} while (how == STEP_NEXT);
+	return STEP_PARKED;
+}
