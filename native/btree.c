@@ -310,7 +310,8 @@ int bt_lookup(struct tree tree, struct key key, void *rec, unsigned cap, unsigne
 	if (exact) {
 		const void *found = leaf_record(buf_node(b), slot, len);
 
-		memcpy(rec, found, MIN(cap, *len));
+		if (cap)
+			memcpy(rec, found, MIN(cap, *len));
 	}
 	buf_put(b);
 	return exact ? 0 : -ENOENT;

@@ -258,7 +258,8 @@ int bt_overwrite(struct trans *t, struct bt_cursor *c, const void *rec, unsigned
 		return err;
 	void *to = leaf_record(buf_node(c->path[0].buf), c->path[0].slot, &old);
 	xassert(old == len);
-	memcpy(to, rec, len);
+	if (len)
+		memcpy(to, rec, len);
 	return 0;
 }
 
