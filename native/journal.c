@@ -233,7 +233,8 @@ static int force_locked(struct journal *j, struct jrn_waiter *w)
 	xassert(w->xid <= j->running);
 	if (w->xid && w->xid <= atomic_load(&j->durable))
 		return 0;
-	if (!w->xid && atomic_load(&dev->flushed_upto) >= atomic_load(&dev->writes_done))
+	if (!w->xid && !atomic_load(&j->foreign_write) &&
+	    atomic_load(&dev->flushed_upto) >= atomic_load(&dev->writes_done))
 		return 0;
 	if (j->err)
 		return j->err;
@@ -326,6 +327,11 @@ int jrn_wait_space_blocking(struct fs *fs)
 	return r;
 }
 
+void jrn_note_foreign_write(struct fs *fs)
+{
+	atomic_store(&fs->jrn->foreign_write, true);
+}
+
 bool jrn_cancel(struct fs *fs, struct jrn_waiter *w)
 {
 	struct journal *j = fs->jrn;
@@ -410,6 +416,13 @@ void jrn_fail(struct journal *j, int err, const char *what)
 	pthread_mutex_unlock(&j->mutex);
 }
 
+int jrn_flush_device(struct journal *j)
+{
+	struct device *dev = j->fs->dev;
+
+	return atomic_exchange(&j->foreign_write, false) ? dev_flush(dev) : dev_flush_if_needed(dev);
+}
+
 enum work { WORK_NONE, WORK_PREPARE, WORK_COMMIT, WORK_FLUSH, WORK_CHECKPOINT, WORK_WAKE_SPACE,
 	    WORK_FAILED, WORK_END };
 
@@ -487,7 +500,7 @@ static void flush_for_waiters(struct journal *j)
 	j->flush_waiters = NULL;
 	j->stats.flush_only++;
 	pthread_mutex_unlock(&j->mutex);
-	err = dev_flush_if_needed(j->fs->dev);
+	err = jrn_flush_device(j);
 	if (err)
 		jrn_fail(j, err, "a flush failed");
 	jrn_wake(j, &mine, UINT64_MAX, err);

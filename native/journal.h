@@ -64,6 +64,9 @@ void jrn_note_lazy(struct fs *fs);
 /* Ask for durability. Returns 0 when it holds already (w untouched), ERR_PARKED when w->op will be resumed (w->err says how it went),
  * or a negative code. Any thread; fs->lock not held. */
 int jrn_force(struct fs *fs, struct jrn_waiter *w);
+/* A layout holder wrote to the device: this process did not see the write, so the next flush is not to be spared. Before the
+ * transaction that converts what was written. Any thread. */
+void jrn_note_foreign_write(struct fs *fs);
 /* Take back a parked waiter; false: too late, it is being resumed. */
 bool jrn_cancel(struct fs *fs, struct jrn_waiter *w);
 /* Park until the log has room again (a checkpoint ended); 0 when it has room now, else ERR_PARKED. */

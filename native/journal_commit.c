@@ -50,6 +50,9 @@ static void close_group(struct journal *j, struct closed_group *g)
 	struct buf *b;
 	unsigned i = 0;
 
+	pthread_mutex_lock(&j->mutex);
+	assert_journal_state(j);
+	pthread_mutex_unlock(&j->mutex);
 	g->images = j->dirty.count;
 	g->ndesc = jrn_descriptors(g->images);
 	g->lsn = j->head;
@@ -68,7 +71,6 @@ static void close_group(struct journal *j, struct closed_group *g)
 	}
 	j->record_lsn[g->xid & j->record_mask] = g->lsn;
 	pthread_mutex_lock(&j->mutex);
-	assert_journal_state(j);
 	j->head += g->ndesc + g->images;
 	j->running++;
 	j->in_flight = true;
@@ -143,7 +145,7 @@ static int flush_before_record(struct journal *j)
 	mine = j->flush_waiters;
 	j->flush_waiters = NULL;
 	pthread_mutex_unlock(&j->mutex);
-	err = dev_flush_if_needed(j->fs->dev);
+	err = jrn_flush_device(j);
 	jrn_wake(j, &mine, UINT64_MAX, err);
 	return err;
 }

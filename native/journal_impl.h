@@ -66,6 +66,7 @@ struct journal {
 
 	_Atomic unsigned ndirty; /* = dirty.count */
 	_Atomic xid_t durable, checkpointed;
+	_Atomic bool foreign_write; /* somebody wrote past the device's counts since the last flush began */
 
 	pthread_t thread;
 	bool started;        /* to be joined; belongs to who starts and stops */
@@ -108,6 +109,8 @@ void buf_list_del(struct buf_list *l, struct buf *b);
 
 /* A failed write, flush or verifier: nothing becomes durable from now on. Journal thread, no locks. */
 void jrn_fail(struct journal *j, int err, const char *what);
+/* Flush what was written before the call, by whomever. */
+int jrn_flush_device(struct journal *j);
 /* Resume those waiters of a list whose group is at most upto. The mutex must not be held. */
 void jrn_wake(struct journal *j, struct jrn_waiter **list, xid_t upto, int err);
 
