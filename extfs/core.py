@@ -35,6 +35,7 @@ __all__ = [
     "Filesystem",
     "JournalFullError",
     "Mutant",
+    "OpcodeServer",
     "SimDevice",
     "Space",
     "Stat",
@@ -43,6 +44,7 @@ __all__ = [
     "drain_log",
     "log_fd",
     "mkfs",
+    "opcodes",
     "read_super",
 ]
 
@@ -924,6 +926,25 @@ class BridgeStats:
     by_opcode: dict[int, int]
 
 
+class OpcodeServer(enum.IntEnum):
+    """Who serves a FUSE opcode."""
+
+    NONE = 0
+    C = 1
+    PYTHON = 2
+
+
+def opcodes() -> dict[str, OpcodeServer]:
+    """The bridge's table: every opcode that it knows, and who serves it."""
+    found = {}
+    server = _ffi.new("int *")
+    for number in range(64):
+        name = _lib.extfs_bridge_opcode(number, server)
+        if name:
+            found[_string(name)] = OpcodeServer(server[0])
+    return found
+
+
 class Bridge:
     """The mount at /dev/fuse, served by the core's own threads; see native/bridge.h."""
 
@@ -961,7 +982,10 @@ class Bridge:
 
     @property
     def forward_fd(self) -> int:
-        """Socket with the requests that Python serves; pyfuse3's mountpoint is /dev/fd/<this>."""
+        """Socket with the requests that Python serves; pyfuse3's mountpoint is /dev/fd/<this>.
+
+        The caller's to close, once asked for.
+        """
         return int(_lib.extfs_bridge_forward_fd(self._raw))
 
     @property
@@ -976,8 +1000,24 @@ class Bridge:
         opcodes = {number: count for number, count in enumerate(out.by_opcode) if count}
         return BridgeStats(out.requests, out.forwarded, out.parked, out.interrupted, opcodes)
 
+    def unmount(self, *, lazy: bool = False) -> None:
+        """Unmount. EBUSY while files are open, unless `lazy`. May wait for requests: blocks."""
+        _checked(_lib.extfs_bridge_unmount(self._raw, lazy))
+
+    def abort(self) -> None:
+        """Fail every request from now on, as if unmounted."""
+        _checked(_lib.extfs_bridge_abort(self._raw))
+
+    def notify_inode(self, ino: int, offset: int = 0, length: int = 0) -> None:
+        """Tell the kernel that bytes changed; length 0: to the end; offset -1: attributes."""
+        _checked(_lib.extfs_bridge_notify_inode(self._raw, ino, offset, length))
+
+    def notify_entry(self, directory: int, name: bytes) -> None:
+        """Tell the kernel that a name changed."""
+        _checked(_lib.extfs_bridge_notify_entry(self._raw, directory, name, len(name)))
+
     def stop(self) -> None:
-        """After the unmount: wait for the threads and free everything. Blocks."""
+        """Wait for the threads and free everything; what is still mounted is aborted. Blocks."""
         raw, self._raw = self._raw, None
         if raw is not None:
             _checked(_lib.extfs_bridge_stop(raw))

@@ -47,7 +47,8 @@ struct backlog {
 };
 
 struct forward {
-	int fd, peer; /* -1: given away, or closed */
+	int fd, peer;
+	bool peer_given; /* closing it is somebody else's business */
 	pthread_mutex_t mutex;
 	struct sent *sent[SENT_BUCKETS];
 	struct backlog *head, **tail;
@@ -107,7 +108,7 @@ void forward_destroy(struct bridge *b)
 		}
 	}
 	close(f->fd);
-	if (f->peer >= 0)
+	if (!f->peer_given)
 		close(f->peer);
 	pthread_mutex_destroy(&f->mutex);
 	free(f);
@@ -116,10 +117,8 @@ void forward_destroy(struct bridge *b)
 
 int forward_peer_fd(struct bridge *b)
 {
-	int fd = b->forward->peer;
-
-	b->forward->peer = -1;
-	return fd;
+	b->forward->peer_given = true;
+	return b->forward->peer;
 }
 
 int forward_fd(struct bridge *b)

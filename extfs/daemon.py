@@ -1,0 +1,358 @@
+"""One mounted filesystem: a process that opens the core, starts the bridge, and runs to the unmount.
+
+Order of things: device, core (which replays the journal), bridge (which mounts), pyfuse3, "ready";
+and back in reverse when the kernel says that it is unmounted. SIGTERM and SIGINT unmount; while
+files are open the mountpoint is detached, and the daemon ends when the last of them is closed. A
+second signal aborts the connection: everybody who still uses it gets errors. SIGHUP is ignored.
+
+Whatever happens after a successful open, the core is closed: what fsync promised is durable anyway,
+and a clean close leaves an empty journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from extfs import core
+from extfs.core import Atime, Bridge, CoreError, Device, Filesystem
+from extfs.fuse import Session
+
+__all__ = [
+    "MountError",
+    "MountOptions",
+    "parse_options",
+    "run",
+    "start",
+]
+
+log = logging.getLogger("extfs")
+
+MIB = 1 << 20
+
+
+class MountError(Exception):
+    """The filesystem could not be mounted; the message says why, for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """What ``extfs mount`` was asked for. Zeros mean the core's defaults."""
+
+    device: str
+    mountpoint: str
+    read_only: bool = False
+    cache_bytes: int = 0
+    inode_cache: int = 0
+    commit_ms: int = 0
+    atime: Atime = Atime.RELATIME
+    threads: int = 0
+    writeback_cache: bool = False
+    kernel: tuple[str, ...] = ()
+    """Options of mount(8) that the kernel keeps: nosuid, nodev, ..."""
+
+
+# Words of mount(8) that mean nothing to the kernel or to us: for the tools that read /etc/fstab.
+_FSTAB_WORDS = frozenset(
+    ("auto", "noauto", "user", "nouser", "users", "group", "owner", "_netdev", "nofail")
+)
+_KERNEL_WORDS = frozenset(
+    ("defaults", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "diratime", "nodiratime")
+    + ("async", "sync", "dirsync", "silent", "loud")
+)
+_ATIME_WORDS = {
+    "atime": Atime.RELATIME,
+    "relatime": Atime.RELATIME,
+    "strictatime": Atime.STRICT,
+    "noatime": Atime.NONE,
+}
+
+
+def _number(word: str, value: str, low: int, high: int) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        raise MountError(f"option {word}: {value!r} is not a number") from None
+    if not low <= number <= high:
+        raise MountError(f"option {word}: {number} is not between {low} and {high}")
+    return number
+
+
+def _apply(options: MountOptions, word: str) -> MountOptions:
+    name, equals, value = word.partition("=")
+    if word in ("ro", "rw"):
+        return replace(options, read_only=word == "ro")
+    if word in _ATIME_WORDS:
+        options = replace(options, atime=_ATIME_WORDS[word])
+        return replace(options, kernel=(*options.kernel, word))
+    if word in _KERNEL_WORDS:
+        return replace(options, kernel=(*options.kernel, word))
+    if word in _FSTAB_WORDS or word.startswith(("x-", "comment=")):
+        return options
+    if word == "writeback_cache":
+        return replace(options, writeback_cache=True)
+    if equals and name == "cache":
+        return replace(options, cache_bytes=_number(name, value, 4, 1 << 20) * MIB)
+    if equals and name == "inode_cache":
+        return replace(options, inode_cache=_number(name, value, 64, 1 << 24))
+    if equals and name == "commit":
+        return replace(options, commit_ms=_number(name, value, 1, 300_000))
+    if equals and name == "threads":
+        return replace(options, threads=_number(name, value, 1, 64))
+    raise MountError(f"unknown mount option: {word}")
+
+
+def parse_options(device: str, mountpoint: str, words: str = "") -> MountOptions:
+    """Read the comma-separated words of ``-o``.
+
+    Ours: ``cache=MIB`` (metadata cache), ``inode_cache=N``, ``commit=MILLISECONDS``, ``threads=N``,
+    ``writeback_cache``. MountError: a word that nobody knows, or a number out of its range.
+    """
+    options = MountOptions(device, mountpoint)
+    for word in words.split(","):
+        if word:
+            options = _apply(options, word)
+    return options
+
+
+# ---- opening ----------------------------------------------------------------------------------
+
+
+def _explain(error: OSError, what: str) -> MountError:
+    text = error.text if isinstance(error, CoreError) else os.strerror(error.errno or 0)
+    return MountError(f"{what}: {text}")
+
+
+def _explain_bridge(error: CoreError, options: MountOptions) -> MountError:
+    messages = {
+        errno.ENODEV: "there is no /dev/fuse (is the fuse module loaded?)",
+        errno.EPERM: "mounting needs root",
+        errno.EACCES: "mounting needs root",
+        errno.EBUSY: f"{options.mountpoint}: something is mounted there already",
+        errno.ENOENT: f"{options.mountpoint}: no such directory",
+        errno.ENOTDIR: f"{options.mountpoint}: not a directory",
+    }
+    text = messages.get(error.errno or 0, f"{options.mountpoint}: {error.text}")
+    return MountError(text)
+
+
+def _check_mountpoint(path: str) -> None:
+    """Fail before the device is touched; the bridge checks again."""
+    try:
+        directory = Path(path).is_dir() or not Path(path).exists()
+        Path(path).stat()
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise MountError(f"{path}: a dead mount is in the way; unmount it first") from None
+        raise _explain(error, path) from None
+    if not directory:
+        raise MountError(f"{path}: not a directory")
+
+
+@contextlib.contextmanager
+def _opened(options: MountOptions) -> Iterator[Filesystem]:
+    """The core, open. Closed at the end; a failure to close it clean is a MountError."""
+    try:
+        device = Device.open(options.device, read_only=options.read_only)
+    except OSError as error:
+        raise _explain(error, options.device) from error
+    try:
+        filesystem = Filesystem.open(
+            device,
+            read_only=options.read_only,
+            cache_bytes=options.cache_bytes,
+            inode_cache=options.inode_cache,
+            commit_ms=options.commit_ms,
+            atime=options.atime,
+        )
+    except OSError as error:
+        device.close()
+        raise _explain(error, options.device) from error
+    try:
+        yield filesystem
+    finally:
+        failed = filesystem.shutdown_error
+        try:
+            filesystem.close()
+        except OSError as error:
+            raise _explain(error, f"{options.device}: closing") from error
+        if failed is not None:
+            log.error("%s was turned read-only by an error: %s", options.device, failed.text)
+
+
+def _start_bridge(filesystem: Filesystem, options: MountOptions) -> Bridge:
+    try:
+        return Bridge.start(
+            filesystem,
+            options.mountpoint,
+            fsname=options.device,
+            options=",".join(options.kernel),
+            threads=options.threads,
+            writeback_cache=options.writeback_cache,
+            read_only=options.read_only,
+        )
+    except CoreError as error:
+        raise _explain_bridge(error, options) from error
+
+
+# ---- running ----------------------------------------------------------------------------------
+
+
+async def _pass_log_on() -> None:
+    """Hand the core's log lines to Python's logging as they come."""
+    while True:
+        await trio.lowlevel.wait_readable(core.log_fd())
+        core.drain_log(log)
+
+
+def _unmount(bridge: Bridge, mountpoint: str) -> None:
+    try:
+        bridge.unmount()
+    except CoreError as error:
+        if error.errno != errno.EBUSY:
+            log.info("unmounting %s: %s", mountpoint, error.text)
+        else:
+            log.info("%s is in use: detached, ends when the last file is closed", mountpoint)
+        with contextlib.suppress(CoreError):  # detached before, by somebody else
+            bridge.unmount(lazy=True)
+
+
+async def _obey_signals(bridge: Bridge, mountpoint: str) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        first = True
+        async for number in signals:
+            log.info("%s: unmounting %s", signal.Signals(number).name, mountpoint)
+            if first:
+                # May write out dirty pages, as requests to the bridge: not in this thread.
+                await trio.to_thread.run_sync(_unmount, bridge, mountpoint)
+            else:
+                with contextlib.suppress(CoreError):
+                    bridge.abort()
+            first = False
+
+
+async def _serve(bridge: Bridge, session: Session, mountpoint: str) -> None:
+    """Until unmounted."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_pass_log_on)
+        nursery.start_soon(_obey_signals, bridge, mountpoint)
+        async with trio.open_nursery() as serving:
+            serving.start_soon(session.run)
+            await trio.lowlevel.wait_readable(bridge.event_fd)
+            session.stop()
+        nursery.cancel_scope.cancel()
+
+
+def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None:
+    """Mount and serve in this process until unmounted. Logs to logger ``extfs``.
+
+    `ready` is called when the filesystem can be used. MountError: it could not be mounted, or not
+    be closed cleanly.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _check_mountpoint(options.mountpoint)
+    try:
+        with _opened(options) as filesystem:
+            bridge = _start_bridge(filesystem, options)
+            try:
+                session = Session(filesystem, bridge.forward_fd)
+                try:
+                    ready()
+                    log.info("%s is mounted on %s", options.device, options.mountpoint)
+                    trio.run(_serve, bridge, session, options.mountpoint)
+                    log.info("%s is unmounted", options.mountpoint)
+                finally:
+                    session.close()
+            finally:
+                bridge.stop()
+    finally:
+        core.drain_log(log)
+
+
+# ---- in the background ------------------------------------------------------------------------
+
+
+def _log_to_system() -> None:
+    """Background daemons log to syslog where there is one."""
+    handler: logging.Handler = logging.NullHandler()
+    with contextlib.suppress(OSError):
+        handler = logging.handlers.SysLogHandler("/dev/log")
+        handler.setFormatter(logging.Formatter("extfs[%(process)d]: %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+
+
+def _detach_from_terminal() -> None:
+    """Stand alone: no controlling terminal, no working directory, no open standard streams."""
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _background(options: MountOptions, pipe: int) -> int:
+    """The child of `start`: its whole life. Returns the exit code."""
+
+    def ready() -> None:
+        _log_to_system()
+        _detach_from_terminal()
+        os.write(pipe, b"ready")
+        os.close(pipe)
+
+    try:
+        run(options, ready)
+    except MountError as error:
+        with contextlib.suppress(OSError):  # after ready there is nobody to tell
+            os.write(pipe, str(error).encode())
+        log.error("%s", error)
+        return 1
+    except Exception:
+        log.exception("the daemon failed")
+        with contextlib.suppress(OSError):
+            os.write(pipe, b"internal error")
+        return 1
+    return 0
+
+
+def start(options: MountOptions) -> int:
+    """Mount in a process of its own; returns its pid once the filesystem can be used.
+
+    Call it while this process has no other threads. MountError: it could not be mounted.
+    """
+    absolute = replace(
+        options,
+        device=os.path.abspath(options.device),
+        mountpoint=os.path.abspath(options.mountpoint),
+    )
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        code = 1
+        try:
+            code = _background(absolute, writer)
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        said = pipe.read()
+    if said == b"ready":
+        return pid
+    os.waitpid(pid, 0)
+    raise MountError(said.decode(errors="replace") or "the daemon ended without a word")

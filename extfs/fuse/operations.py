@@ -1,0 +1,125 @@
+"""The FUSE opcodes that are served in Python: exactly those that the bridge forwards.
+
+Which these are is said in one place, the table of ``native/bridge_dispatch.c``; a test compares it
+with this class. Each handler is one call of the core. A full journal is waited for in a thread, so
+that no handler keeps the others from running.
+
+Lookup counts are the bridge's: it counts the entries in the answers that it passes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import pyfuse3
+
+from extfs.core import BLOCK_SIZE, CoreError, Cred, Filesystem, Stat
+
+if TYPE_CHECKING:
+    from pyfuse3 import (
+        EntryAttributes,
+        FileNameT,
+        InodeT,
+        RequestContext,
+        StatvfsData,
+        XAttrNameT,
+    )
+
+__all__ = ["Operations"]
+
+_T = TypeVar("_T")
+
+VALID_SECONDS = 86400
+"""As BRIDGE_VALID_SECONDS of native/bridge.h: whoever changes a file otherwise tells the kernel."""
+
+NAME_MAX = 255
+_NANOSECONDS = 1_000_000_000
+_SECTORS_PER_BLOCK = BLOCK_SIZE // 512
+
+
+def attributes(stat: Stat) -> EntryAttributes:
+    """What the kernel is told of an inode: sizes in bytes, blocks in 512-byte sectors."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = pyfuse3.InodeT(stat.ino)
+    entry.generation = stat.generation
+    entry.entry_timeout = VALID_SECONDS
+    entry.attr_timeout = VALID_SECONDS
+    entry.st_mode = pyfuse3.ModeT(stat.mode)
+    entry.st_nlink = stat.nlink
+    entry.st_uid = stat.uid
+    entry.st_gid = stat.gid
+    entry.st_rdev = stat.rdev
+    entry.st_size = stat.size
+    entry.st_blksize = BLOCK_SIZE
+    entry.st_blocks = stat.blocks * _SECTORS_PER_BLOCK
+    entry.st_atime_ns = stat.atime * _NANOSECONDS + stat.atime_ns
+    entry.st_mtime_ns = stat.mtime * _NANOSECONDS + stat.mtime_ns
+    entry.st_ctime_ns = stat.ctime * _NANOSECONDS + stat.ctime_ns
+    return entry
+
+
+class Operations(pyfuse3.Operations):
+    """Handlers of the forwarded opcodes, on one filesystem. All raise `pyfuse3.FUSEError`."""
+
+    # What the kernel does is negotiated by the bridge, which rewrites the answer to INIT.
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        super().__init__()
+        self._filesystem = filesystem
+
+    async def _change(self, call: Callable[[Filesystem], _T]) -> _T:
+        try:
+            return await self._filesystem.changing(call)
+        except CoreError as error:
+            raise pyfuse3.FUSEError(error.errno or 5) from error
+
+    def _look(self, call: Callable[[Filesystem], _T]) -> _T:
+        try:
+            return call(self._filesystem)
+        except CoreError as error:
+            raise pyfuse3.FUSEError(error.errno or 5) from error
+
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """SYMLINK. EEXIST, ENOSPC, ENAMETOOLONG."""
+        cred = Cred(ctx.uid, ctx.gid, 0)
+        return attributes(
+            await self._change(lambda fs: fs.symlink(parent_inode, name, target, cred))
+        )
+
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        """READLINK. EINVAL: not a symbolic link."""
+        return pyfuse3.FileNameT(self._look(lambda fs: fs.readlink(inode)))
+
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """LINK. EEXIST, EMLINK, EPERM (a directory)."""
+        return attributes(await self._change(lambda fs: fs.link(inode, new_parent_inode, new_name)))
+
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """STATFS, in blocks. Inodes are made as needed: each takes at most a block."""
+        space = self._look(lambda fs: fs.statfs())
+        result = pyfuse3.StatvfsData()
+        result.f_bsize = result.f_frsize = BLOCK_SIZE
+        result.f_blocks = space.total
+        result.f_bfree = space.free
+        result.f_bavail = space.avail
+        result.f_files = space.inodes + space.free
+        result.f_ffree = space.free
+        result.f_favail = space.avail
+        result.f_namemax = NAME_MAX
+        return result
+
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """LISTXATTR."""
+        return [pyfuse3.XAttrNameT(name) for name in self._look(lambda fs: fs.listxattr(inode))]
+
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """REMOVEXATTR. ENODATA: there is none."""
+        await self._change(lambda fs: fs.removexattr(inode, name))
