@@ -44,7 +44,7 @@ MAY_IMPORT_DAEMON = {"cli"}
 # with its ending counts for that file alone: fs.h holds what all share, fs.c opens and closes it.
 NATIVE_LAYERS: list[tuple[str, ...]] = [
     ("types", "errors", "format", "crc32c", "siphash", "lookup_table", "fuse_abi"),
-    ("device", "ioctx", "log"),
+    ("device", "sim", "ioctx", "log"),
     ("buffer", "fs.h"),
     ("trans", "journal"),
     ("btree",),
@@ -52,7 +52,7 @@ NATIVE_LAYERS: list[tuple[str, ...]] = [
     ("inode", "extmap", "refcount", "dir", "xattr", "acl", "segment", "plock"),
     ("reaper",),
     ("namei", "file", "data", "layout"),
-    ("fs", "mkfs", "heartbeat"),
+    ("fs", "super", "mkfs", "heartbeat"),
     ("bridge", "core"),
 ]
 # Where two modules need each other, the lower one's code, never its header, may include a header
@@ -60,10 +60,10 @@ NATIVE_LAYERS: list[tuple[str, ...]] = [
 UPCALLS: dict[tuple[str, str], str] = {
     ("btree.c", "alloc.h"): "a tree's blocks are allocated, and free space is kept in trees",
     ("btree_change.c", "alloc.h"): "a tree's blocks are allocated, and free space is kept in trees",
-    ("buffer.c", "journal.h"): "a block goes home only when the journal says that it may",
     ("buffer.c", "trans_pool.h"): "a block that a transaction holds is not evicted",
     ("trans.c", "alloc.h"): "a commit puts what it freed on the allocator's busy list",
     ("trans_inode.c", "inode.h"): "an inode's core follows the outcome of its transaction",
+    ("reaper.c", "file_run.h"): "what it finishes are the data path's truncates and punches",
     ("inode_table.c", "reaper.h"): "the last user of an unlinked inode leaves it to the reaper",
 }
 # The header that cffi reads and the one that C programs read stand above and beside the layers.
