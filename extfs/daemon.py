@@ -1,4 +1,4 @@
-"""One mounted filesystem: a process that opens the core, starts the bridge, and runs to the unmount.
+"""One mounted filesystem: a process that opens the core, starts the bridge, runs to the unmount.
 
 Order of things: device, core (which replays the journal), bridge (which mounts), pyfuse3, "ready";
 and back in reverse when the kernel says that it is unmounted. SIGTERM and SIGINT unmount; while
@@ -68,8 +68,7 @@ _FSTAB_WORDS = frozenset(
 )
 _KERNEL_WORDS = frozenset(
     ("defaults", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "diratime", "nodiratime")
-    + ("async", "sync", "dirsync", "silent", "loud")
-)
+) | frozenset(("async", "sync", "dirsync", "silent", "loud"))
 _ATIME_WORDS = {
     "atime": Atime.RELATIME,
     "relatime": Atime.RELATIME,
