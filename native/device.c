@@ -4,12 +4,14 @@
  *
  * Exclusion: a block device is opened O_EXCL, which excludes mounts and other exclusive openers, partitions and whole
  * disk included. An image file is locked by flock(). A loop device also holds the flock() of its backing
- * file, so that an image and its loop device exclude one another, and two loop devices of one image too. The
+ * file, so that an image and its loop device exclude one another, and two loop devices of one image too; and an
+ * image is not opened while a loop device over it is mounted or otherwise held. The
  * locks belong to open files: they end with the process, however it ends.
  */
 #include "device.h"
 
 #include <fcntl.h>
+#include <glob.h>
 #include <liburing.h>
 #include <limits.h>
 #include <string.h>
@@ -277,26 +279,33 @@ static const struct device_ops raw_ops = {
 
 /* ---- raw device: open --------------------------------------------------------------------------- */
 
-/* First line of a sysfs attribute of the block device, or of the disk it is a partition of. False: no such file. */
+/* False: no such file, or nothing in it. */
+static bool first_line(const char *path, char *buf, size_t len)
+{
+	FILE *f = fopen(path, "re");
+	bool ok;
+
+	if (!f)
+		return false;
+	ok = fgets(buf, (int)len, f) != NULL;
+	fclose(f);
+	if (ok)
+		buf[strcspn(buf, "\n")] = '\0';
+	return ok;
+}
+
+/* An attribute of the block device, or of the disk that it is a partition of. */
 static bool sysfs_line(dev_t rdev, const char *attr, char *buf, size_t len)
 {
 	static const char *const places[] = {"", "../"};
 
 	for (unsigned i = 0; i < ARRAY_LEN(places); i++) {
 		char path[128];
-		FILE *f;
-		bool ok;
 
 		snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s%s", major(rdev), minor(rdev),
 			 places[i], attr);
-		f = fopen(path, "re");
-		if (!f)
-			continue;
-		ok = fgets(buf, (int)len, f) != NULL;
-		fclose(f);
-		if (ok)
-			buf[strcspn(buf, "\n")] = '\0';
-		return ok;
+		if (first_line(path, buf, len))
+			return true;
 	}
 	return false;
 }
@@ -353,6 +362,36 @@ static int open_block(struct raw_device *raw, const char *path, int mode, unsign
 	return flags & DEV_SHARED ? 0 : lock_backing_file(raw, st.st_rdev);
 }
 
+/* A loop device over this image that somebody holds exclusively, as the kernel does while it is mounted. Only
+ * looked at now: who takes the loop device later must look at the image's lock. */
+static int loop_over_image_in_use(const struct stat *image)
+{
+	glob_t loops;
+	int rc = 0;
+
+	if (glob("/sys/block/loop*/loop/backing_file", GLOB_NOSORT, NULL, &loops))
+		return 0;
+	for (size_t i = 0; i < loops.gl_pathc && !rc; i++) {
+		char backing[PATH_MAX + 32], node[64];
+		struct stat st;
+		unsigned number;
+		int fd;
+
+		if (sscanf(loops.gl_pathv[i], "/sys/block/loop%u/", &number) != 1 ||
+		    !first_line(loops.gl_pathv[i], backing, sizeof(backing)) || stat(backing, &st) ||
+		    st.st_dev != image->st_dev || st.st_ino != image->st_ino)
+			continue;
+		snprintf(node, sizeof(node), "/dev/loop%u", number);
+		fd = open(node, O_RDONLY | O_EXCL | O_CLOEXEC);
+		if (fd >= 0)
+			close(fd);
+		else if (errno == EBUSY)
+			rc = -ERR_DEV_IN_USE;
+	}
+	globfree(&loops);
+	return rc;
+}
+
 static uint32_t image_align(int fd)
 {
 #ifdef STATX_DIOALIGN
@@ -368,6 +407,7 @@ static uint32_t image_align(int fd)
 static int open_image(struct raw_device *raw, const char *path, int mode, unsigned flags)
 {
 	struct stat st;
+	int rc;
 
 	raw->fd = open(path, mode | O_DIRECT);
 	if (raw->fd < 0 && errno == EINVAL) {
@@ -381,7 +421,10 @@ static int open_image(struct raw_device *raw, const char *path, int mode, unsign
 	raw->dev.align = image_align(raw->fd);
 	raw->dev.size = (uint64_t)st.st_size & ~(uint64_t)(raw->dev.align - 1);
 	raw->dev.volatile_cache = true;
-	return flags & DEV_SHARED ? 0 : lock_file(raw->fd);
+	if (flags & DEV_SHARED)
+		return 0;
+	rc = lock_file(raw->fd);
+	return rc ? rc : loop_over_image_in_use(&st);
 }
 
 int dev_open(const char *path, unsigned flags, struct device **out)

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <linux/blkpg.h>
 #include <linux/loop.h>
 #include <poll.h>
 #include <pthread.h>
@@ -16,6 +17,7 @@
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -743,7 +745,7 @@ static int attach_loop(char *path, size_t len, unsigned flags)
 static void loop_device_and_image_exclude_each_other(void **state)
 {
 	char path[2][32];
-	int loop[2];
+	int loop[2], mount_like;
 	struct device *dev, *second;
 	uint8_t *buf;
 
@@ -779,8 +781,53 @@ static void loop_device_and_image_exclude_each_other(void **state)
 	dev_close(dev);
 	dev = open_device(path[1], 0);
 	dev_close(dev);
+
+	/* Somebody who knows nothing of our locks, as a mount of the loop device by the kernel. */
+	mount_like = open(path[1], O_RDWR | O_EXCL | O_CLOEXEC);
+	assert_true(mount_like >= 0);
+	assert_int_equal(dev_open(image, 0, &dev), -ERR_DEV_IN_USE);
+	close(mount_like);
+	dev = open_device(image, 0);
+	dev_close(dev);
 	close(loop[0]);
 	close(loop[1]);
+}
+
+/* A partition of a loop device, without a partition table: the kernel is told. Its node is made here. */
+static void partition_locks_the_file_behind_its_disk(void **state)
+{
+	char path[32], node[200], attr[96], line[32] = "";
+	struct blkpg_partition part = {.start = 64 * BLOCK_SIZE, .length = 32 * BLOCK_SIZE, .pno = 1};
+	struct blkpg_ioctl_arg arg = {.op = BLKPG_ADD_PARTITION, .datalen = sizeof(part), .data = &part};
+	int loop = geteuid() == 0 ? attach_loop(path, sizeof(path), LO_FLAGS_PARTSCAN) : -1;
+	struct device *dev, *second;
+	unsigned major_no, minor_no;
+	FILE *f;
+
+	if (loop < 0 || ioctl(loop, BLKPG, &arg)) {
+		print_message("needs root and a loop device with partitions\n");
+		skip();
+	}
+	snprintf(attr, sizeof(attr), "/sys/block/%s/%sp1/dev", path + 5, path + 5);
+	f = fopen(attr, "re");
+	assert_true(f && fgets(line, sizeof(line), f));
+	fclose(f);
+	assert_int_equal(sscanf(line, "%u:%u", &major_no, &minor_no), 2);
+	snprintf(node, sizeof(node), "%s/partition", directory);
+	assert_int_equal(mknod(node, S_IFBLK | 0600, makedev(major_no, minor_no)), 0);
+
+	dev = open_device(node, 0);
+	assert_int_equal(dev->size, 32 * BLOCK_SIZE);
+	assert_int_equal(dev_open(path, 0, &second), -ERR_DEV_IN_USE);
+	assert_int_equal(dev_open(image, 0, &second), -ERR_DEV_IN_USE);
+	dev_close(dev);
+	dev = open_device(image, 0);
+	assert_int_equal(dev_open(node, 0, &second), -ERR_DEV_IN_USE);
+	dev_close(dev);
+	assert_int_equal(unlink(node), 0);
+	arg.op = BLKPG_DEL_PARTITION;
+	assert_int_equal(ioctl(loop, BLKPG, &arg), 0);
+	close(loop);
 }
 
 static void read_only_loop_device_is_told_apart(void **state)
@@ -825,6 +872,7 @@ int main(void)
 		CASE(lock_dies_with_its_process),
 		CASE(what_is_no_device),
 		CASE(loop_device_and_image_exclude_each_other),
+		CASE(partition_locks_the_file_behind_its_disk),
 		CASE(read_only_loop_device_is_told_apart),
 	};
 
