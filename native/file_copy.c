@@ -268,6 +268,7 @@ enum step file_copy_start(struct file_run *r)
 	struct file_op *fop = r->fop;
 	uint64_t apart = fop->offset > fop->dst_offset ? fop->offset - fop->dst_offset :
 							 fop->dst_offset - fop->offset;
+	uint64_t size;
 
 	if (fop->in->fs != fop->dst->fs)
 		return run_end(r, -EXDEV);
@@ -276,6 +277,11 @@ enum step file_copy_start(struct file_run *r)
 	if (fop->dst_offset >= FILE_MAX_BYTES || fop->offset > FILE_MAX_BYTES)
 		return run_end(r, fop->offset > FILE_MAX_BYTES ? 0 : -EFBIG);
 	fop->len = MIN(fop->len, FILE_MAX_BYTES - MAX(fop->dst_offset, fop->offset));
+	/* copy_file_range(2) compares the ranges after it has cut them at the end of the source. */
+	fs_rdlock(fop->in->fs);
+	size = fop->in->core.size;
+	fs_unlock(fop->in->fs);
+	fop->len = fop->offset < size ? MIN(fop->len, size - fop->offset) : 0;
 	if (fop->len == 0)
 		return run_end(r, 0);
 	if (fop->in == fop->dst && apart < fop->len)
