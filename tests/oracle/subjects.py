@@ -86,13 +86,7 @@ class CoreSubject:
         self.fs.fallocate(node.ino, offset, length, **FALLOCATE[mode])
 
     def copy(self, source: Node, offset: int, node: Node, to: int, length: int) -> int:
-        done = 0
-        while done < length:  # as cp does: until nothing is left
-            count = self.fs.copy(source.ino, offset + done, node.ino, to + done, length - done)
-            if not count:
-                break
-            done += count
-        return done
+        return self.fs.copy(source.ino, offset, node.ino, to, length)
 
     def setxattr(self, node: Node, name: bytes, value: bytes) -> None:
         self.fs.setxattr(node.ino, name, value)
@@ -194,19 +188,13 @@ class MountSubject:
         self._with_fd(node, os.O_RDWR, lambda fd: fallocate(fd, bits, offset, length))
 
     def copy(self, source: Node, offset: int, node: Node, to: int, length: int) -> int:
-        done = 0
         out = os.open(self._path(source), os.O_RDONLY | os.O_CLOEXEC)
         into = os.open(self._path(node), os.O_WRONLY | os.O_CLOEXEC)
         try:
-            while done < length:
-                count = os.copy_file_range(out, into, length - done, offset + done, to + done)
-                if not count:
-                    break
-                done += count
+            return os.copy_file_range(out, into, length, offset, to)
         finally:
             os.close(into)
             os.close(out)
-        return done
 
     def setxattr(self, node: Node, name: bytes, value: bytes) -> None:
         os.setxattr(self._path(node), name, value, follow_symlinks=False)
