@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #include "acl.h"
+#include "alloc.h"
 #include "device_sim.h"
 #include "journal.h"
 #include "log.h"
