@@ -16,6 +16,7 @@ import errno
 import logging
 import logging.handlers
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -77,6 +78,20 @@ _ATIME_WORDS = {
 }
 
 
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+
+
+def _size(word: str, value: str, low: int, high: int) -> int:
+    """Bytes, with a unit (64M, 1G) or without."""
+    match = re.fullmatch(r"([0-9]{1,18})([kmgt]?)(i?b)?", value.lower())
+    if match is None:
+        raise MountError(f"option {word}: {value!r} is not a size")
+    size = int(match[1]) << _UNITS[match[2]]
+    if not low <= size <= high:
+        raise MountError(f"option {word}: {value} is not between {low >> 20}M and {high >> 20}M")
+    return size
+
+
 def _number(word: str, value: str, low: int, high: int) -> int:
     try:
         number = int(value)
@@ -98,14 +113,16 @@ def _apply(options: MountOptions, word: str) -> MountOptions:
         return replace(options, kernel=(*options.kernel, word))
     if word in _FSTAB_WORDS or word.startswith(("x-", "comment=")):
         return options
+    if word == "allow_other":
+        return options
     if word == "writeback_cache":
         return replace(options, writeback_cache=True)
     if equals and name == "cache":
-        return replace(options, cache_bytes=_number(name, value, 4, 1 << 20) * MIB)
+        return replace(options, cache_bytes=_size(name, value, 4 * MIB, MIB << 20))
     if equals and name == "inode_cache":
         return replace(options, inode_cache=_number(name, value, 64, 1 << 24))
     if equals and name == "commit":
-        return replace(options, commit_ms=_number(name, value, 1, 300_000))
+        return replace(options, commit_ms=1000 * _number(name, value, 1, 300))
     if equals and name == "threads":
         return replace(options, threads=_number(name, value, 1, 64))
     raise MountError(f"unknown mount option: {word}")
@@ -114,8 +131,8 @@ def _apply(options: MountOptions, word: str) -> MountOptions:
 def parse_options(device: str, mountpoint: str, words: str = "") -> MountOptions:
     """Read the comma-separated words of ``-o``.
 
-    Ours: ``cache=MIB`` (metadata cache), ``inode_cache=N``, ``commit=MILLISECONDS``, ``threads=N``,
-    ``writeback_cache``. MountError: a word that nobody knows, or a number out of its range.
+    Ours: ``cache=SIZE`` (metadata cache), ``inode_cache=N``, ``commit=SECONDS``, ``threads=N``,
+    ``writeback_cache``; ``allow_other`` is always on. MountError: a word that nobody knows, or a number out of its range.
     """
     options = MountOptions(device, mountpoint)
     for word in words.split(","):
