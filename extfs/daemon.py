@@ -132,7 +132,8 @@ def parse_options(device: str, mountpoint: str, words: str = "") -> MountOptions
     """Read the comma-separated words of ``-o``.
 
     Ours: ``cache=SIZE`` (metadata cache), ``inode_cache=N``, ``commit=SECONDS``, ``threads=N``,
-    ``writeback_cache``; ``allow_other`` is always on. MountError: a word that nobody knows, or a number out of its range.
+    ``writeback_cache``; ``allow_other`` is always on. MountError: a word that nobody knows, or a
+    number out of its range.
     """
     options = MountOptions(device, mountpoint)
     for word in words.split(","):
