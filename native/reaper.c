@@ -265,16 +265,13 @@ static struct item *dequeue(struct reaper *rp)
 	return it;
 }
 
-/* One item (or the scan) has ended: busy falls, and whoever waits for space looks again. */
-static void progress(struct reaper *rp)
+static void wake_waiters(struct reaper *rp)
 {
 	struct reaper_waiter *w;
 
 	pthread_mutex_lock(&rp->mutex);
 	w = rp->waiters;
 	rp->waiters = NULL;
-	if (atomic_fetch_sub(&rp->busy, 1) == 1)
-		pthread_cond_broadcast(&rp->idle);
 	pthread_mutex_unlock(&rp->mutex);
 	while (w) {
 		struct reaper_waiter *next = w->next; /* w may be gone after the wake */
@@ -282,6 +279,16 @@ static void progress(struct reaper *rp)
 		ioctx_wake(w->op);
 		w = next;
 	}
+}
+
+/* One item (or the scan) has ended: busy falls, and whoever waits for space looks again. */
+static void progress(struct reaper *rp)
+{
+	pthread_mutex_lock(&rp->mutex);
+	if (atomic_fetch_sub(&rp->busy, 1) == 1)
+		pthread_cond_broadcast(&rp->idle);
+	pthread_mutex_unlock(&rp->mutex);
+	wake_waiters(rp);
 }
 
 /* Next orphans on disk from *from on. How many; 0 at the end. */
@@ -486,7 +493,7 @@ void reaper_stop(struct fs *fs)
 		rp->head = it->next;
 		item_free(it);
 	}
-	xassert(!rp->waiters);
+	wake_waiters(rp); /* they find that there is nothing left to wait for */
 	pthread_cond_destroy(&rp->idle);
 	pthread_cond_destroy(&rp->work);
 	pthread_mutex_destroy(&rp->mutex);
