@@ -55,7 +55,8 @@ static inline void world_mount(void)
 	OK(inode_get_handle(world.fs, 1, 1, &world.root) == 0 ? 0 : -ENOENT);
 }
 
-static inline void world_format(uint64_t bytes, nblocks_t journal_blocks)
+/* world.opt says how it is mounted. */
+static inline void world_make(uint64_t bytes, nblocks_t journal_blocks)
 {
 	struct mkfs_options mk = {.label = "names", .journal_blocks = journal_blocks};
 	struct device *dev;
@@ -64,8 +65,13 @@ static inline void world_format(uint64_t bytes, nblocks_t journal_blocks)
 	OK(sim_device(world.sim, &dev));
 	OK(fs_mkfs(dev, &mk));
 	dev_close(dev);
-	world.opt = (struct fs_options){.no_heartbeat = true};
 	world_mount();
+}
+
+static inline void world_format(uint64_t bytes, nblocks_t journal_blocks)
+{
+	world.opt = (struct fs_options){.no_heartbeat = true};
+	world_make(bytes, journal_blocks);
 }
 
 static inline void world_unmount(void)
@@ -90,13 +96,13 @@ static inline void world_crash(uint64_t seed)
 	world_mount();
 }
 
-static int setup(void **state)
+static inline int setup(void **state)
 {
 	world_format(DEVICE_BYTES, 0);
 	return 0;
 }
 
-static int teardown(void **state)
+static inline int teardown(void **state)
 {
 	char line[256];
 
