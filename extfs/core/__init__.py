@@ -1,0 +1,67 @@
+"""The native core, typed: the only importer of ``extfs._core``.
+
+Every call of ``native/extfs_core.h`` has one method here. Numbers keep the header's units: offsets
+and sizes of files are bytes, extents and space are filesystem blocks, times are seconds since the
+epoch (negative before it) with nanoseconds beside them. Names and targets are ``bytes``.
+
+A failed call raises `CoreError`, an ``OSError`` with the errno for the front and the core's own
+code for the log. Calls that change something may find the journal full; then nothing was done. The
+methods of `Filesystem` wait and try again, which blocks the thread for as long as a checkpoint
+takes. From trio, where nothing may block, use ``await fs.changing(lambda fs: fs.mkdir(...))``,
+which waits in a thread of its own; or `Filesystem.nowait`, whose methods raise `JournalFullError`.
+"""
+
+from __future__ import annotations
+
+from extfs.core.bridge import Bridge, BridgeStats, OpcodeServer, opcodes
+from extfs.core.device import Device, SimDevice, mkfs, read_super
+from extfs.core.filesystem import Filesystem
+from extfs.core.native import CoreError, JournalFullError, drain_log, log_fd
+from extfs.core.values import (
+    BLOCK_SIZE,
+    ROOT_INODE,
+    Atime,
+    Cred,
+    Dirent,
+    Extent,
+    ExtentState,
+    Mutant,
+    Space,
+    Stat,
+    Stats,
+    Superblock,
+)
+
+__all__ = [
+    "BLOCK_SIZE",
+    "ROOT_INODE",
+    "Atime",
+    "Bridge",
+    "BridgeStats",
+    "CoreError",
+    "Cred",
+    "Device",
+    "Dirent",
+    "Extent",
+    "ExtentState",
+    "Filesystem",
+    "JournalFullError",
+    "Mutant",
+    "OpcodeServer",
+    "SimDevice",
+    "Space",
+    "Stat",
+    "Stats",
+    "Superblock",
+    "drain_log",
+    "log_fd",
+    "mkfs",
+    "opcodes",
+    "read_super",
+]
+
+# They are known by the package's name, whichever module defines them.
+for _name in __all__:
+    if hasattr(globals()[_name], "__module__"):
+        globals()[_name].__module__ = __name__
+del _name

@@ -1,0 +1,119 @@
+"""The bridge to /dev/fuse."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from extfs.core.filesystem import Filesystem
+from extfs.core.native import checked, ffi, lib, string
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeStats:
+    """Requests since the mount; `by_opcode` by FUSE opcode number."""
+
+    requests: int
+    forwarded: int
+    parked: int
+    interrupted: int
+    by_opcode: dict[int, int]
+
+
+class OpcodeServer(enum.IntEnum):
+    """Who serves a FUSE opcode."""
+
+    NONE = 0
+    C = 1
+    PYTHON = 2
+
+
+def opcodes() -> dict[str, OpcodeServer]:
+    """The bridge's table: every opcode that it knows, and who serves it."""
+    found = {}
+    server = ffi.new("int *")
+    for number in range(64):
+        name = lib.extfs_bridge_opcode(number, server)
+        if name:
+            found[string(name)] = OpcodeServer(server[0])
+    return found
+
+
+class Bridge:
+    """The mount at /dev/fuse, served by the core's own threads; see native/bridge.h."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    @classmethod
+    def start(
+        cls,
+        fs: Filesystem,
+        mountpoint: str,
+        *,
+        fsname: str,
+        options: str = "",
+        threads: int = 0,
+        writeback_cache: bool = False,
+        read_only: bool = False,
+    ) -> Bridge:
+        """Mount and serve. ENOENT, ENOTDIR, EBUSY (mountpoint), ENODEV (no /dev/fuse), EPERM.
+
+        `options` are the mount(8) options left for the kernel; `threads` 0: one for each CPU, up
+        to 4.
+        """
+        keep = [
+            ffi.new("char[]", text.encode("utf-8", "surrogateescape"))
+            for text in (mountpoint, fsname, options)
+        ]
+        wanted = ffi.new("struct extfs_bridge_options *")
+        wanted.mountpoint, wanted.fsname, wanted.options = keep
+        wanted.threads = threads
+        wanted.writeback_cache = writeback_cache
+        wanted.read_only = read_only
+        out = ffi.new("struct bridge **")
+        checked(lib.extfs_bridge_start(fs.raw, wanted, out))
+        return cls(out[0])
+
+    @property
+    def forward_fd(self) -> int:
+        """Socket with the requests that Python serves; pyfuse3's mountpoint is /dev/fd/<this>.
+
+        The caller's to close, once asked for.
+        """
+        return int(lib.extfs_bridge_forward_fd(self._raw))
+
+    @property
+    def event_fd(self) -> int:
+        """Readable once unmounted."""
+        return int(lib.extfs_bridge_event_fd(self._raw))
+
+    def stats(self) -> BridgeStats:
+        """Counts of requests."""
+        out = ffi.new("struct extfs_bridge_stats *")
+        lib.extfs_bridge_get_stats(self._raw, out)
+        opcodes = {number: count for number, count in enumerate(out.by_opcode) if count}
+        return BridgeStats(out.requests, out.forwarded, out.parked, out.interrupted, opcodes)
+
+    def unmount(self, *, lazy: bool = False) -> None:
+        """Unmount. EBUSY while files are open, unless `lazy`. May wait for requests: blocks."""
+        checked(lib.extfs_bridge_unmount(self._raw, lazy))
+
+    def abort(self) -> None:
+        """Fail every request from now on, as if unmounted."""
+        checked(lib.extfs_bridge_abort(self._raw))
+
+    def notify_inode(self, ino: int, offset: int = 0, length: int = 0) -> None:
+        """Tell the kernel that bytes changed; length 0: to the end; offset -1: attributes."""
+        checked(lib.extfs_bridge_notify_inode(self._raw, ino, offset, length))
+
+    def notify_entry(self, directory: int, name: bytes) -> None:
+        """Tell the kernel that a name changed."""
+        checked(lib.extfs_bridge_notify_entry(self._raw, directory, name, len(name)))
+
+    def stop(self) -> None:
+        """Wait for the threads and free everything; what is still mounted is aborted. Blocks."""
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            checked(lib.extfs_bridge_stop(raw))

@@ -1,0 +1,448 @@
+"""An open filesystem: names, attributes, contents, durability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from extfs.core.device import Device
+from extfs.core.native import Closing, CoreError, JournalFullError, checked, ffi, lib
+from extfs.core.values import (
+    ROOT_INODE,
+    STATS_FIELDS,
+    Atime,
+    Cred,
+    Dirent,
+    Extent,
+    ExtentState,
+    Mutant,
+    Space,
+    Stat,
+    Stats,
+    Superblock,
+    cred_struct,
+    stat_of,
+    superblock_of,
+)
+
+_T = TypeVar("_T")
+_ROOT = Cred()
+
+
+class Filesystem(Closing):
+    """A mounted core. Leaving the ``with`` block closes it clean: committed and checkpointed."""
+
+    def __init__(self, raw: Any, *, wait: bool = True) -> None:
+        self._raw = raw
+        self._wait = wait
+
+    @classmethod
+    def open(
+        cls,
+        device: Device,
+        *,
+        read_only: bool = False,
+        cache_bytes: int = 0,
+        inode_cache: int = 0,
+        commit_ms: int = 0,
+        atime: Atime = Atime.RELATIME,
+        no_heartbeat: bool = False,
+        mutant: Mutant = Mutant.NONE,
+    ) -> Filesystem:
+        """Open and replay (blocks for the replay). Takes the device over when it succeeds.
+
+        Zeros mean the core's defaults. EROFS: read-only, but the journal has to be replayed.
+        """
+        options = ffi.new("struct extfs_mount_options *")
+        options.read_only = read_only
+        options.cache_bytes = cache_bytes
+        options.inode_cache = inode_cache
+        options.commit_ms = commit_ms
+        options.atime = int(atime)
+        options.no_heartbeat = no_heartbeat
+        options.mutant = int(mutant)
+        out = ffi.new("struct fs **")
+        checked(lib.extfs_open(device.raw, options, out))
+        device.taken_over()
+        return cls(out[0])
+
+    @property
+    def raw(self) -> Any:
+        """The C pointer; raises ValueError when closed."""
+        if self._raw is None:
+            raise ValueError("the filesystem is closed")
+        return self._raw
+
+    @property
+    def nowait(self) -> Filesystem:
+        """The same filesystem; its methods raise `JournalFullError` instead of waiting.
+
+        A view: close the original.
+        """
+        return Filesystem(self.raw, wait=False)
+
+    async def changing(self, call: Callable[[Filesystem], _T]) -> _T:
+        """Run ``call(fs)`` from trio; while the journal is full, wait for room in a thread.
+
+        `call` runs in the trio thread, again when the journal was full before its first change.
+        """
+        import trio
+
+        view = self.nowait
+        while True:
+            try:
+                return call(view)
+            except JournalFullError:
+                await trio.to_thread.run_sync(self.wait_space)
+
+    def _change(self, call: Callable[[], int]) -> int:
+        """Run a call that may find the journal full."""
+        while True:
+            code = call()
+            if code >= 0:
+                return code
+            if not (self._wait and lib.extfs_is_retry(code)):
+                return checked(code)
+            self.wait_space()
+
+    # -- the whole filesystem --
+
+    def close(self) -> None:
+        """Commit, checkpoint, leave the journal empty; blocks. Closing twice does nothing."""
+        raw, self._raw = self._raw, None
+        if raw is not None and self._wait:
+            checked(lib.extfs_close(raw))
+
+    def abandon(self) -> None:
+        """Stop as a power cut would."""
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            lib.extfs_abandon(raw)
+
+    @property
+    def shutdown_error(self) -> CoreError | None:
+        """What made the filesystem read-only after the mount, or None."""
+        code = int(lib.extfs_is_shutdown(self.raw))
+        return CoreError(code) if code else None
+
+    @property
+    def super(self) -> Superblock:
+        """Identity and geometry."""
+        out = ffi.new("struct extfs_super *")
+        lib.extfs_super_of(self.raw, out)
+        return superblock_of(out)
+
+    def statfs(self) -> Space:
+        """Space now, in blocks."""
+        out = ffi.new("struct extfs_space *")
+        lib.extfs_statfs(self.raw, out)
+        return Space(out.total, out.free, out.avail, out.busy, out.quarantined, out.inodes)
+
+    def stats(self) -> Stats:
+        """Counters of journal, cache and device."""
+        out = ffi.new("struct extfs_stats *")
+        lib.extfs_get_stats(self.raw, out)
+        return Stats(*[getattr(out, name) for name in STATS_FIELDS])
+
+    def sync(self) -> None:
+        """Everything done so far is durable when this returns; blocks."""
+        checked(lib.extfs_sync(self.raw))
+
+    def wait_space(self) -> None:
+        """Until the journal has room; blocks."""
+        checked(lib.extfs_wait_space(self.raw))
+
+    def drain(self) -> None:
+        """Until nothing is left to free in the background; blocks."""
+        lib.extfs_drain(self.raw)
+
+    def checkpoint(self) -> None:
+        """Ask for a checkpoint; does not wait."""
+        lib.extfs_checkpoint(self.raw)
+
+    # -- names and attributes --
+
+    def getattr(self, ino: int) -> Stat:
+        """Attributes. ENOENT."""
+        out = ffi.new("struct extfs_stat *")
+        checked(lib.extfs_getattr(self.raw, ino, out))
+        return stat_of(out)
+
+    def lookup(self, directory: int, name: bytes) -> Stat:
+        """The inode of a name; "." and ".." work. ENOENT, ENOTDIR, ENAMETOOLONG."""
+        out = ffi.new("struct extfs_stat *")
+        checked(lib.extfs_lookup(self.raw, directory, name, len(name), out))
+        return stat_of(out)
+
+    def resolve(self, path: bytes) -> Stat:
+        """Walk a path from the root, name by name; symbolic links are not followed."""
+        stat = self.getattr(ROOT_INODE)
+        for name in path.split(b"/"):
+            if name:
+                stat = self.lookup(stat.ino, name)
+        return stat
+
+    def mknod(
+        self, directory: int, name: bytes, mode: int, rdev: int = 0, cred: Cred = _ROOT
+    ) -> Stat:
+        """Create a regular file, fifo, socket or device; `mode` with type, `rdev` as in makedev."""
+        out = ffi.new("struct extfs_stat *")
+        who = cred_struct(cred)
+        self._change(
+            lambda: lib.extfs_mknod(self.raw, directory, name, len(name), mode, rdev, who, out)
+        )
+        return stat_of(out)
+
+    def mkdir(self, directory: int, name: bytes, mode: int, cred: Cred = _ROOT) -> Stat:
+        """Create a directory."""
+        out = ffi.new("struct extfs_stat *")
+        who = cred_struct(cred)
+        self._change(lambda: lib.extfs_mkdir(self.raw, directory, name, len(name), mode, who, out))
+        return stat_of(out)
+
+    def symlink(self, directory: int, name: bytes, target: bytes, cred: Cred = _ROOT) -> Stat:
+        """Create a symbolic link; targets have 1 to 4095 bytes."""
+        out = ffi.new("struct extfs_stat *")
+        who = cred_struct(cred)
+        self._change(
+            lambda: lib.extfs_symlink(
+                self.raw, directory, name, len(name), target, len(target), who, out
+            )
+        )
+        return stat_of(out)
+
+    def tmpfile(self, directory: int, mode: int, cred: Cred = _ROOT) -> Stat:
+        """A file without a name (O_TMPFILE), open once: `release` frees it unless it was linked."""
+        out = ffi.new("struct extfs_stat *")
+        who = cred_struct(cred)
+        self._change(lambda: lib.extfs_tmpfile(self.raw, directory, mode, who, out))
+        return stat_of(out)
+
+    def link(self, ino: int, directory: int, name: bytes) -> Stat:
+        """Another name. EPERM for directories, EMLINK, EEXIST."""
+        out = ffi.new("struct extfs_stat *")
+        self._change(lambda: lib.extfs_link(self.raw, ino, directory, name, len(name), out))
+        return stat_of(out)
+
+    def unlink(self, directory: int, name: bytes) -> None:
+        """Remove a name of anything but a directory. EISDIR, ENOENT."""
+        self._change(lambda: lib.extfs_unlink(self.raw, directory, name, len(name)))
+
+    def rmdir(self, directory: int, name: bytes) -> None:
+        """Remove an empty directory. ENOTEMPTY, ENOTDIR, ENOENT."""
+        self._change(lambda: lib.extfs_rmdir(self.raw, directory, name, len(name)))
+
+    def rename(
+        self,
+        directory: int,
+        name: bytes,
+        to: int,
+        new_name: bytes,
+        *,
+        noreplace: bool = False,
+        exchange: bool = False,
+    ) -> None:
+        """As renameat2(2). EINVAL for a directory below itself, ENOTEMPTY, EEXIST."""
+        flags = (lib.EXTFS_RENAME_NOREPLACE if noreplace else 0) | (
+            lib.EXTFS_RENAME_EXCHANGE if exchange else 0
+        )
+        self._change(
+            lambda: lib.extfs_rename(
+                self.raw, directory, name, len(name), to, new_name, len(new_name), flags
+            )
+        )
+
+    def readlink(self, ino: int) -> bytes:
+        """Target of a symbolic link."""
+        buffer = bytearray(4096)
+        length = checked(
+            lib.extfs_readlink(self.raw, ino, ffi.from_buffer("char[]", buffer), len(buffer))
+        )
+        return bytes(buffer[:length])
+
+    def setattr(
+        self,
+        ino: int,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        atime: tuple[int, int] | None = None,
+        mtime: tuple[int, int] | None = None,
+        kill_priv: bool = False,
+    ) -> None:
+        """Change what is given; times as (seconds, nanoseconds). The size: `truncate`."""
+        new = ffi.new("struct extfs_stat *")
+        valid = lib.EXTFS_ATTR_KILL_PRIV if kill_priv else 0
+        if mode is not None:
+            new.mode = mode
+            valid |= lib.EXTFS_ATTR_MODE
+        if uid is not None:
+            new.uid = uid
+            valid |= lib.EXTFS_ATTR_UID
+        if gid is not None:
+            new.gid = gid
+            valid |= lib.EXTFS_ATTR_GID
+        if atime is not None:
+            new.atime, new.atime_ns = atime
+            valid |= lib.EXTFS_ATTR_ATIME
+        if mtime is not None:
+            new.mtime, new.mtime_ns = mtime
+            valid |= lib.EXTFS_ATTR_MTIME
+        self._change(lambda: lib.extfs_setattr(self.raw, ino, valid, new))
+
+    def readdir(self, directory: int, after: int = 0, limit: int = 256) -> list[Dirent]:
+        """Up to `limit` entries with a cookie above `after`, without "." and ".."."""
+        out = ffi.new("struct extfs_dirent[]", limit)
+        count = checked(lib.extfs_readdir(self.raw, directory, after, out, limit))
+        return [
+            Dirent(
+                entry.ino, entry.cookie, entry.type, bytes(ffi.buffer(entry.name, entry.name_len))
+            )
+            for entry in (out[index] for index in range(count))
+        ]
+
+    def scandir(self, directory: int) -> Iterator[Dirent]:
+        """All entries, in cookie order."""
+        after = 0
+        while entries := self.readdir(directory, after):
+            yield from entries
+            after = entries[-1].cookie
+
+    def open_inode(self, ino: int) -> None:
+        """Keep the inode although its names may go; undone by `release`."""
+        checked(lib.extfs_open_inode(self.raw, ino))
+
+    def release(self, ino: int) -> None:
+        """End what `open_inode` or `tmpfile` began."""
+        checked(lib.extfs_release(self.raw, ino))
+
+    def handle_check(self, ino: int, generation: int) -> None:
+        """ESTALE when the file of this handle is gone."""
+        checked(lib.extfs_handle_check(self.raw, ino, generation))
+
+    # -- extended attributes --
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        """Value of an attribute; full names ("user.x"). ENODATA, EOPNOTSUPP."""
+        buffer = bytearray(65536)
+        length = checked(
+            lib.extfs_xattr_get(self.raw, ino, name, ffi.from_buffer(buffer), len(buffer))
+        )
+        return bytes(buffer[:length])
+
+    def setxattr(
+        self, ino: int, name: bytes, value: bytes, *, create: bool = False, replace: bool = False
+    ) -> None:
+        """Set an attribute. EEXIST (`create`), ENODATA (`replace`), E2BIG, ENOSPC."""
+        flags = (1 if create else 0) | (2 if replace else 0)
+        self._change(
+            lambda: lib.extfs_xattr_set(
+                self.raw, ino, name, ffi.from_buffer(value), len(value), flags
+            )
+        )
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        """Remove an attribute. ENODATA."""
+        self._change(lambda: lib.extfs_xattr_remove(self.raw, ino, name))
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        """Names of all attributes."""
+        length = checked(lib.extfs_xattr_list(self.raw, ino, ffi.NULL, 0))
+        if not length:
+            return []
+        buffer = bytearray(length)
+        length = checked(
+            lib.extfs_xattr_list(self.raw, ino, ffi.from_buffer("char[]", buffer), length)
+        )
+        return bytes(buffer[:length]).split(b"\0")[:-1]
+
+    # -- contents; all of these block for device I/O --
+
+    def read(self, ino: int, offset: int, length: int) -> bytes:
+        """Bytes up to `length` or the end of the file."""
+        buffer = bytearray(length)
+        count = self.read_into(ino, offset, buffer)
+        return bytes(memoryview(buffer)[:count])
+
+    def read_into(self, ino: int, offset: int, buffer: bytearray | memoryview) -> int:
+        """Fill `buffer`; returns how many bytes there were."""
+        memory = ffi.from_buffer(buffer)
+        return self._change(lambda: lib.extfs_read(self.raw, ino, offset, memory, len(memory)))
+
+    def write(
+        self,
+        ino: int,
+        offset: int,
+        content: bytes | bytearray | memoryview,
+        *,
+        append: bool = False,
+        dsync: bool = False,
+        kill_priv: bool = False,
+    ) -> int:
+        """Write; returns the count of bytes. `append`: at the end of the file, whatever `offset`."""
+        flags = (
+            (lib.EXTFS_F_APPEND if append else 0)
+            | (lib.EXTFS_F_DSYNC if dsync else 0)
+            | (lib.EXTFS_F_KILL_PRIV if kill_priv else 0)
+        )
+        memory = ffi.from_buffer(content)
+        return self._change(
+            lambda: lib.extfs_write(self.raw, ino, offset, memory, len(memory), flags)
+        )
+
+    def truncate(self, ino: int, size: int) -> None:
+        """Set the size in bytes, either way."""
+        self._change(lambda: lib.extfs_truncate(self.raw, ino, size))
+
+    def fallocate(
+        self,
+        ino: int,
+        offset: int,
+        length: int,
+        *,
+        keep_size: bool = False,
+        punch_hole: bool = False,
+        zero_range: bool = False,
+    ) -> None:
+        """As fallocate(2); bytes."""
+        mode = (
+            (lib.EXTFS_FALLOC_KEEP_SIZE if keep_size else 0)
+            | (lib.EXTFS_FALLOC_PUNCH_HOLE if punch_hole else 0)
+            | (lib.EXTFS_FALLOC_ZERO_RANGE if zero_range else 0)
+        )
+        self._change(lambda: lib.extfs_fallocate(self.raw, ino, mode, offset, length))
+
+    def copy(self, ino: int, offset: int, to: int, to_offset: int, length: int) -> int:
+        """Copy bytes, sharing blocks where the offsets allow it; returns how many."""
+        return self._change(lambda: lib.extfs_copy(self.raw, ino, offset, to, to_offset, length))
+
+    def fsync(self, ino: int, *, datasync: bool = False) -> None:
+        """Make a file durable."""
+        self._change(lambda: lib.extfs_fsync(self.raw, ino, datasync))
+
+    def seek_data(self, ino: int, offset: int) -> int:
+        """As lseek SEEK_DATA; ENXIO when there is none."""
+        return checked(lib.extfs_seek(self.raw, ino, offset, lib.EXTFS_SEEK_DATA))
+
+    def seek_hole(self, ino: int, offset: int) -> int:
+        """As lseek SEEK_HOLE; ENXIO past the end."""
+        return checked(lib.extfs_seek(self.raw, ino, offset, lib.EXTFS_SEEK_HOLE))
+
+    def map(
+        self, ino: int, start: int = 0, end: int = 1 << 51, *, holes: bool = False, limit: int = 512
+    ) -> list[Extent]:
+        """Up to `limit` extents of file blocks [start, end)."""
+        out = ffi.new("struct extfs_extent[]", limit)
+        count = checked(lib.extfs_map(self.raw, ino, start, end, holes, out, limit))
+        return [
+            Extent(e.file, e.block, e.len, ExtentState(e.state), e.flags, bool(e.shared))
+            for e in (out[index] for index in range(count))
+        ]
+
+    def extents(self, ino: int) -> Iterator[Extent]:
+        """All extents of a file, without holes."""
+        start = 0
+        while found := self.map(ino, start):
+            yield from found
+            start = found[-1].file + found[-1].len

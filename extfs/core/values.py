@@ -1,0 +1,188 @@
+"""What calls take and return: dataclasses for the structs of ``native/extfs_core.h``."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from extfs.core.native import ffi
+
+ROOT_INODE = 1
+BLOCK_SIZE = 4096
+
+
+class ExtentState(enum.IntEnum):
+    """What a reader of the file sees there: holes and unwritten extents read as zeros."""
+
+    HOLE = 0
+    UNWRITTEN = 1
+    WRITTEN = 2
+
+
+class Atime(enum.IntEnum):
+    """When reading updates the access time, as in mount(8)."""
+
+    RELATIME = 0
+    STRICT = 1
+    NONE = 2
+
+
+class Mutant(enum.IntEnum):
+    """Deliberate violations of the ordering rules; tests set them to prove that they are caught."""
+
+    NONE = 0
+    COMMIT_BEFORE_FLUSH = 1
+    CHECKPOINT_NO_FLUSH = 2
+    META_REUSE_EARLY = 3
+    TAIL_ZERO_EARLY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Superblock:
+    """Geometry and identity, sizes in blocks. `from_copy`: the primary is damaged."""
+
+    uuid: bytes
+    label: bytes
+    compat: int
+    ro_compat: int
+    incompat: int
+    total_blocks: int
+    ag_blocks: int
+    journal_blocks: int
+    journal_start: int
+    ag_count: int
+    block_size: int
+    created_sec: int
+    from_copy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Blocks: `avail` is what users may still take; `busy` is free but not reusable yet."""
+
+    total: int
+    free: int
+    avail: int
+    busy: int
+    quarantined: int
+    inodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters since the mount, except `bufs`, `dirty`, `logged`, `log_*`, `lookups`: levels now."""
+
+    commits: int
+    flush_only: int
+    images: int
+    checkpoints: int
+    home_writes: int
+    log_blocks: int
+    log_used: int
+    waits_for_space: int
+    bufs: int
+    dirty: int
+    logged: int
+    hits: int
+    misses: int
+    evictions: int
+    lookups: int
+    dev_reads: int
+    dev_writes: int
+    dev_flushes: int
+    durable_xid: int
+    running_xid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """Attributes of an inode. `size` in bytes (a directory: entries), `blocks` in device blocks."""
+
+    ino: int
+    generation: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    flags: int
+    size: int
+    blocks: int
+    atime: int
+    mtime: int
+    ctime: int
+    btime: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    rdev: int
+    parent: int
+    change: int
+    subdirs: int
+    xattrs: int
+
+
+STAT_FIELDS = tuple(Stat.__dataclass_fields__)
+STATS_FIELDS = tuple(Stats.__dataclass_fields__)
+
+
+def stat_of(raw: Any) -> Stat:
+    """From a struct extfs_stat."""
+    return Stat(*[getattr(raw, name) for name in STAT_FIELDS])
+
+
+@dataclass(frozen=True, slots=True)
+class Cred:
+    """Who creates something: filesystem ids and umask of the caller."""
+
+    uid: int = 0
+    gid: int = 0
+    umask: int = 0o022
+
+
+@dataclass(frozen=True, slots=True)
+class Dirent:
+    """A directory entry. `cookie` is its readdir offset; `type` is a DT_* number."""
+
+    ino: int
+    cookie: int
+    type: int
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of file blocks `file`.. that lives in device blocks `block`.. (0 for a hole); all in
+    blocks. `shared`: other files map some of it too."""
+
+    file: int
+    block: int
+    len: int
+    state: ExtentState
+    flags: int
+    shared: bool
+
+
+def superblock_of(raw: Any) -> Superblock:
+    """From a struct extfs_super."""
+    return Superblock(
+        uuid=bytes(ffi.buffer(raw.uuid, 16)),
+        label=bytes(ffi.buffer(raw.label, 64)).rstrip(b"\0"),
+        compat=raw.compat,
+        ro_compat=raw.ro_compat,
+        incompat=raw.incompat,
+        total_blocks=raw.total_blocks,
+        ag_blocks=raw.ag_blocks,
+        journal_blocks=raw.journal_blocks,
+        journal_start=raw.journal_start,
+        ag_count=raw.ag_count,
+        block_size=raw.block_size,
+        created_sec=raw.created_sec,
+        from_copy=bool(raw.from_copy),
+    )
+
+
+def cred_struct(cred: Cred) -> Any:
+    """A struct extfs_cred."""
+    return ffi.new("struct extfs_cred *", (cred.uid, cred.gid, cred.umask))
