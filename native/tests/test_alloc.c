@@ -57,21 +57,21 @@ static void churn(uint64_t seed, nblocks_t total, nblocks_t ag_blocks, unsigned 
 {
 	struct fixture *f = fixture_create(total, ag_blocks, 1024);
 	struct space_model m = { .mapped = calloc(total, 1) };
-	uint64_t rng = fixture_seed(seed);
+	uint64_t rng = check_seed(seed);
 	unsigned full = 0;
 
 	for (unsigned i = 0; i < ops; i++) {
 		/* Waves of filling and emptying. */
 		unsigned fill = (i / (ops / 6 + 1)) % 2 ? 25 : 75;
-		bool cancel = fixture_random(&rng) % 10 == 0;
+		bool cancel = check_random(&rng) % 10 == 0;
 		nblocks_t before = free_blocks(f);
 		struct trans t;
 
 		fixture_begin(f, &t, 128);
-		if (fixture_random(&rng) % 100 < fill || !m.n) {
-			nblocks_t max = 1 + fixture_random(&rng) % max_len, len = 0;
-			nblocks_t min = 1 + fixture_random(&rng) % max;
-			fsblock_t goal = fixture_random(&rng) % 4 ? fixture_random(&rng) % total : 0;
+		if (check_random(&rng) % 100 < fill || !m.n) {
+			nblocks_t max = 1 + check_random(&rng) % max_len, len = 0;
+			nblocks_t min = 1 + check_random(&rng) % max;
+			fsblock_t goal = check_random(&rng) % 4 ? check_random(&rng) % total : 0;
 			fsblock_t start;
 			int err = alloc_extent(&t, goal, min, max, &start, &len);
 
@@ -85,12 +85,12 @@ static void churn(uint64_t seed, nblocks_t total, nblocks_t ag_blocks, unsigned 
 					model_add(&m, start, len);
 			}
 		} else if (cancel) {
-			struct held h = m.list[fixture_random(&rng) % m.n];
+			struct held h = m.list[check_random(&rng) % m.n];
 
 			assert_int_equal(alloc_free(&t, h.start, h.len), 0);
 		} else {
-			struct held cut = model_cut(&m, fixture_random(&rng) % m.n,
-						    fixture_random(&rng));
+			struct held cut = model_cut(&m, check_random(&rng) % m.n,
+						    check_random(&rng));
 
 			assert_int_equal(alloc_free(&t, cut.start, cut.len), 0);
 		}
@@ -100,14 +100,14 @@ static void churn(uint64_t seed, nblocks_t total, nblocks_t ag_blocks, unsigned 
 			trans_commit(&t);
 		if (cancel)
 			assert_int_equal(free_blocks(f), before);
-		if (fixture_random(&rng) % 8 == 0)
-			fixture_commit_group(f, fixture_random(&rng) % 4 == 0);
+		if (check_random(&rng) % 8 == 0)
+			fixture_commit_group(f, check_random(&rng) % 4 == 0);
 		if (i % (ops / 8) == 0)
-			fixture_check_space(f, m.mapped);
+			check_space(&f->fs, m.mapped);
 	}
 	assert_int_equal(full > 0, gets_full);
 	fixture_reread(f);
-	fixture_check_space(f, m.mapped);
+	check_space(&f->fs, m.mapped);
 	while (m.n) {
 		struct held cut = model_cut(&m, m.n - 1, 0);
 		struct trans t;
@@ -116,7 +116,7 @@ static void churn(uint64_t seed, nblocks_t total, nblocks_t ag_blocks, unsigned 
 		assert_int_equal(alloc_free(&t, cut.start, cut.len), 0);
 		trans_commit(&t);
 	}
-	fixture_check_space(f, m.mapped);
+	check_space(&f->fs, m.mapped);
 	/* All is one again, but for the blocks that nodes and freelist keep, wherever they are. */
 	for (uint32_t no = 0; no < f->fs.super.ag_count; no++)
 		assert_true(bt_records((struct tree){ &f->fs, TREE_FREE_BY_BLOCK, no }) <= 40);
@@ -320,7 +320,7 @@ static void test_free_when_full(void **state)
 {
 	struct fixture *f = fixture_create(16384, 8192, 1024);
 	struct space_model m = { .mapped = calloc(16384, 1) };
-	uint64_t rng = fixture_seed(21);
+	uint64_t rng = check_seed(21);
 	fsblock_t start;
 	nblocks_t len;
 	struct trans t;
@@ -330,7 +330,7 @@ static void test_free_when_full(void **state)
 
 		fixture_begin(f, &t, 128);
 		t.alloc_flags = ALLOC_USE_RESERVE;
-		err = alloc_extent(&t, 0, 1, 1 + fixture_random(&rng) % 3, &start, &len);
+		err = alloc_extent(&t, 0, 1, 1 + check_random(&rng) % 3, &start, &len);
 		if (err) {
 			assert_int_equal(err, -ENOSPC);
 			trans_cancel(&t);
@@ -340,13 +340,13 @@ static void test_free_when_full(void **state)
 		model_add(&m, start, len);
 	}
 	assert_true(free_blocks(f) < 128);
-	fixture_check_space(f, m.mapped);
+	check_space(&f->fs, m.mapped);
 	while (m.n) {
-		struct held cut = model_cut(&m, fixture_random(&rng) % m.n, 0);
+		struct held cut = model_cut(&m, check_random(&rng) % m.n, 0);
 
 		give_back(f, cut.start, cut.len);
 	}
-	fixture_check_space(f, m.mapped);
+	check_space(&f->fs, m.mapped);
 	free(m.list);
 	free(m.mapped);
 	fixture_destroy(f);
@@ -481,21 +481,21 @@ static void test_quarantine(void **state)
 	assert_int_equal(extent_of(f, 9000, 1, 100, &again, &n), 0);
 	assert_true(again + n <= 9000 || again >= 9100);
 	memset(mapped + again, 1, n);
-	fixture_check_space(f, mapped);
+	check_space(&f->fs, mapped);
 	/* The middle of both, then the rest. */
 	fixture_begin(f, &t, 128);
 	assert_int_equal(alloc_quarantine_release(&t, 9010, 70), 0);
 	trans_commit(&t);
 	alloc_statfs(&f->fs, &sp);
 	assert_int_equal(sp.quarantined, 30);
-	fixture_check_space(f, mapped);
+	check_space(&f->fs, mapped);
 	fixture_begin(f, &t, 128);
 	assert_int_equal(alloc_quarantine_release(&t, 9000, 10), 0);
 	assert_int_equal(alloc_quarantine_release(&t, 9080, 20), 0);
 	trans_commit(&t);
 	alloc_statfs(&f->fs, &sp);
 	assert_int_equal(sp.quarantined, 0);
-	fixture_check_space(f, mapped);
+	check_space(&f->fs, mapped);
 	fixture_begin(f, &t, 128);
 	assert_int_equal(alloc_quarantine_release(&t, 9000, 10), -ERR_FREE_CORRUPT);
 	trans_cancel(&t);

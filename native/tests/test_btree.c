@@ -72,7 +72,7 @@ static void check_all(struct fixture *f, struct tree tree, const struct model *m
 	unsigned len;
 	int err;
 
-	fixture_check_tree(f, tree, NULL);
+	check_tree(&f->fs, tree, NULL);
 	assert_int_equal(bt_records(tree), m->n);
 	bt_cursor_init(&c, tree);
 	for (err = bt_seek(&c, KEY_MIN, BT_GE); !err; err = bt_next(&c), i++) {
@@ -130,15 +130,15 @@ static struct key make_key(enum shape shape, uint64_t *rng, uint64_t serial)
 	case SHAPE_DESCENDING:
 		return KEY(1000000 - serial, 3);
 	case SHAPE_FILES: /* several files that grow side by side */
-		return KEY(fixture_random(rng) % 5, serial);
+		return KEY(check_random(rng) % 5, serial);
 	default:
-		return KEY(fixture_random(rng) % 64, fixture_random(rng) % 400);
+		return KEY(check_random(rng) % 64, check_random(rng) % 400);
 	}
 }
 
 static unsigned make_len(unsigned max_len, uint64_t *rng)
 {
-	uint64_t r = fixture_random(rng);
+	uint64_t r = check_random(rng);
 
 	if (r % 16 == 0)
 		return max_len;
@@ -149,12 +149,12 @@ static unsigned make_len(unsigned max_len, uint64_t *rng)
 static void one_op(struct trans *t, struct tree tree, struct model *m, struct entry e,
 		   unsigned insert, unsigned delete, uint64_t *rng, bool apply)
 {
-	unsigned dice = (unsigned)(fixture_random(rng) % 100);
+	unsigned dice = (unsigned)(check_random(rng) % 100);
 	bool exact;
 	size_t at;
 
-	if (dice >= insert && m->n && fixture_random(rng) % 8)
-		e.key = m->list[fixture_random(rng) % m->n].key;
+	if (dice >= insert && m->n && check_random(rng) % 8)
+		e.key = m->list[check_random(rng) % m->n].key;
 	at = model_find(m, e.key, &exact);
 	if (dice < insert) {
 		assert_int_equal(bt_insert(t, tree, e.key, bytes_of(&e), e.len), exact ? -EEXIST : 0);
@@ -177,9 +177,9 @@ static void run_phase(struct fixture *f, struct tree tree, struct model *m, enum
 	static uint64_t serial;
 
 	for (unsigned i = 0; i < ops; i++) {
-		bool cancel = fixture_random(rng) % 16 == 0;
+		bool cancel = check_random(rng) % 16 == 0;
 		struct entry e = { make_key(shape, rng, ++serial),
-				   (uint16_t)make_len(max_len, rng), (uint8_t)fixture_random(rng) };
+				   (uint16_t)make_len(max_len, rng), (uint8_t)check_random(rng) };
 		struct trans t;
 
 		fixture_begin(f, &t, 128);
@@ -200,7 +200,7 @@ static void property(unsigned max_len, enum shape shape, uint64_t seed)
 {
 	struct fixture *f = fixture_create(32768, 16384, 1024);
 	struct tree tree = fs_tree(&f->fs, TREE_DIRENT);
-	uint64_t rng = fixture_seed(seed);
+	uint64_t rng = check_seed(seed);
 	struct model m = { 0 };
 
 	run_phase(f, tree, &m, shape, max_len, 3000, 90, 5, &rng);
@@ -209,7 +209,7 @@ static void property(unsigned max_len, enum shape shape, uint64_t seed)
 	check_all(f, tree, &m);
 	run_phase(f, tree, &m, SHAPE_RANDOM, max_len, 2000, 50, 20, &rng);
 	run_phase(f, tree, &m, SHAPE_RANDOM, max_len, 4000, 5, 90, &rng);
-	fixture_check_space(f, NULL);
+	check_space(&f->fs, NULL);
 	while (m.n) {
 		struct trans t;
 
@@ -220,7 +220,7 @@ static void property(unsigned max_len, enum shape shape, uint64_t seed)
 	}
 	assert_int_equal(bt_height(tree), 0);
 	fixture_reread(f);
-	fixture_check_space(f, NULL);
+	check_space(&f->fs, NULL);
 	free(m.list);
 	fixture_destroy(f);
 }
@@ -235,7 +235,7 @@ static void test_files(void **state) { property(16, SHAPE_FILES, 6); }
 /* Average bytes used of the leaves, in percent. */
 static unsigned fill_percent(struct fixture *f, struct tree tree)
 {
-	struct tree_shape s = fixture_check_tree(f, tree, NULL);
+	struct tree_shape s = check_tree(&f->fs, tree, NULL);
 
 	return (unsigned)(s.leaf_bytes * 100 / (s.leaves * NODE_BYTES));
 }
@@ -261,20 +261,20 @@ static void test_fill(void **state)
 		}
 		assert_true(fill_percent(f, tree) >= 97);
 	}
-	before = fixture_check_tree(f, tree, NULL);
+	before = check_tree(&f->fs, tree, NULL);
 	assert_int_equal(bt_height(tree), 3);
 	for (unsigned i = 0; i < 60000; i++) {
 		uint64_t hi = 3 + i % 3;
 
-		if (fixture_random(&rng) % 10 == 0)
+		if (check_random(&rng) % 10 == 0)
 			continue;
 		fixture_begin(f, &t, 64);
 		assert_int_equal(bt_delete(&t, tree, KEY(hi, i / 3)), 0);
 		trans_commit(&t);
 	}
-	after = fixture_check_tree(f, tree, NULL);
+	after = check_tree(&f->fs, tree, NULL);
 	assert_true(after.nodes * 4 < before.nodes);
-	fixture_check_space(f, NULL);
+	check_space(&f->fs, NULL);
 	fixture_destroy(f);
 }
 

@@ -28,7 +28,7 @@ static struct world *world_create(uint64_t seed)
 	struct world *w = calloc(1, sizeof(*w));
 
 	w->f = fixture_create(16384, 8192, 1024);
-	w->rng = fixture_seed(seed);
+	w->rng = check_seed(seed);
 	for (unsigned i = 0; i < FILES; i++) {
 		w->in[i].fs = &w->f->fs;
 		w->in[i].ino = 100 + i;
@@ -63,7 +63,7 @@ static void check_world(struct world *w)
 		}
 		assert_int_equal(w->in[i].core.blocks, blocks);
 	}
-	fixture_check_space(w->f, mapped);
+	check_space(&w->f->fs, mapped);
 	for (fsblock_t b = 0; b < total; b++) {
 		uint32_t refs;
 		nblocks_t run;
@@ -159,7 +159,7 @@ static void learn_blocks(struct world *w, unsigned i, fileblk_t from, fileblk_t 
 static int do_allocate(struct world *w, struct trans *t, unsigned i, fileblk_t at, nblocks_t len,
 		       unsigned max_records, bool apply)
 {
-	uint8_t flags = fixture_random(&w->rng) % 3 ? 0 : EXT_F_LAYOUT;
+	uint8_t flags = check_random(&w->rng) % 3 ? 0 : EXT_F_LAYOUT;
 	nblocks_t done;
 	int err = extmap_allocate(t, &w->in[i], FORK_DATA, at, len, flags, max_records, &done);
 
@@ -175,7 +175,7 @@ static int do_state(struct world *w, struct trans *t, unsigned i, fileblk_t at, 
 		    unsigned max_records, bool apply)
 {
 	struct slot *of = w->files[i].of;
-	enum extent_state state = fixture_random(&w->rng) % 4 ? EXT_WRITTEN : EXT_UNWRITTEN;
+	enum extent_state state = check_random(&w->rng) % 4 ? EXT_WRITTEN : EXT_UNWRITTEN;
 	nblocks_t done, mapped = 0;
 	int err;
 
@@ -212,8 +212,8 @@ static int do_remove(struct world *w, struct trans *t, unsigned i, fileblk_t at,
 static int do_share(struct world *w, struct trans *t, unsigned i, fileblk_t at, nblocks_t len,
 		    unsigned max_records, bool apply)
 {
-	unsigned to = (unsigned)(fixture_random(&w->rng) % FILES);
-	fileblk_t dst = fixture_random(&w->rng) % (FILE_BLOCKS - len + 1), rest;
+	unsigned to = (unsigned)(check_random(&w->rng) % FILES);
+	fileblk_t dst = check_random(&w->rng) % (FILE_BLOCKS - len + 1), rest;
 	bool overlap = i == to && dst < at + len && at < dst + len;
 	nblocks_t done;
 
@@ -256,11 +256,11 @@ static int do_remap(struct world *w, struct trans *t, unsigned i, fileblk_t at, 
 
 static void one_op(struct world *w, enum map_op op)
 {
-	unsigned i = (unsigned)(fixture_random(&w->rng) % FILES);
-	fileblk_t at = fixture_random(&w->rng) % FILE_BLOCKS;
-	nblocks_t len = 1 + fixture_random(&w->rng) % MIN(60, FILE_BLOCKS - at);
-	unsigned max_records = fixture_random(&w->rng) % 4 ? 1000 : 1 + at % 3;
-	bool cancel = fixture_random(&w->rng) % 10 == 0;
+	unsigned i = (unsigned)(check_random(&w->rng) % FILES);
+	fileblk_t at = check_random(&w->rng) % FILE_BLOCKS;
+	nblocks_t len = 1 + check_random(&w->rng) % MIN(60, FILE_BLOCKS - at);
+	unsigned max_records = check_random(&w->rng) % 4 ? 1000 : 1 + at % 3;
+	bool cancel = check_random(&w->rng) % 10 == 0;
 	uint64_t blocks[FILES];
 	struct trans t;
 	int err;
@@ -290,7 +290,7 @@ static void property(uint64_t seed, const unsigned weights[OP_COUNT], unsigned o
 	struct world *w = world_create(seed);
 
 	for (unsigned n = 0; n < ops; n++) {
-		unsigned dice = (unsigned)(fixture_random(&w->rng) % 100), op = 0;
+		unsigned dice = (unsigned)(check_random(&w->rng) % 100), op = 0;
 
 		while (dice >= weights[op])
 			dice -= weights[op++];
@@ -544,7 +544,7 @@ static void test_many_extents(void **state)
 	alloc_statfs(&f->fs, &sp);
 	/* Nodes of the AG's own trees may be more than before; none of the others is left. */
 	assert_true(free_before - sp.free < 2000);
-	fixture_check_space(f, NULL);
+	check_space(&f->fs, NULL);
 	fixture_destroy(f);
 }
 

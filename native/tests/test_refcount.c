@@ -41,7 +41,7 @@ static void check(struct fixture *f, const struct counts *m)
 		mapped[FIRST + i] = m->of[i] > 0;
 		shared += m->of[i] > 1;
 	}
-	fixture_check_space(f, mapped);
+	check_space(&f->fs, mapped);
 	bt_cursor_init(&c, fs_tree(&f->fs, TREE_REFCOUNT));
 	for (int err = bt_seek(&c, KEY_MIN, BT_GE); !err; err = bt_next(&c)) {
 		unsigned len;
@@ -85,13 +85,13 @@ static void property(uint64_t seed, unsigned ops, unsigned max_len, unsigned add
 {
 	struct counts *m = calloc(1, sizeof(*m));
 	struct fixture *f = setup(m);
-	uint64_t rng = fixture_seed(seed);
+	uint64_t rng = check_seed(seed);
 
 	for (unsigned i = 0; i < ops; i++) {
-		unsigned at = (unsigned)(fixture_random(&rng) % AREA);
-		unsigned len = 1 + (unsigned)(fixture_random(&rng) % MIN(max_len, AREA - at));
-		bool add = fixture_random(&rng) % 100 < add_percent;
-		bool cancel = fixture_random(&rng) % 12 == 0;
+		unsigned at = (unsigned)(check_random(&rng) % AREA);
+		unsigned len = 1 + (unsigned)(check_random(&rng) % MIN(max_len, AREA - at));
+		bool add = check_random(&rng) % 100 < add_percent;
+		bool cancel = check_random(&rng) % 12 == 0;
 		struct trans t;
 
 		for (unsigned k = 0; k < len; k++) /* free blocks have no users to add or drop */
