@@ -150,28 +150,38 @@ static int flush_before_record(struct journal *j)
 	return err;
 }
 
+static int flush_step(struct journal *j)
+{
+	int err = flush_before_record(j);
+
+	if (err)
+		jrn_fail(j, err, "the flush before a commit record failed");
+	return err;
+}
+
+static int record_step(struct journal *j, struct closed_group *g)
+{
+	if (write_record(j, g) == 0)
+		return 0;
+	jrn_fail(j, -ERR_JOURNAL_WRITE, "a commit record could not be written");
+	return -ERR_JOURNAL_WRITE;
+}
+
+/* Invariant 5: data first, then the record that names it. */
 static int make_durable(struct journal *j, struct closed_group *g)
 {
-	bool mutant = j->fs->opt.mutant == MUTANT_COMMIT_BEFORE_FLUSH;
 	int err = seal_record(j, g);
 
 	if (err) {
 		jrn_fail(j, err, "a changed block does not verify and is not logged");
 		return err;
 	}
-	if (!mutant) {
-		err = flush_before_record(j);
-		if (err) {
-			jrn_fail(j, err, "the flush before a commit record failed");
-			return err;
-		}
+	if (j->fs->opt.mutant == MUTANT_COMMIT_BEFORE_FLUSH) {
+		err = record_step(j, g);
+		return err ? err : flush_step(j);
 	}
-	err = write_record(j, g);
-	if (err) {
-		jrn_fail(j, -ERR_JOURNAL_WRITE, "a commit record could not be written");
-		return -ERR_JOURNAL_WRITE;
-	}
-	return mutant ? flush_before_record(j) : 0;
+	err = flush_step(j);
+	return err ? err : record_step(j, g);
 }
 
 int commit_group(struct journal *j)

@@ -323,6 +323,8 @@ static void reduce(struct replay *r)
 {
 	size_t kept = 0;
 
+	if (!r->nimages)
+		return;
 	qsort(r->images, r->nimages, sizeof(*r->images), by_home_newest_first);
 	for (size_t i = 0; i < r->nimages; i++) {
 		if (r->images[i].at < r->tail_seen)

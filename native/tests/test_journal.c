@@ -393,6 +393,22 @@ static void torn_last_record_is_not_there(void **state)
 	}
 }
 
+/* What replay did not take never comes back, even when its missing piece does. */
+static void position_is_used_once(void **state)
+{
+	struct sim *sim = three_records();
+	struct fs *fs;
+
+	spoil(sim, LOG_BLOCK(5), 700);
+	assert_int_equal(bare_open(sim, 0, 0, &fs), 0);
+	bare_abandon(fs);
+	spoil(sim, LOG_BLOCK(5), 700);
+	assert_int_equal(bare_open(sim, 0, 0, &fs), 0);
+	assert_int_equal(bare_read(fs, 0), 2);
+	assert_int_equal(bare_close(fs), 0);
+	sim_destroy(sim);
+}
+
 static void damage_before_a_whole_record_is_reported(void **state)
 {
 	for (unsigned block = 0; block < 4; block++) {
@@ -510,6 +526,7 @@ int main(void)
 		cmocka_unit_test(failed_home_write_keeps_the_log),
 		cmocka_unit_test(block_that_does_not_verify_is_not_logged),
 		cmocka_unit_test(torn_last_record_is_not_there),
+		cmocka_unit_test(position_is_used_once),
 		cmocka_unit_test(damage_before_a_whole_record_is_reported),
 		cmocka_unit_test(lost_newest_header_is_made_up_for),
 		cmocka_unit_test(threads_share_groups),

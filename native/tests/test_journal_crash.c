@@ -231,12 +231,12 @@ static void run_workload(struct world *w)
 
 	while (w->last < TRANSACTIONS && !err) {
 		err = one_transaction(w);
-		if (!err && w->last && rnd(w, 3) == 0) {
+		if (!err && w->last && rnd(w, 4) == 0) {
 			err = jrn_force_blocking(w->fs, w->xids[w->last]);
 			if (!err)
 				xassert(jrn_durable(w->fs) >= w->xids[w->last]);
 		}
-		if (!err && w->last && rnd(w, 9) == 0)
+		if (!err && w->last && rnd(w, 5) == 0)
 			err = checkpoint_all(w);
 		note_durable(w);
 	}
