@@ -241,8 +241,10 @@ void inode_touch_lazy(struct inode *in, unsigned what)
 	pthread_mutex_lock(&in->lock);
 	if (!in->deleted) {
 		inode_touch(in, what);
-		if (!in->lazy)
+		if (!in->lazy) {
 			inode_table_set_lazy(in, true);
+			jrn_note_lazy(in->fs); /* the next timed commit writes it */
+		}
 	}
 	pthread_mutex_unlock(&in->lock);
 }
@@ -328,8 +330,10 @@ int inode_flush_lazy_one(struct inode *in)
 {
 	bool lazy;
 
+	fs_rdlock(in->fs);
 	pthread_mutex_lock(&in->lock);
 	lazy = in->lazy;
 	pthread_mutex_unlock(&in->lock);
+	fs_unlock(in->fs);
 	return lazy ? write_lazy(in->fs, &in, 1) : 0;
 }
