@@ -79,6 +79,15 @@ static enum step copy_acquire(struct file_run *r)
 	return acquire_on(r, 0);
 }
 
+/* Ranges of one file, after they were cut at its end as copy_file_range(2) does before it compares them. */
+static bool overlaps(const struct file_op *fop, uint64_t len)
+{
+	uint64_t apart = fop->offset > fop->dst_offset ? fop->offset - fop->dst_offset :
+							 fop->dst_offset - fop->offset;
+
+	return fop->in == fop->dst && apart < len;
+}
+
 static enum step copy_locked(struct file_run *r)
 {
 	struct file_op *fop = r->fop;
@@ -99,12 +108,14 @@ static enum step copy_locked(struct file_run *r)
 	}
 	if (fop->offset >= src_size)
 		return copy_fail(r, 0);
+	cp->len = MIN(fop->len, src_size - fop->offset);
+	if (overlaps(fop, cp->len))
+		return copy_fail(r, -EINVAL);
 	s = run_kill_priv(r, fop->dst);
 	if (s != STEP_NEXT)
 		return s;
 	if (r->err)
 		return copy_fail(r, 0);
-	cp->len = MIN(fop->len, src_size - fop->offset);
 	cp->whole_tail = fop->offset + cp->len == src_size && fop->dst_offset + cp->len >= dst_size;
 	return tail_begin(r, fop->dst, fop->dst_offset, false, copy_next);
 }
@@ -266,9 +277,6 @@ static enum step copy_next(struct file_run *r)
 enum step file_copy_start(struct file_run *r)
 {
 	struct file_op *fop = r->fop;
-	uint64_t apart = fop->offset > fop->dst_offset ? fop->offset - fop->dst_offset :
-							 fop->dst_offset - fop->offset;
-	uint64_t size;
 
 	if (fop->in->fs != fop->dst->fs)
 		return run_end(r, -EXDEV);
@@ -277,15 +285,8 @@ enum step file_copy_start(struct file_run *r)
 	if (fop->dst_offset >= FILE_MAX_BYTES || fop->offset > FILE_MAX_BYTES)
 		return run_end(r, fop->offset > FILE_MAX_BYTES ? 0 : -EFBIG);
 	fop->len = MIN(fop->len, FILE_MAX_BYTES - MAX(fop->dst_offset, fop->offset));
-	/* copy_file_range(2) compares the ranges after it has cut them at the end of the source. */
-	fs_rdlock(fop->in->fs);
-	size = fop->in->core.size;
-	fs_unlock(fop->in->fs);
-	fop->len = fop->offset < size ? MIN(fop->len, size - fop->offset) : 0;
 	if (fop->len == 0)
 		return run_end(r, 0);
-	if (fop->in == fop->dst && apart < fop->len)
-		return run_end(r, -EINVAL);
 	r->step = copy_acquire;
 	return STEP_NEXT;
 }
