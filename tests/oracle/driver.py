@@ -63,8 +63,12 @@ class Driver:
     states: list[State] = field(default_factory=list)
     contents: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
     touched: list[set[int]] = field(default_factory=list)
+    changed: dict[int, int] = field(default_factory=dict)
+    """The last step that changed what describes an inode."""
     durable: int = 0
-    """Number of steps that the last fsync made durable."""
+    """The last step that an fsync has made durable: the one that had changed the file's inode."""
+    synced: dict[int, int] = field(default_factory=dict)
+    """The step of each file's last fsync: its contents of then are durable."""
     keep_history: bool = False
 
     def begin(self) -> None:
@@ -92,14 +96,16 @@ class Driver:
             self._record(touched)
             raise
         self._record(touched)
-        if kind == "fsync":
-            self.durable = self.step
 
     def _record(self, touched: set[int]) -> None:
         self.step += 1
         if not self.keep_history:
             return
-        self.states.append(self.model.state())
+        state = self.model.state()
+        for ino, described in state.items():
+            if self.states[-1].get(ino) != described:
+                self.changed[ino] = self.step
+        self.states.append(state)
         self.touched.append(touched)
         for node in self.model.walk():
             if node.ino in touched and node.is_file:
@@ -308,6 +314,8 @@ class Driver:
     def _fsync(self, touched: set[int], a: int, b: int, c: int, d: int) -> None:
         node = self._pick(a, kind="file")
         self.subject.fsync(node)
+        self.durable = max(self.durable, self.changed.get(node.ino, 0))
+        self.synced[node.ino] = self.step
 
     # ---- the whole ----
 

@@ -6,9 +6,10 @@ What must hold after a cut (DESIGN 4):
 
 1. The journal replays and the filesystem opens; fsck finds nothing.
 2. Metadata is that of a prefix of the operations: exactly the state after some step k, and k is
-   not before the last fsync that returned (group commit makes everything before it durable).
-3. Each 512-byte sector of a file is what it was after some step >= k: the device was flushed
-   before the commit record of step k was written, and a sector is never torn. So nothing
+   not before the last change of any inode whose fsync has returned.
+3. Each 512-byte sector of a file is what it was after some step >= k, and not before its last
+   fsync: the device was flushed before the commit record of step k was written, and a sector is
+   never torn. So nothing
    acknowledged is lost, and no byte appears that was never written to this file: neither another
    file's nor the canary that fills the device.
 4. The filesystem goes on working: a new file can be written, synced and read, and fsck is clean.
@@ -105,7 +106,8 @@ def check(sim: core.SimDevice, driver: Driver, cut: Cut) -> None:
         least = steps[0]
         for ino, contents in driver.contents.items():
             if ino in found:
-                check_contents(ino, found[ino], contents, subject, least)
+                since = max(least, driver.synced.get(ino, 0))
+                check_contents(ino, found[ino], contents, subject, since)
         fs.drain()
         go_on(fs, subject, found, cut)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -73,8 +74,7 @@ class CoreSubject:
         self.fs.rename(old.ino, name, new.ino, new_name, noreplace=noreplace, exchange=exchange)
 
     def write(self, node: Node, offset: int, content: bytes, append: bool) -> None:
-        written = self.fs.write(node.ino, offset, content, append=append)
-        assert written == len(content)
+        whole(len(content), self.fs.write(node.ino, offset, content, append=append))
 
     def read(self, node: Node, offset: int, length: int) -> bytes:
         return self.fs.read(node.ino, offset, length)
@@ -86,7 +86,8 @@ class CoreSubject:
         self.fs.fallocate(node.ino, offset, length, **FALLOCATE[mode])
 
     def copy(self, source: Node, offset: int, node: Node, to: int, length: int) -> int:
-        return self.fs.copy(source.ino, offset, node.ino, to, length)
+        expected = max(0, min(length, len(source.content) - offset))
+        return whole(expected, self.fs.copy(source.ino, offset, node.ino, to, length))
 
     def setxattr(self, node: Node, name: bytes, value: bytes) -> None:
         self.fs.setxattr(node.ino, name, value)
@@ -170,8 +171,7 @@ class MountSubject:
 
     def write(self, node: Node, offset: int, content: bytes, append: bool) -> None:
         def call(fd: int) -> None:
-            written = os.write(fd, content) if append else os.pwrite(fd, content, offset)
-            assert written == len(content)
+            whole(len(content), os.write(fd, content) if append else os.pwrite(fd, content, offset))
 
         self._with_fd(node, os.O_WRONLY | (os.O_APPEND if append else 0), call)
 
@@ -230,6 +230,13 @@ class MountSubject:
             size = 0 if stat.S_ISDIR(st.st_mode) else st.st_size
             result[ino] = (st.st_mode, st.st_nlink, size, target, xattrs, entries)
         return result
+
+
+def whole(expected: int, count: int) -> int:
+    """A short count is how a call says that it met an error half-way: EIO, as a retry would."""
+    if count < expected:
+        raise OSError(errno.EIO, f"{count} bytes of {expected}")
+    return count
 
 
 def _libc_call(name: str, *arguments: object) -> None:
