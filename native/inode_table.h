@@ -20,6 +20,8 @@ struct inode_table {
 	struct inode *lazy_head, *lazy_tail; /* head: lazy first */
 	uint64_t lazy_count;
 	struct lookup_table lookups;
+	/* The newest groups of objects that were evicted: what an inode that comes back may still wait for. */
+	xid_t evicted_xid, evicted_shrink_xid;
 };
 
 /* A new object of one number, reference 1, not in the table yet; NULL: no memory. */

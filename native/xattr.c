@@ -384,6 +384,8 @@ static int set_once(struct inode *in, const char *name, const void *value, size_
 
 	if (err)
 		return err;
+	if (!value)
+		t.alloc_flags |= ALLOC_USE_RESERVE;
 	now = xattr_get_locked(in, name, NULL, 0);
 	if (now > (ssize_t)old)
 		err = -EAGAIN; /* grew since the reservation was computed */

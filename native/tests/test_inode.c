@@ -166,6 +166,27 @@ static void unused_inodes_are_bounded(void **state)
 	assert_int_equal(number_of(world.root, "f0"), first);
 }
 
+/* What a file has still to wait for is not forgotten with its object. */
+static void fsync_of_an_evicted_inode_waits_for_its_group(void **state)
+{
+	struct inode *in;
+	char name[16];
+
+	world_unmount();
+	world.opt.inode_cache = 4;
+	world.opt.commit_ms = 600000;
+	world_mount();
+	for (unsigned i = 0; i < 20; i++) {
+		snprintf(name, sizeof(name), "f%u", i);
+		inode_put(make_file(world.root, name));
+	}
+	OK(namei_lookup(world.root, "f0", 2, &in));
+	assert_true(in->xid > 0);
+	OK(jrn_force_blocking(world.fs, in->xid));
+	world_crash(9);
+	assert_true(number_of(world.root, "f0") != 0);
+}
+
 /* ---- orphans ---- */
 
 static uint64_t inode_count(void)
@@ -348,6 +369,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(numbers_rise_and_a_cancel_takes_its_number_back, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_handle_of_another_generation_is_stale, setup, teardown),
 		cmocka_unit_test_setup_teardown(unused_inodes_are_bounded, setup, teardown),
+		cmocka_unit_test_setup_teardown(fsync_of_an_evicted_inode_waits_for_its_group, setup, teardown),
 		cmocka_unit_test_setup_teardown(an_orphan_lives_until_its_last_user_goes, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_last_forget_frees_an_orphan, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_crash_frees_orphans_at_the_next_mount, setup, teardown),

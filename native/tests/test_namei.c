@@ -458,6 +458,36 @@ static void a_read_only_mount_changes_nothing(void **state)
 	inode_put(in);
 }
 
+/* ---- damage ---- */
+
+/* An entry that contradicts its inode shuts writing down; the rest stays readable. */
+static void a_false_entry_is_found(void **state)
+{
+	struct inode *dir, *in, *out;
+	struct trans t;
+
+	world_unmount();
+	world.opt.commit_ms = 600000; /* nothing of this becomes durable */
+	world_mount();
+	dir = make_dir(world.root, "d");
+	in = make_file(dir, "f");
+	OK(trans_begin(world.fs, &t, 40));
+	OK(dir_add(&t, dir, "nobody", 6, 999999, 8));
+	OK(dir_add(&t, dir, "other", 5, in->ino, 4));
+	OK(inode_write(&t, dir));
+	trans_commit(&t);
+	assert_int_equal(namei_lookup(dir, "nobody", 6, &out), -ERR_DIR_CORRUPT);
+	assert_true(fs_is_shutdown(world.fs));
+	assert_int_equal(namei_lookup(dir, "other", 5, &out), -ERR_DIR_CORRUPT);
+	assert_int_equal(number_of(dir, "f"), in->ino);
+	assert_int_equal(namei_create(dir, "g", 1, S_IFREG, 0, &root_cred, &out), -ERR_SHUTDOWN);
+	assert_int_equal(namei_unlink(dir, "f", 1, NULL), -ERR_SHUTDOWN);
+	inode_put(in);
+	inode_put(dir);
+	world_crash(1);
+	assert_int_equal(number_of(world.root, "d"), 0);
+}
+
 /* ---- threads ---- */
 
 #define THREAD_STEPS 4000u
@@ -548,6 +578,7 @@ int main(void)
 		NAMEI_TEST(names_touch_the_right_times),
 		NAMEI_TEST(deleting_works_on_a_full_device),
 		NAMEI_TEST(a_read_only_mount_changes_nothing),
+		NAMEI_TEST(a_false_entry_is_found),
 		NAMEI_TEST(threads_leave_a_consistent_directory),
 	};
 
