@@ -439,18 +439,19 @@ fsblock_t alloc_goal_for_inode(struct fs *fs, inum_t ino, inum_t parent)
 	return alloc_block_usable(fs, goal) ? goal : fs->super.journal_start + fs->super.journal_blocks;
 }
 
-/* Needs no lock: counters are aligned words of pinned blocks. */
 void alloc_statfs(struct fs *fs, struct alloc_space *sp)
 {
 	struct alloc_state *st = alloc_of(fs);
-	const struct root_disk *root = fs_root(fs);
-	nblocks_t keep = st->reserve + atomic_load(&st->freelists);
+	nblocks_t keep;
 
+	fs_rdlock(fs);
+	keep = st->reserve + atomic_load(&st->freelists);
 	sp->total = fs->super.total_blocks;
-	sp->free = le64toh(__atomic_load_n(&root->free_blocks.v, __ATOMIC_RELAXED));
-	sp->quarantined = le64toh(__atomic_load_n(&root->quarantined_blocks.v, __ATOMIC_RELAXED));
+	sp->free = get64(fs_root(fs)->free_blocks);
+	sp->quarantined = get64(fs_root(fs)->quarantined_blocks);
 	sp->avail = sp->free > keep ? sp->free - keep : 0;
 	sp->busy = atomic_load(&st->busy.blocks);
+	fs_unlock(fs);
 }
 
 /* Frees are busy from the moment they happen (ag_give); trans_commit() may repeat them. */

@@ -15,7 +15,7 @@
  * Reserve: the last blocks (alloc reserve, scaled with the device) serve only metadata of operations that free
  * space or finish intents, so deletion works on a full filesystem.
  *
- * Concurrency: everything here runs under fs->lock held exclusively, except alloc_statfs().
+ * Concurrency: everything here runs under fs->lock held exclusively, except alloc_statfs(), which takes it shared itself.
  */
 #ifndef EXTFS_ALLOC_H
 #define EXTFS_ALLOC_H

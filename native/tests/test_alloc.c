@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "alloc_priv.h"
 #include "journal.h"
 #include "trans.h"
 
@@ -50,6 +51,19 @@ static struct held model_cut(struct space_model *m, size_t i, uint64_t r)
 }
 
 static nblocks_t free_blocks(struct fixture *f) { return get64(fs_root(&f->fs)->free_blocks); }
+
+/* What users are told they may have is what is free without reserve and freelists. */
+static void check_avail(struct fixture *f)
+{
+	nblocks_t keep = MIN(f->fs.super.total_blocks / 50, 4096), free = free_blocks(f);
+	struct alloc_space sp;
+
+	for (uint32_t no = 0; no < f->fs.super.ag_count; no++)
+		keep += get32(((struct ag_disk *)alloc_ag_buf(&f->fs, no)->data)->freelist_count);
+	alloc_statfs(&f->fs, &sp);
+	assert_int_equal(sp.free, free);
+	assert_int_equal(sp.avail, free > keep ? free - keep : 0);
+}
 
 /* Random extents come and go, some transactions are cancelled, groups become durable and are checkpointed now and then. */
 static void churn(uint64_t seed, nblocks_t total, nblocks_t ag_blocks, unsigned ops, nblocks_t max_len,
@@ -100,6 +114,8 @@ static void churn(uint64_t seed, nblocks_t total, nblocks_t ag_blocks, unsigned 
 			trans_commit(&t);
 		if (cancel)
 			assert_int_equal(free_blocks(f), before);
+		else
+			check_avail(f);
 		if (check_random(&rng) % 8 == 0)
 			fixture_commit_group(f, check_random(&rng) % 4 == 0);
 		if (i % (ops / 8) == 0)
@@ -352,6 +368,91 @@ static void test_free_when_full(void **state)
 	fixture_destroy(f);
 }
 
+/* What a cancelled transaction learnt about the longest extent is forgotten. */
+static void test_cancelled_hint(void **state)
+{
+	struct fixture *f = fixture_create(65536, 65536, 1024);
+	fsblock_t start;
+	nblocks_t len;
+	struct trans t;
+
+	fixture_begin(f, &t, 128);
+	assert_int_equal(alloc_extent(&t, 0, 58000, 58000, &start, &len), 0);
+	assert_int_equal(alloc_extent(&t, 0, 20000, 20000, &start, &len), -ENOSPC);
+	trans_cancel(&t);
+	assert_int_equal(extent_of(f, 0, 50000, 50000, &start, &len), 0);
+	fixture_destroy(f);
+}
+
+#define BUSY_SPAN 300u
+
+static void check_busy(struct busy_set *set, const xid_t *xid, const bool *meta, unsigned at,
+		       unsigned len)
+{
+	nblocks_t run, want = 0, longest = 0, total = 0;
+	unsigned seen = 0, seen_want = 0;
+	fsblock_t start;
+
+	for (unsigned b = 0; b < BUSY_SPAN; b++)
+		total += xid[b] != 0;
+	assert_int_equal(atomic_load(&set->blocks), total);
+	for (unsigned b = at; b < at + len; b++) {
+		want = xid[b] ? 0 : want + 1;
+		longest = MAX(longest, want);
+		if (xid[b])
+			seen_want |= meta[b] ? BUSY_META : BUSY_DATA;
+	}
+	busy_find_run(set, 1000 + at, len, len, &start, &run, &seen);
+	assert_int_equal(run, longest);
+	assert_int_equal(seen, seen_want);
+	for (nblocks_t i = 0; i < run; i++)
+		assert_int_equal(xid[start - 1000 + i], 0);
+}
+
+/* The set of busy extents against one xid a block: overlaps, both kinds, expiry. */
+static void test_busy_set(void **state)
+{
+	uint64_t rng = check_seed(14);
+	xid_t xid[BUSY_SPAN] = { 0 }, now = 1, durable = 0, checkpointed = 0;
+	bool meta[BUSY_SPAN] = { 0 };
+	struct busy_set set;
+
+	busy_init(&set);
+	for (unsigned i = 0; i < 20000; i++) {
+		unsigned at = (unsigned)(check_random(&rng) % BUSY_SPAN);
+		unsigned len = 1 + (unsigned)(check_random(&rng) % MIN(20, BUSY_SPAN - at));
+		bool is_meta = check_random(&rng) % 2;
+
+		now += check_random(&rng) % 2;
+		for (unsigned b = at; b < at + len; b++)
+			is_meta |= xid[b] && meta[b];
+		/* One whole range gets one kind: the stricter one. */
+		assert_int_equal(busy_add(&set, 1000 + at, len, is_meta, now), 0);
+		for (unsigned b = at; b < at + len; b++) {
+			xid[b] = now;
+			meta[b] = is_meta;
+		}
+		if (check_random(&rng) % 4 == 0) {
+			durable = MAX(durable, now - check_random(&rng) % MIN(now, 12));
+			checkpointed = MAX(checkpointed, durable - MIN(durable, check_random(&rng) % 9));
+			busy_expire(&set, durable, checkpointed);
+			for (unsigned b = 0; b < BUSY_SPAN; b++)
+				if (xid[b] <= (meta[b] ? checkpointed : durable))
+					xid[b] = 0;
+		}
+		check_busy(&set, xid, meta, at, len);
+	}
+	/* Data over metadata stays metadata, until the checkpoint. */
+	busy_clear(&set);
+	assert_int_equal(busy_add(&set, 10, 10, true, now), 0);
+	assert_int_equal(busy_add(&set, 5, 20, false, now + 1), 0);
+	busy_expire(&set, now + 1, now);
+	assert_int_equal(atomic_load(&set.blocks), 20);
+	busy_expire(&set, now + 1, now + 1);
+	assert_int_equal(atomic_load(&set.blocks), 0);
+	busy_clear(&set);
+}
+
 static void test_double_free(void **state)
 {
 	const struct { fsblock_t start; nblocks_t len; } bad[] = {
@@ -538,6 +639,7 @@ int main(void)
 		cmocka_unit_test(test_large_and_append), cmocka_unit_test(test_side_by_side),
 		cmocka_unit_test(test_many_groups),	 cmocka_unit_test(test_quarantine),
 		cmocka_unit_test(test_header_verifier),
+		cmocka_unit_test(test_cancelled_hint),	 cmocka_unit_test(test_busy_set),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -278,6 +278,34 @@ static void test_fill(void **state)
 	fixture_destroy(f);
 }
 
+/* A branch that has lost all children but one, beside a full one that cannot take it in, gets its share. */
+static void test_redistribute(void **state)
+{
+	struct fixture *f = fixture_create(65536, 65536, 1024);
+	struct tree tree = fs_tree(&f->fs, TREE_EXTENT);
+	uint64_t rec[2] = { 1, 2 };
+	unsigned n = 0;
+	struct trans t;
+
+	/* Ascending keys fill the left branch to its last slot before there is a second one. */
+	for (; bt_height(tree) < 3; n++) {
+		fixture_begin(f, &t, 64);
+		assert_int_equal(bt_insert(&t, tree, KEY(1, n), rec, sizeof(rec)), 0);
+		trans_commit(&t);
+	}
+	/* Its first leaves lose records; those of the right branch all, one by one. */
+	for (unsigned i = n; i-- > n / 2;) {
+		fixture_begin(f, &t, 64);
+		assert_int_equal(bt_delete(&t, tree, KEY(1, i)), 0);
+		trans_commit(&t);
+		if (i > n - 400)
+			check_tree(&f->fs, tree, NULL);
+	}
+	check_tree(&f->fs, tree, NULL);
+	check_space(&f->fs, NULL);
+	fixture_destroy(f);
+}
+
 /* Overwriting under a cursor keeps it valid. */
 static void test_overwrite(void **state)
 {
@@ -443,7 +471,7 @@ int main(void)
 		cmocka_unit_test(test_descending),   cmocka_unit_test(test_files),
 		cmocka_unit_test(test_fill),	     cmocka_unit_test(test_overwrite),
 		cmocka_unit_test(test_verifier),     cmocka_unit_test(test_wrong_level),
-		cmocka_unit_test(test_bad_checksum),
+		cmocka_unit_test(test_bad_checksum), cmocka_unit_test(test_redistribute),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
