@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_file_power.c - power cuts in the middle of file operations.
+ *
+ * A script of operations, chosen by seed, runs until the device loses power at the n-th write or flush; then the filesystem is mounted
+ * again and every file is compared with what may be there: since its last successful fsync a file has had a
+ * row of versions; each byte must be that byte in one of them, and the size that of one of them. A canary is in none.
+ * Afterwards everything is deleted, and every block must be free again.
+ *
+ * FILE_CUTS=n sets the number of cuts; a failure names seed and cut.
+ */
+#include "file_fixture.h"
+
+#define STEPS 40u
+#define VERSIONS (STEPS + 2)
+
+struct history {
+	unsigned n;
+	struct model *version[VERSIONS]; /* [0] is durable */
+};
+
+static struct history histories[FILES];
+static struct sim *formatted;
+static char where[128];
+
+static void history_add(struct history *h, const struct model *m)
+{
+	xassert(h->n < VERSIONS);
+	h->version[h->n] = malloc(sizeof(*m));
+	memcpy(h->version[h->n++], m, sizeof(*m));
+}
+
+static void history_clear(struct history *h)
+{
+	while (h->n)
+		free(h->version[--h->n]);
+}
+
+static void now_durable(unsigned file, const struct model *m)
+{
+	history_clear(&histories[file]);
+	history_add(&histories[file], m);
+}
+
+static bool allowed(const struct history *h, uint64_t pos, uint8_t byte)
+{
+	for (unsigned v = 0; v < h->n; v++)
+		if (pos < h->version[v]->size && byte == h->version[v]->bytes[pos])
+			return true;
+	return false;
+}
+
+/* NULL, or what is wrong. */
+static const char *judge(unsigned file)
+{
+	static char text[160];
+	struct history *h = &histories[file];
+	uint64_t size;
+	uint8_t *got = read_all(file, &size);
+	bool size_known = false;
+	const char *wrong = NULL;
+	uint64_t least = UINT64_MAX, most = 0;
+
+	for (unsigned v = 0; v < h->n; v++) {
+		least = MIN(least, h->version[v]->size);
+		most = MAX(most, h->version[v]->size);
+		size_known |= h->version[v]->size == size;
+	}
+	/* A write of many extents lets the size grow with them. */
+	if (!size_known && (size < least || size > most || (size & BLOCK_MASK)))
+		wrong = "size";
+	for (uint64_t i = 0; i < size && !wrong; i++)
+		if (!allowed(h, i, got[i]))
+			wrong = "byte";
+	if (wrong) {
+		uint64_t i = 0;
+
+		while (i < size && allowed(h, i, got[i]))
+			i++;
+		snprintf(text, sizeof(text), "%s: wrong %s: size %llu (known %llu to %llu), byte %llu is %#x", name_of(file),
+			 wrong, (unsigned long long)size, (unsigned long long)least, (unsigned long long)most,
+			 (unsigned long long)i, i < size ? got[i] : 0);
+		wrong = text;
+	}
+	io_free(got);
+	return wrong;
+}
+
+/* Runs one operation; false: the device is dead. */
+static bool perform(struct model *files, const struct todo *t)
+{
+	int64_t rc;
+
+	model_do(files, t);
+	if (t->act != ACT_READ && t->act != ACT_FSYNC) {
+		history_add(&histories[t->act == ACT_COPY ? t->dst : t->file], &files[t->act == ACT_COPY ? t->dst : t->file]);
+	}
+	rc = do_one(t);
+	if (sim_crashed(world.sim))
+		return false;
+	OK(rc);
+	if (t->act == ACT_FSYNC)
+		now_durable(t->file, &files[t->file]);
+	else if (t->dsync && t->act != ACT_READ)
+		now_durable(t->act == ACT_COPY ? t->dst : t->file, &files[t->act == ACT_COPY ? t->dst : t->file]);
+	return true;
+}
+
+typedef bool (*script_fn)(struct model *files);
+
+static bool random_script(struct model *files)
+{
+	for (unsigned i = 0; i < STEPS; i++) {
+		struct todo t = random_todo(files);
+
+		if (below(5) == 0)
+			t = (struct todo){ .act = ACT_FSYNC, .file = below(FILES) };
+		if (!perform(files, &t))
+			return false;
+	}
+	return true;
+}
+
+/* A cut of the last block, and something that moves EOF up again, before the truncate is durable. */
+static bool shrink_script(struct model *files)
+{
+	static const struct todo ups[] = {
+		{ .act = ACT_TRUNCATE, .off = 9000 },
+		{ .act = ACT_WRITE, .off = 8192, .len = 50, .pattern = 77 },
+		{ .act = ACT_WRITE, .off = 2000, .len = 50, .pattern = 77 },
+		{ .act = ACT_ALLOC, .off = 0, .len = 9000 },
+		{ .act = ACT_TRUNCATE, .off = 3000 },
+		{ .act = ACT_APPEND, .len = 5000, .pattern = 78 },
+	};
+	struct todo steps[] = {
+		{ .act = ACT_WRITE, .len = 4096, .pattern = 3 }, { .act = ACT_FSYNC },
+		{ .act = ACT_TRUNCATE, .off = 100 }, ups[below(ARRAY_LEN(ups))],
+		{ .act = ACT_WRITE, .file = 1, .off = 0, .len = 10, .pattern = 5 }, { .act = ACT_FSYNC, .file = 1 },
+	};
+
+	for (unsigned i = 0; i < ARRAY_LEN(steps); i++)
+		if (!perform(files, &steps[i]))
+			return false;
+	return true;
+}
+
+/* Sharing and unsharing: blocks that two files map in one state and one in the next. */
+static bool share_script(struct model *files)
+{
+	struct todo steps[] = {
+		{ .act = ACT_WRITE, .file = 0, .len = 5 * BLOCK_SIZE + 123, .pattern = 3 }, { .act = ACT_FSYNC, .file = 0 },
+		{ .act = ACT_COPY, .file = 0, .dst = 1, .len = 1 << 17 }, { .act = ACT_FSYNC, .file = 1 },
+		below(2) ? (struct todo){ .act = ACT_TRUNCATE, .file = 0, .off = below(9000) } :
+			   (struct todo){ .act = ACT_PUNCH, .file = 0, .off = 0, .len = 30000 },
+		{ .act = ACT_WRITE, .file = 1, .off = below(9000), .len = 1 + below(20000), .pattern = 9 },
+		{ .act = ACT_APPEND, .file = 1, .len = 300, .pattern = 12 },
+		{ .act = ACT_WRITE, .file = 0, .off = below(9000), .len = 1 + below(20000), .pattern = 10 },
+		{ .act = ACT_FSYNC, .file = below(2) },
+		{ .act = ACT_WRITE, .file = 1, .off = below(9000), .len = 1 + below(20000), .pattern = 11 },
+	};
+
+	for (unsigned i = 0; i < ARRAY_LEN(steps); i++)
+		if (!perform(files, &steps[i]))
+			return false;
+	return true;
+}
+
+/* The script to the cut, the mount after it, the judgement. NULL: as it should be. *whole: the script ended before the cut. */
+static const char *one_cut(script_fn script, uint64_t seed, uint64_t cut, unsigned mutant, bool *whole)
+{
+	struct model *files = calloc(FILES, sizeof(*files));
+	const char *wrong = NULL;
+	nblocks_t empty = world.free_empty;
+
+	snprintf(where, sizeof(where), "seed %llu, cut %llu", (unsigned long long)seed, (unsigned long long)cut);
+	OK(sim_clone(formatted, &world.sim));
+	world.opt.mutant = mutant;
+	OK(world_open());
+	find_files();
+	for (unsigned i = 0; i < FILES; i++)
+		now_durable(i, &files[i]);
+	rng_seed(seed);
+	sim_crash_at(world.sim, sim_events(world.sim) + cut);
+	*whole = script(files);
+	put_files();
+	inode_put(world.root);
+	fs_abandon(world.fs);
+	sim_restart(world.sim, seed * 1000 + cut);
+	world.opt.mutant = MUTANT_NONE;
+	OK(world_open());
+	find_files();
+	for (unsigned i = 0; i < FILES && !wrong; i++)
+		wrong = judge(i);
+	if (!wrong) {
+		world.free_empty = empty;
+		delete_all();
+	}
+	for (unsigned i = 0; i < FILES; i++)
+		history_clear(&histories[i]);
+	world_close();
+	sim_destroy(world.sim);
+	free(files);
+	return wrong;
+}
+
+static int setup(void **state)
+{
+	world_new(DEVICE_MIN_BLOCKS * (uint64_t)BLOCK_SIZE, 4096, 1);
+	make_files();
+	world_close();
+	sim_settle(world.sim);
+	formatted = world.sim;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	ioctx_destroy(world.ctx);
+	sim_destroy(formatted);
+	memset(&world, 0, sizeof(world));
+	return 0;
+}
+
+static unsigned cuts(unsigned normal)
+{
+	const char *s = getenv("FILE_CUTS");
+
+	return s ? (unsigned)atoi(s) : normal;
+}
+
+/* Runs cuts 1, 1 + stride, ... of seeds 1, 2, ... until n cuts have been made; NULL or the first complaint. */
+static const char *many_cuts(script_fn script, unsigned n, unsigned stride, unsigned mutant)
+{
+	uint64_t seed = 1, cut = 1;
+
+	for (unsigned i = 0; i < n; i++) {
+		bool whole;
+		const char *wrong = one_cut(script, seed, cut, mutant, &whole);
+
+		if (wrong)
+			return wrong;
+		cut += stride;
+		if (whole) {
+			seed++;
+			cut = 1 + seed % stride;
+		}
+	}
+	return NULL;
+}
+
+static void run_script(script_fn script, unsigned n, unsigned stride)
+{
+	const char *wrong = many_cuts(script, cuts(n), stride, MUTANT_NONE);
+
+	if (wrong)
+		fail_msg("%s: %s", where, wrong);
+}
+
+static void random_operations_survive_power_cuts(void **state)
+{
+	run_script(random_script, 200, 7);
+}
+
+static void shared_blocks_survive_power_cuts(void **state)
+{
+	run_script(share_script, 200, 3);
+}
+
+static void cut_tails_survive_power_cuts(void **state)
+{
+	run_script(shrink_script, 200, 1);
+}
+
+static void zeroing_a_tail_too_early_is_caught(void **state)
+{
+	assert_non_null(many_cuts(shrink_script, 400, 1, MUTANT_TAIL_ZERO_EARLY));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(random_operations_survive_power_cuts, setup, teardown),
+		cmocka_unit_test_setup_teardown(shared_blocks_survive_power_cuts, setup, teardown),
+		cmocka_unit_test_setup_teardown(cut_tails_survive_power_cuts, setup, teardown),
+		cmocka_unit_test_setup_teardown(zeroing_a_tail_too_early_is_caught, setup, teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
