@@ -328,25 +328,32 @@ static int write_root(struct mkfs *m)
 	return write_row(m, ROOT_BLOCK, 1);
 }
 
-/* Signatures that others would find: the first and the last 64 KiB, and our own superblocks. */
-static int wipe(struct mkfs *m)
+/* Durably before anything else changes: until both are gone the old filesystem is whole. */
+static int destroy_superblocks(struct mkfs *m)
 {
-	struct device *dev = m->dev;
-	uint64_t last = (dev->size & ~BLOCK_MASK) - WIPE_BYTES;
-	int err = write_zeros(m, 0, WIPE_BYTES);
+	int err = write_zeros(m, (uint64_t)SUPER_BLOCK << BLOCK_SHIFT, BLOCK_SIZE);
 
 	if (!err)
 		err = write_zeros(m, (uint64_t)SUPER_COPY_BLOCK << BLOCK_SHIFT, BLOCK_SIZE);
-	if (!err)
-		err = write_zeros(m, last, dev->size - last);
-	return err ? err : dev_flush(dev);
+	return err ? err : dev_flush(m->dev);
+}
+
+/* Signatures that others would find: the first and the last 64 KiB. */
+static int wipe(struct mkfs *m)
+{
+	uint64_t last = (m->dev->size & ~BLOCK_MASK) - WIPE_BYTES;
+	int err = write_zeros(m, 0, WIPE_BYTES);
+
+	return err ? err : write_zeros(m, last, m->dev->size - last);
 }
 
 static int write_everything(struct mkfs *m, const struct mkfs_options *opt)
 {
 	const struct super *sb = &m->sb;
-	int err = wipe(m);
+	int err = destroy_superblocks(m);
 
+	if (!err)
+		err = wipe(m);
 	/* With a UUID of old, records of an older journal would verify. */
 	if (!err && opt->uuid)
 		err = write_zeros(m, sb->journal_start << BLOCK_SHIFT, sb->journal_blocks << BLOCK_SHIFT);
