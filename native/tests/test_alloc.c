@@ -372,14 +372,21 @@ static void test_free_when_full(void **state)
 static void test_cancelled_hint(void **state)
 {
 	struct fixture *f = fixture_create(65536, 65536, 1024);
-	fsblock_t start;
-	nblocks_t len;
+	fsblock_t start, again;
+	nblocks_t len, n;
 	struct trans t;
 
 	fixture_begin(f, &t, 128);
 	assert_int_equal(alloc_extent(&t, 0, 58000, 58000, &start, &len), 0);
 	assert_int_equal(alloc_extent(&t, 0, 20000, 20000, &start, &len), -ENOSPC);
 	trans_cancel(&t);
+	assert_int_equal(extent_of(f, 0, 50000, 50000, &start, &len), 0);
+	/* And a search that failed does not hide what is freed later. */
+	fixture_begin(f, &t, 128);
+	assert_int_equal(alloc_extent(&t, 0, 1, 20000, &again, &n), 0);
+	trans_commit(&t);
+	give_back(f, start, len);
+	fixture_commit_group(f, false);
 	assert_int_equal(extent_of(f, 0, 50000, 50000, &start, &len), 0);
 	fixture_destroy(f);
 }

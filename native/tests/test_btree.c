@@ -284,24 +284,36 @@ static void test_redistribute(void **state)
 	struct fixture *f = fixture_create(65536, 65536, 1024);
 	struct tree tree = fs_tree(&f->fs, TREE_EXTENT);
 	uint64_t rec[2] = { 1, 2 };
+	struct tree_shape before;
 	unsigned n = 0;
 	struct trans t;
 
-	/* Ascending keys fill the left branch to its last slot before there is a second one. */
+	/* Ascending keys: the left branch keeps all children but one when the right one begins with two. */
 	for (; bt_height(tree) < 3; n++) {
 		fixture_begin(f, &t, 64);
-		assert_int_equal(bt_insert(&t, tree, KEY(1, n), rec, sizeof(rec)), 0);
+		assert_int_equal(bt_insert(&t, tree, KEY(1, 2 * n), rec, sizeof(rec)), 0);
 		trans_commit(&t);
 	}
-	/* Its first leaves lose records; those of the right branch all, one by one. */
-	for (unsigned i = n; i-- > n / 2;) {
+	/* Now the left one is full. */
+	fixture_begin(f, &t, 64);
+	assert_int_equal(bt_insert(&t, tree, KEY(1, 101), rec, sizeof(rec)), 0);
+	trans_commit(&t);
+	before = check_tree(&f->fs, tree, NULL);
+	/* The last leaf goes, then all the others. */
+	for (unsigned i = n; i-- > 0;) {
 		fixture_begin(f, &t, 64);
-		assert_int_equal(bt_delete(&t, tree, KEY(1, i)), 0);
+		assert_int_equal(bt_delete(&t, tree, KEY(1, 2 * i)), 0);
 		trans_commit(&t);
-		if (i > n - 400)
+		if (i == n - 1) {
+			struct tree_shape after = check_tree(&f->fs, tree, NULL);
+
+			assert_int_equal(after.leaves, before.leaves - 1);
+			assert_int_equal(after.nodes, before.nodes - 1); /* the branch is still there */
+		}
+		if (i % 50 == 0)
 			check_tree(&f->fs, tree, NULL);
 	}
-	check_tree(&f->fs, tree, NULL);
+	assert_int_equal(bt_records(tree), 1);
 	check_space(&f->fs, NULL);
 	fixture_destroy(f);
 }

@@ -416,6 +416,45 @@ static void test_forks(void **state)
 	world_destroy(w);
 }
 
+/* The length field bounds a record; what continues it is another one. */
+static void test_longest_record(void **state)
+{
+	const nblocks_t max = EXTENT_MAX_BLOCKS;
+	struct fixture *f = fixture_create((nblocks_t)1 << 33, (nblocks_t)1 << 33, 1024);
+	struct inode in = { .fs = &f->fs, .ino = 4 };
+	struct extent first = { 0, 1 << 20, max - 5, EXT_UNWRITTEN, 0 }, second = first, list[4];
+	nblocks_t done;
+	struct trans t;
+
+	second.file = first.len;
+	second.block = first.block + first.len;
+	second.len = 5;
+	fixture_begin(f, &t, 64);
+	assert_int_equal(extmap_add(&t, &in, FORK_DATA, &first), 0);
+	assert_int_equal(extmap_add(&t, &in, FORK_DATA, &second), 0);
+	trans_commit(&t);
+	assert_int_equal(extmap_list(&in, FORK_DATA, 0, FILE_MAX_BLOCKS, false, list, 4), 1);
+	second.file += 5;
+	second.block += 5;
+	second.len = max;
+	fixture_begin(f, &t, 64);
+	assert_int_equal(extmap_add(&t, &in, FORK_DATA, &second), 0);
+	trans_commit(&t);
+	assert_int_equal(extmap_list(&in, FORK_DATA, 0, FILE_MAX_BLOCKS, false, list, 4), 2);
+	assert_int_equal(list[0].len, max);
+	assert_int_equal(list[1].len, max);
+	assert_int_equal(list[1].file, max);
+	fixture_begin(f, &t, 64);
+	assert_int_equal(extmap_set_state(&t, &in, FORK_DATA, max - 1, 2, EXT_WRITTEN, 9, &done), 0);
+	assert_int_equal(done, 2);
+	trans_commit(&t);
+	assert_int_equal(extmap_list(&in, FORK_DATA, 0, FILE_MAX_BLOCKS, false, list, 4), 3);
+	assert_int_equal(list[1].file, max - 1);
+	assert_int_equal(list[1].len, 2);
+	assert_int_equal(in.core.blocks, 2 * max);
+	fixture_destroy(f);
+}
+
 /* Space runs out in the middle: what was done stands, and the next call says so. */
 static void test_allocate_full(void **state)
 {
@@ -555,6 +594,7 @@ int main(void)
 		cmocka_unit_test(test_unshared),       cmocka_unit_test(test_convert_whole),
 		cmocka_unit_test(test_forks),	       cmocka_unit_test(test_allocate_full),
 		cmocka_unit_test(test_impossible_records), cmocka_unit_test(test_many_extents),
+		cmocka_unit_test(test_longest_record),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
