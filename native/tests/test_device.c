@@ -15,6 +15,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -188,6 +189,9 @@ static void flush_accounting(void **state)
 	submit(dev, ctx, &w, IO_WRITE, 0, buf, BLOCK_SIZE, 0);
 	submit(dev, ctx, &f, IO_FLUSH, 0, NULL, 0, 0);
 	run_until(ctx, 2);
+	assert_int_equal(dev->writes_done, dev->flushed_upto + 1);
+	submit(dev, ctx, &w, IO_WRITE, 0, buf, BLOCK_SIZE, IO_FUA);
+	run_until(ctx, 3);
 	assert_int_equal(dev->writes_done, dev->flushed_upto + 1);
 	/* A flush that began earlier and ends later takes nothing back. */
 	dev_flushed(dev, 10);
@@ -680,6 +684,7 @@ static void lock_dies_with_its_process(void **state)
 	pid = fork();
 	assert_true(pid >= 0);
 	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		byte = dev_open(image, 0, &dev) ? 'n' : 'y';
 		if (write(ready[1], &byte, 1) == 1)
 			pause();
