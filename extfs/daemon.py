@@ -3,7 +3,8 @@
 Order of things: device, core (which replays the journal), bridge (which mounts), pyfuse3, "ready";
 and back in reverse when the kernel says that it is unmounted. SIGTERM and SIGINT unmount; while
 files are open the mountpoint is detached, and the daemon ends when the last of them is closed. A
-second signal aborts the connection: everybody who still uses it gets errors. SIGHUP is ignored.
+second signal aborts the connection: everybody who still uses it gets errors. SIGUSR1 logs counters.
+SIGHUP is ignored.
 
 Whatever happens after a successful open, the core is closed: what fsync promised is durable anyway,
 and a clean close leaves an empty journal.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import logging.handlers
 import os
@@ -20,7 +22,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import trio
@@ -244,10 +246,19 @@ def _unmount(bridge: Bridge, mountpoint: str) -> None:
             bridge.unmount(lazy=True)
 
 
-async def _obey_signals(bridge: Bridge, mountpoint: str) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+def _log_counters(filesystem: Filesystem, bridge: Bridge) -> None:
+    """One line of JSON: the core's counters and the bridge's."""
+    counters = {"core": asdict(filesystem.stats()), "bridge": asdict(bridge.stats())}
+    log.info("counters: %s", json.dumps(counters))
+
+
+async def _obey_signals(filesystem: Filesystem, bridge: Bridge, mountpoint: str) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
         first = True
         async for number in signals:
+            if number == signal.SIGUSR1:
+                _log_counters(filesystem, bridge)
+                continue
             log.info("%s: unmounting %s", signal.Signals(number).name, mountpoint)
             if first:
                 # May write out dirty pages, as requests to the bridge: not in this thread.
@@ -258,11 +269,11 @@ async def _obey_signals(bridge: Bridge, mountpoint: str) -> None:
             first = False
 
 
-async def _serve(bridge: Bridge, session: Session, mountpoint: str) -> None:
+async def _serve(filesystem: Filesystem, bridge: Bridge, session: Session, mountpoint: str) -> None:
     """Until unmounted."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_pass_log_on)
-        nursery.start_soon(_obey_signals, bridge, mountpoint)
+        nursery.start_soon(_obey_signals, filesystem, bridge, mountpoint)
         async with trio.open_nursery() as serving:
             serving.start_soon(session.run)
             await trio.lowlevel.wait_readable(bridge.event_fd)
@@ -286,7 +297,7 @@ def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None
                 try:
                     ready()
                     log.info("%s is mounted on %s", options.device, options.mountpoint)
-                    trio.run(_serve, bridge, session, options.mountpoint)
+                    trio.run(_serve, filesystem, bridge, session, options.mountpoint)
                     log.info("%s is unmounted", options.mountpoint)
                 finally:
                     session.close()

@@ -230,7 +230,8 @@ static void destroy(struct bridge *b)
 	while (b->open) { /* the connection was aborted with files open */
 		struct open_file *of = b->open;
 
-		plock_set_free(of->in);
+		if (of->in->locks)
+			plock_set_free(of->in);
 		open_file_close(b, of);
 	}
 	inode_lookup_forget_all(b->fs);

@@ -34,6 +34,11 @@ void serve_lookup(struct request *r)
 
 	if (!directory_and_name(r, 0, &name, &len))
 		return;
+	if (len == 1 && name[0] == '.') {
+		/* A file handle being opened: the inode itself is meant, and it need not be a directory. */
+		request_reply_entry(r, r->inode);
+		return;
+	}
 	err = namei_lookup(r->inode, name, len, &r->inode2);
 	if (err) {
 		r->inode2 = NULL;

@@ -117,8 +117,13 @@ class Operations(pyfuse3.Operations):
         return result
 
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        """LISTXATTR."""
-        return [pyfuse3.XAttrNameT(name) for name in self._look(lambda fs: fs.listxattr(inode))]
+        """LISTXATTR. Who may not read trusted attributes is not told of them."""
+        names = self._look(lambda fs: fs.listxattr(inode))
+        return [
+            pyfuse3.XAttrNameT(name)
+            for name in names
+            if ctx.uid == 0 or not name.startswith(b"trusted.")
+        ]
 
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """REMOVEXATTR. ENODATA: there is none."""
