@@ -170,14 +170,14 @@ struct node_disk {
 	le16_t level;           /* 0: leaf */
 	le16_t count;           /* slots in use */
 	le16_t heap;            /* leaf: offset of the lowest record byte; 4096 when empty */
-	le16_t dead;            /* leaf: record bytes above heap that no slot names */
+	le16_t dead;            /* leaf: bytes above heap that no slot names, padding included */
 	uint8_t reserved[8];
 	uint8_t slots[4096 - 64];
 };
 
 struct leaf_slot {
 	struct key_disk key;
-	le16_t offset;          /* of the record, from the start of the block */
+	le16_t offset;          /* of the record, from the start of the block; a multiple of 8 */
 	le16_t length;          /* of the record, in bytes; may be 0 (offset then 0) */
 	le32_t reserved;
 };
