@@ -169,11 +169,18 @@ def parse_super(block: bytes, number: int) -> Super:
 
 
 class Volume:
-    """An open device with an overlay. Writable volumes are locked against every other user."""
+    """An open device with an overlay, locked against every other user.
 
-    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
+    Not `exclusive`: for looking at a device that may be mounted; what is read may then be torn.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, writable: bool = False, exclusive: bool = True
+    ) -> None:
+        assert exclusive or not writable
         self.path = os.fspath(path)
         self.writable = writable
+        self.exclusive = exclusive
         self.overlay: dict[int, bytes] = {}
         self._locks: list[int] = []
         self._fd = self._open()
@@ -189,7 +196,7 @@ class Volume:
         try:
             mode = os.stat(self.path).st_mode
             if stat.S_ISBLK(mode):
-                fd = os.open(self.path, flags | os.O_EXCL)
+                fd = os.open(self.path, flags | (os.O_EXCL if self.exclusive else 0))
                 backing = self._backing_file()
                 if backing:
                     with contextlib.suppress(FileNotFoundError):
@@ -204,7 +211,7 @@ class Volume:
         except OSError as error:
             text = "the device is in use" if error.errno == 16 else error.strerror
             raise VolumeError("DEVICE", f"{self.path}: {text}") from error
-        for lock in self._locks:
+        for lock in self._locks if self.exclusive else ():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

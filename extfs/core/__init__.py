@@ -16,7 +16,7 @@ from __future__ import annotations
 from extfs.core.bridge import Bridge, BridgeStats, OpcodeServer, opcodes
 from extfs.core.device import Device, SimDevice, mkfs, read_super
 from extfs.core.filesystem import Filesystem
-from extfs.core.native import CoreError, JournalFullError, drain_log, log_fd
+from extfs.core.native import CoreError, JournalFullError, drain_log, log_fd, log_lines
 from extfs.core.values import (
     BLOCK_SIZE,
     ROOT_INODE,
@@ -55,6 +55,7 @@ __all__ = [
     "Superblock",
     "drain_log",
     "log_fd",
+    "log_lines",
     "mkfs",
     "opcodes",
     "read_super",

@@ -47,7 +47,7 @@ class Device(Closing):
         return bytes(buffer)
 
     def write(self, offset: int, content: bytes) -> None:
-        """Write, not durable by itself; `offset` and length multiples of 4096 to suit any device."""
+        """Write, not durable by itself; `offset` and length multiples of 4096 suit any device."""
         checked(lib.extfs_device_write(self.raw, offset, ffi.from_buffer(content), len(content)))
 
     def close(self) -> None:

@@ -380,7 +380,7 @@ class Filesystem(Closing):
         dsync: bool = False,
         kill_priv: bool = False,
     ) -> int:
-        """Write; returns the count of bytes. `append`: at the end of the file, whatever `offset`."""
+        """Write; returns the count of bytes. `append`: at the end of the file, not at `offset`."""
         flags = (
             (lib.EXTFS_F_APPEND if append else 0)
             | (lib.EXTFS_F_DSYNC if dsync else 0)

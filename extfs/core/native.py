@@ -51,14 +51,21 @@ def log_fd() -> int:
     return int(lib.extfs_log_fd())
 
 
+def log_lines() -> list[tuple[int, str]]:
+    """The core's log lines since the last call: level (as in logging) and text."""
+    buffer = ffi.new("char[]", 1024)
+    lines = []
+    while level := lib.extfs_log_next(buffer, len(buffer)):
+        lines.append((int(level), string(buffer)))
+    return lines
+
+
 def drain_log(logger: logging.Logger) -> int:
     """Hand the core's log lines to `logger` at their own levels; returns how many there were."""
-    buffer = ffi.new("char[]", 1024)
-    count = 0
-    while level := lib.extfs_log_next(buffer, len(buffer)):
-        logger.log(level, "%s", string(buffer))
-        count += 1
-    return count
+    lines = log_lines()
+    for level, text in lines:
+        logger.log(level, "%s", text)
+    return len(lines)
 
 
 class Closing:

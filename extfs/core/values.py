@@ -71,7 +71,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters since the mount, except `bufs`, `dirty`, `logged`, `log_*`, `lookups`: levels now."""
+    """Counters since the mount; but `bufs`, `dirty`, `logged`, `log_*`, `lookups`: levels now."""
 
     commits: int
     flush_only: int

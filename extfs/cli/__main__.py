@@ -1,0 +1,5 @@
+"""``python -m extfs.cli``."""
+
+from extfs.cli import main
+
+main()

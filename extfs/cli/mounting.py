@@ -1,0 +1,123 @@
+"""mount and umount."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+
+import click
+
+from extfs.cli.mounts import Daemons, detach, find_mount
+from extfs.cli.output import CommandError, complain
+
+DEAD_DAEMON_SECONDS = 60.0
+
+
+def _clear_dead_mount(device: str, mountpoint: str) -> None:
+    """Take away what a daemon that died left at the mountpoint; wait until it is really gone."""
+    try:
+        os.stat(mountpoint)
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            return  # the daemon's own checks tell it better
+    mount = find_mount(mountpoint)
+    if mount is None:
+        raise CommandError(
+            f"{mountpoint}: a dead mount that is not of extfs is in the way; unmount it first"
+        )
+    complain(f"{mountpoint}: the daemon of {mount.source} died; cleaning up its mount")
+    try:
+        detach(mountpoint, lazy=True)
+    except OSError as error:
+        raise CommandError(f"{mountpoint}: cannot be cleaned up: {error.strerror}") from error
+    for source in {mount.source, device}:
+        # Its I/O may still be in flight; the process is there until that has ended.
+        daemons = Daemons(source, serving=False)
+        if not daemons.wait(DEAD_DAEMON_SECONDS):
+            raise CommandError(f"{source}: a process still has it open; wait until it has ended")
+        daemons.close()
+
+
+def _check_environment(mountpoint: str) -> None:
+    if os.geteuid() != 0:
+        raise CommandError("mounting needs root")
+    if not os.path.exists("/dev/fuse"):
+        raise CommandError("there is no /dev/fuse (is the fuse module loaded?)")
+    if not os.path.lexists(mountpoint):
+        raise CommandError(f"{mountpoint}: no such directory")
+
+
+def mount_device(device: str, mountpoint: str, words: str, foreground: bool) -> None:
+    """Mount; returns when it can be used, in the foreground when it has been unmounted."""
+    from extfs import daemon
+
+    try:
+        options = daemon.parse_options(device, mountpoint, words)
+        _check_environment(mountpoint)
+        _clear_dead_mount(device, mountpoint)
+        if find_mount(mountpoint) is not None:
+            raise CommandError(f"{mountpoint}: something is mounted there already")
+        if foreground:
+            logging.basicConfig(
+                stream=sys.stderr, level=logging.INFO, format="extfs: %(levelname)s %(message)s"
+            )
+            daemon.run(options)
+        else:
+            daemon.start(options)
+    except daemon.MountError as error:
+        raise CommandError(str(error)) from error
+
+
+@click.command()
+@click.argument("device")
+@click.argument("mountpoint")
+@click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Comma-separated, see above.")
+@click.option("--foreground", is_flag=True, help="Stay; log to standard error; end when unmounted.")
+def mount(device: str, mountpoint: str, options: tuple[str, ...], foreground: bool) -> None:
+    """Mount the filesystem on DEVICE at the directory MOUNTPOINT.
+
+    \b
+    Options:
+      ro, rw                        read-only or not
+      relatime, noatime, strictatime, nodiratime
+      nosuid, nodev, noexec, sync, dirsync
+      cache=SIZE                    memory for metadata (64M)
+      inode_cache=N                 unused inodes kept in memory (16384)
+      commit=SECONDS                changes are durable after at most this long (1)
+      threads=N                     threads that serve requests (one for each CPU, up to 4)
+      writeback_cache               let the kernel keep written data for a while; only when
+                                    nothing but this mount changes the files
+    Words for /etc/fstab (defaults, auto, noauto, nofail, _netdev, x-...) are accepted and ignored.
+
+    What a daemon that died left at MOUNTPOINT is cleaned up first.
+    Exit codes: 0 mounted (--foreground: unmounted cleanly), 1 failed, 2 wrong usage.
+    """
+    mount_device(device, mountpoint, ",".join(options), foreground)
+
+
+@click.command()
+@click.argument("mountpoint")
+@click.option("--lazy", is_flag=True, help="Detach now although it is in use; do not wait.")
+def umount(mountpoint: str, lazy: bool) -> None:
+    """Unmount MOUNTPOINT, and wait until everything is written and the daemon is gone.
+
+    Exit codes: 0 unmounted, 1 failed (in use, not mounted), 2 wrong usage.
+    """
+    mount = find_mount(mountpoint)
+    if mount is None:
+        raise CommandError(f"{mountpoint}: no extfs is mounted there")
+    daemons = Daemons(mount.source)
+    try:
+        detach(mountpoint, lazy=lazy)
+    except OSError as error:
+        text = "it is in use" if error.errno == errno.EBUSY else error.strerror
+        raise CommandError(f"{mountpoint}: cannot be unmounted: {text}") from error
+    if lazy:
+        return
+    if not daemons.wait(10):
+        complain(f"{mountpoint}: waiting until {mount.source} is written")
+        daemons.wait()
+    daemons.close()
