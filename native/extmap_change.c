@@ -235,8 +235,9 @@ static int hole_goal(struct inode *in, enum fork fork, fileblk_t file, fsblock_t
 	return 0;
 }
 
+/* *placed: blocks were taken, so an error leaves the transaction half done, whatever it is. */
 static int fill_hole(struct trans *t, struct inode *in, enum fork fork, struct extent *hole,
-		     uint8_t flags)
+		     uint8_t flags, bool *placed)
 {
 	fsblock_t goal;
 	int err = hole_goal(in, fork, hole->file, &goal);
@@ -244,6 +245,7 @@ static int fill_hole(struct trans *t, struct inode *in, enum fork fork, struct e
 	if (!err)
 		err = alloc_extent(t, goal, 1, MIN(hole->len, EXTENT_MAX_BLOCKS), &hole->block,
 				   &hole->len);
+	*placed = !err;
 	if (err)
 		return err;
 	hole->state = EXT_UNWRITTEN;
@@ -260,12 +262,14 @@ int extmap_allocate(struct trans *t, struct inode *in, enum fork fork, fileblk_t
 	*done = 0;
 	for (unsigned steps = 0; at < end && may_step(t, steps, max_records); steps++) {
 		struct extent e;
+		bool placed = false;
 		int err = extmap_lookup(in, fork, at, end - at, &e);
 
 		if (!err && e.state == EXT_HOLE)
-			err = fill_hole(t, in, fork, &e, flags);
-		/* What was allocated before space ran out stands; the next call fails at once. */
-		if ((err == -ENOSPC || err == -ERR_BUSY_BLOCKS) && *done)
+			err = fill_hole(t, in, fork, &e, flags, &placed);
+		/* What was allocated before space ran out stands; the next call fails at once. A tree node that found no
+		 * space is another matter: the blocks it should have mapped are taken. */
+		if ((err == -ENOSPC || err == -ERR_BUSY_BLOCKS) && *done && !placed)
 			return 0;
 		if (err)
 			return err;

@@ -101,7 +101,7 @@ static bool perform(struct model *files, const struct todo *t)
 	OK(rc);
 	if (t->act == ACT_FSYNC)
 		now_durable(t->file, &files[t->file]);
-	else if (t->dsync && t->act != ACT_READ)
+	else if (t->dsync && t->act != ACT_READ && !(t->act == ACT_COPY && rc == 0))
 		now_durable(t->act == ACT_COPY ? t->dst : t->file, &files[t->act == ACT_COPY ? t->dst : t->file]);
 	return true;
 }
