@@ -9,6 +9,7 @@
  */
 #include "sim_pages.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "device_sim.h"
@@ -43,10 +44,50 @@ static bool put_last(void *object)
 	return atomic_fetch_sub_explicit(&((struct counted *)object)->refs, 1, memory_order_acq_rel) == 1;
 }
 
+/* Freed pages are kept, up to a limit: getting fresh memory from the kernel costs several times the copy that a
+ * write is. Linked through their data. */
+#define SPARE_PAGES 4096u
+
+static pthread_mutex_t spare_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct sim_page *spare;
+static unsigned spares;
+
+static struct sim_page *take_spare(void)
+{
+	struct sim_page *page;
+
+	pthread_mutex_lock(&spare_lock);
+	page = spare;
+	if (page) {
+		memcpy(&spare, page->data, sizeof(spare));
+		spares--;
+	}
+	pthread_mutex_unlock(&spare_lock);
+	return page;
+}
+
+static void free_page(struct sim_page *page)
+{
+	bool kept;
+
+	pthread_mutex_lock(&spare_lock);
+	kept = spares < SPARE_PAGES;
+	if (kept) {
+		memcpy(page->data, &spare, sizeof(spare));
+		spare = page;
+		spares++;
+	}
+	pthread_mutex_unlock(&spare_lock);
+	if (!kept)
+		free(page);
+}
+
 struct sim_page *sim_page_new(void)
 {
-	struct sim_page *page = malloc(sizeof(*page));
+	struct sim_page *page = take_spare();
 
+	if (!page)
+		page = malloc(sizeof(*page));
 	xassert(page);
 	atomic_init(&page->refs, 1);
 	return page;
@@ -60,7 +101,7 @@ struct sim_page *sim_page_get(struct sim_page *page)
 void sim_page_put(struct sim_page *page)
 {
 	if (page && put_last(page))
-		free(page);
+		free_page(page);
 }
 
 void sim_page_canary(uint8_t data[BLOCK_SIZE], uint64_t block)
