@@ -131,6 +131,7 @@ int jrn_reserve(struct fs *fs, unsigned blocks)
 	} else if (j->space_waiters || !fits(j, j->dirty.count + blocks)) {
 		err = -ERR_JOURNAL_FULL;
 		j->close_early = true;
+		j->target = MAX(j->target, j->head);
 		pthread_cond_signal(&j->work);
 	}
 	pthread_mutex_unlock(&j->mutex);
