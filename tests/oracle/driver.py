@@ -32,9 +32,9 @@ WEIGHTS = {
 }  # fmt: skip
 
 
-def random_ops(rng: random.Random, count: int) -> list[Op]:
+def random_ops(rng: random.Random, count: int, weights: dict[str, int] = WEIGHTS) -> list[Op]:
     """A program of `count` operations."""
-    kinds = rng.choices(list(WEIGHTS), weights=list(WEIGHTS.values()), k=count)
+    kinds = rng.choices(list(weights), weights=list(weights.values()), k=count)
     return [(kind, *(rng.getrandbits(32) for _ in range(4))) for kind in kinds]  # type: ignore[misc]
 
 
