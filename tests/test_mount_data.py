@@ -11,10 +11,12 @@ import random
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Mounted
+import rundir
+from conftest import ExtfsRunner, Mounted
 
 pytestmark = pytest.mark.fuse
 
@@ -59,7 +61,7 @@ def test_random_writes_agree_with_a_model(path: Path) -> None:
     buffered = os.open(path, os.O_RDWR | os.O_CREAT)
     direct = os.open(path, os.O_RDWR | os.O_DIRECT)
     aligned = mmap.mmap(-1, 64 * BLOCK)
-    for _ in range(600):
+    for _ in range(300):
         kind = rng.random()
         if kind < 0.4:
             at, content = rng.randrange(MIB), rng.randbytes(rng.randrange(1, 20_000))
@@ -252,7 +254,15 @@ def test_o_trunc(path: Path) -> None:
     assert path.read_bytes() == b"short"
 
 
-def test_full_disk_gives_enospc_and_recovers(mounted: Mounted, path: Path) -> None:
+def test_full_disk_gives_enospc_and_recovers(
+    make_loop: Callable[..., rundir.LoopDevice],
+    extfs: ExtfsRunner,
+    mount_extfs: Callable[..., Mounted],
+) -> None:
+    device = make_loop(160 * MIB)
+    extfs("mkfs", device)
+    mounted = mount_extfs(device)
+    path = mounted.mountpoint / "file"
     page = bytes(MIB)
 
     def fill() -> None:
