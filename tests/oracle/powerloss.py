@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from extfs import core
+from extfs.check.fsck import check_volume
+from extfs.check.volume import Volume
 
 from .driver import WEIGHTS, Driver, Op, random_ops
 from .model import Model, Node, State
@@ -101,6 +103,7 @@ def run_until_cut(sim: core.SimDevice, cut: Cut) -> Driver:
 
 def check(sim: core.SimDevice, driver: Driver, cut: Cut) -> None:
     """Open what is left and hold it to the promises. Violation."""
+    hold_to_fsck(sim)
     fs = open_fs(sim)
     try:
         subject = CoreSubject(fs)
@@ -117,6 +120,11 @@ def check(sim: core.SimDevice, driver: Driver, cut: Cut) -> None:
         go_on(fs, subject, found, cut)
     finally:
         fs.close()
+    hold_to_fsck(sim)
+
+
+def hold_to_fsck(sim: core.SimDevice) -> None:
+    """Promise 1, as the independent reader sees it."""
     findings = fsck(sim)
     if findings:
         raise Violation("fsck: " + "; ".join(findings[:5]))
@@ -271,11 +279,23 @@ def go_on(fs: core.Filesystem, subject: CoreSubject, found: State, cut: Cut) -> 
         raise Violation(f"inode number {ino} was reused")
 
 
-def fsck(sim: core.SimDevice) -> list[str]:
-    """Findings of the independent reader on the simulated device."""
-    from extfs.check import fsck as checker
+class SimVolume(Volume):
+    """The independent reader of the format on a simulated device: what it shows now."""
 
-    return checker.findings_of(sim.peek, DEVICE_BYTES)
+    def __init__(self, sim: core.SimDevice) -> None:
+        self.sim = sim
+        self.path = "simulated device"
+        self.overlay = {}
+        self.size = DEVICE_BYTES
+
+    def read_raw(self, number: int) -> bytes:
+        return self.sim.peek(number << 12, 4096)
+
+
+def fsck(sim: core.SimDevice) -> list[str]:
+    """What the independent checker finds, the log replayed in memory."""
+    report = check_volume(SimVolume(sim)).report
+    return [] if report.clean else [str(finding) for finding in report.findings]
 
 
 def one(base: core.SimDevice, cut: Cut) -> bool:
