@@ -468,9 +468,11 @@ int ag_take(struct trans *t, struct ag *ag, struct free_extent ext, struct free_
 
 	if (!err)
 		err = tree_take(t, ag, ext, run);
-	if (!err)
-		count_free(t, ag, -(int64_t)run.len);
-	return err;
+	if (err)
+		return err;
+	count_free(t, ag, -(int64_t)run.len);
+	/* Trees that lose their last small extents give nodes back. */
+	return ag_trim(t, ag);
 }
 
 /* ---- giving back ----------------------------------------------------------------------------- */

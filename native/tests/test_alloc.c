@@ -460,6 +460,42 @@ static void test_busy_set(void **state)
 	busy_clear(&set);
 }
 
+/* Trees that grew over many single blocks shrink again when these are used up, block by block. */
+static void test_shrinking_trees(void **state)
+{
+	struct fixture *f = fixture_create(65536, 65536, 1024);
+	struct tree by_block = { &f->fs, TREE_FREE_BY_BLOCK, 0 };
+	uint8_t *mapped = calloc(65536, 1);
+	fsblock_t start, block;
+	struct trans t;
+	nblocks_t len;
+
+	assert_int_equal(extent_of(f, 0, 50000, 50000, &start, &len), 0);
+	memset(mapped + start, 1, len);
+	for (fsblock_t b = start; b < start + len; b += 2) {
+		give_back(f, b, 1);
+		mapped[b] = 0;
+	}
+	fixture_commit_group(f, true);
+	assert_true(bt_records(by_block) > 24000);
+	for (unsigned i = 0; i < 24000; i++) {
+		if (i % 2) {
+			assert_int_equal(extent_of(f, 0, 1, 1, &block, &len), 0);
+		} else {
+			fixture_begin(f, &t, 64);
+			assert_int_equal(alloc_meta(&t, 0, &block), 0);
+			trans_commit(&t);
+		}
+		mapped[block] = 1;
+		if (i % 6000 == 0)
+			check_space(&f->fs, mapped);
+	}
+	assert_true(bt_records(by_block) < 2000);
+	check_space(&f->fs, mapped);
+	free(mapped);
+	fixture_destroy(f);
+}
+
 static void test_double_free(void **state)
 {
 	const struct { fsblock_t start; nblocks_t len; } bad[] = {
@@ -646,7 +682,7 @@ int main(void)
 		cmocka_unit_test(test_large_and_append), cmocka_unit_test(test_side_by_side),
 		cmocka_unit_test(test_many_groups),	 cmocka_unit_test(test_quarantine),
 		cmocka_unit_test(test_header_verifier),
-		cmocka_unit_test(test_cancelled_hint),	 cmocka_unit_test(test_busy_set),
+		cmocka_unit_test(test_shrinking_trees),	 cmocka_unit_test(test_cancelled_hint),	 cmocka_unit_test(test_busy_set),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
