@@ -2,9 +2,9 @@
  *
  * acl.c - POSIX ACLs.
  *
- * Value: version (le32, 2), then entries of tag (le16), perm (le16), id (le32) in the order owner, named users, owning group, named groups,
- * mask, others. trivial: without named entries and mask, so the mode says it all; it is not stored. The mode's group bits are the mask
- * where there is one.
+ * Value: version (le32, 2), then entries of tag (le16), perm (le16), id (le32) in the order owner,
+ * named users, owning group, named groups, mask, others. trivial: without named entries and mask,
+ * so the mode says it all; it is not stored. The mode's group bits are the mask where there is one.
  */
 #include "acl.h"
 
@@ -20,7 +20,8 @@ struct acl_entry { le16_t tag, perm; le32_t id; };
 struct acl_head { le32_t version; struct acl_entry entries[]; };
 _Static_assert(sizeof(struct acl_entry) == 8, "ACL entry of the kernel's xattr form");
 
-enum { TAG_USER_OBJ = 1, TAG_USER = 2, TAG_GROUP_OBJ = 4, TAG_GROUP = 8, TAG_MASK = 16, TAG_OTHER = 32 };
+enum { TAG_USER_OBJ = 1, TAG_USER = 2, TAG_GROUP_OBJ = 4, TAG_GROUP = 8, TAG_MASK = 16,
+      TAG_OTHER = 32 };
 
 #define NAME_ACCESS "system.posix_acl_access"
 #define NAME_DEFAULT "system.posix_acl_default"
@@ -41,7 +42,8 @@ int acl_verify(const void *value, size_t len)
 	const struct acl_head *acl = value;
 	unsigned last = 0, named = 0, seen = 0;
 
-	if (len < sizeof(*acl) || len > ACL_BYTES_MAX || (len - sizeof(*acl)) % sizeof(struct acl_entry) != 0 ||
+	if (len < sizeof(*acl) || len > ACL_BYTES_MAX ||
+	    (len - sizeof(*acl)) % sizeof(struct acl_entry) != 0 ||
 	    get32(acl->version) != ACL_VERSION)
 		return -EINVAL;
 	for (unsigned i = 0; i < entry_count(len); i++) {
@@ -49,9 +51,11 @@ int acl_verify(const void *value, size_t len)
 		bool is_named = tag == TAG_USER || tag == TAG_GROUP;
 
 		/* Tags are powers of two in their order; only named ones repeat. */
-		if (tag == 0 || tag > TAG_OTHER || (tag & (tag - 1)) || tag < last || (tag == last && !is_named))
+		if (tag == 0 || tag > TAG_OTHER || (tag & (tag - 1)) || tag < last ||
+		    (tag == last && !is_named))
 			return -EINVAL;
-		if (get16(acl->entries[i].perm) > 7 || (is_named && get32(acl->entries[i].id) == UINT32_MAX))
+		if (get16(acl->entries[i].perm) > 7 ||
+		    (is_named && get32(acl->entries[i].id) == UINT32_MAX))
 			return -EINVAL;
 		named += is_named;
 		seen |= tag;
@@ -59,7 +63,8 @@ int acl_verify(const void *value, size_t len)
 	}
 	if (entry_count(len) == 0)
 		return 0;
-	if ((seen & TAG_USER_OBJ) && (seen & TAG_GROUP_OBJ) && (seen & TAG_OTHER) && (!named || (seen & TAG_MASK)))
+	if ((seen & TAG_USER_OBJ) && (seen & TAG_GROUP_OBJ) && (seen & TAG_OTHER) &&
+	    (!named || (seen & TAG_MASK)))
 		return 0;
 	return -EINVAL;
 }
@@ -192,13 +197,14 @@ int acl_chmod(struct trans *t, struct inode *in)
 }
 
 /* Store or remove, keeping the flag in step. */
-static int store(struct trans *t, struct inode *in, const char *name, uint32_t flag, const void *value,
-		 size_t len, unsigned flags)
+static int store(struct trans *t, struct inode *in, const char *name, uint32_t flag,
+		 const void *value, size_t len, unsigned flags)
 {
 	int err;
 
 	if (value) {
-		err = xattr_set_in(t, in, name, value, len, flags & (XATTR_F_CREATE | XATTR_F_REPLACE));
+		err = xattr_set_in(t, in, name, value, len,
+				   flags & (XATTR_F_CREATE | XATTR_F_REPLACE));
 		if (!err)
 			in->core.flags |= flag;
 		return err;

@@ -3,10 +3,13 @@
  * dir.c - directory entries.
  *
  * cookie = hash of the name (47 bits, not 0) << 16 | seq. Invariants:
- *  1. the entries of one hash lie side by side in the tree, told apart by seq; a search compares names with all of them;
- *  2. a cookie never changes while its entry lives, so readdir continues behind it whatever comes and goes;
+ *  1. the entries of one hash lie side by side in the tree, told apart by seq; a search compares
+ *     names with all of them;
+ *  2. a cookie never changes while its entry lives, so readdir continues behind it whatever comes
+ *     and goes;
  *  3. core.size of a directory is the number of its records.
- * A name takes the lowest free seq of its hash, so 2^16 names of one hash are possible; more are -ENOSPC.
+ * A name takes the lowest free seq of its hash, so 2^16 names of one hash are possible; more are
+ * -ENOSPC.
  */
 #include "dir.h"
 
@@ -33,7 +36,8 @@ static uint64_t cookie_of(uint64_t hash, unsigned seq)
 
 static int corrupt(struct inode *dir, uint64_t cookie)
 {
-	fs_shutdown_writes(dir->fs, -ERR_RECORD_SHAPE, "directory %llu: entry %llx has an impossible shape",
+	fs_shutdown_writes(dir->fs, -ERR_RECORD_SHAPE,
+			   "directory %llu: entry %llx has an impossible shape",
 			   (unsigned long long)dir->ino, (unsigned long long)cookie);
 	return -ERR_RECORD_SHAPE;
 }
@@ -62,9 +66,10 @@ static void fill(struct dirent *ent, const struct dirent_disk *d, const char *na
 	ent->name[d->name_len] = '\0';
 }
 
-/* -ENOENT with *free_seq the lowest unused seq of the hash (SEQ_COUNT: none); 0 with *out filled. */
-static int search(struct inode *dir, uint64_t hash, const char *name, size_t len, struct dirent *out,
-		  unsigned *free_seq)
+/* -ENOENT with *free_seq the lowest unused seq of the hash (SEQ_COUNT: none); 0 with *out
+ * filled. */
+static int search(struct inode *dir, uint64_t hash, const char *name, size_t len,
+		  struct dirent *out, unsigned *free_seq)
 {
 	const struct dirent_disk *d;
 	const char *have;
@@ -98,7 +103,8 @@ static int search(struct inode *dir, uint64_t hash, const char *name, size_t len
 	return err;
 }
 
-int dir_lookup_hashed(struct inode *dir, uint64_t hash, const char *name, size_t len, struct dirent *out)
+int dir_lookup_hashed(struct inode *dir, uint64_t hash, const char *name, size_t len,
+		      struct dirent *out)
 {
 	unsigned unused;
 
@@ -125,8 +131,8 @@ static int check_name(const char *name, size_t len)
 	return 0;
 }
 
-int dir_add_hashed(struct trans *t, struct inode *dir, uint64_t hash, const char *name, size_t len, inum_t ino,
-		   uint8_t type)
+int dir_add_hashed(struct trans *t, struct inode *dir, uint64_t hash, const char *name, size_t len,
+		   inum_t ino, uint8_t type)
 {
 	struct { struct dirent_disk d; char name[NAME_LEN_MAX]; } rec;
 	struct dirent found;
@@ -153,12 +159,14 @@ int dir_add_hashed(struct trans *t, struct inode *dir, uint64_t hash, const char
 	return err;
 }
 
-int dir_add(struct trans *t, struct inode *dir, const char *name, size_t len, inum_t ino, uint8_t type)
+int dir_add(struct trans *t, struct inode *dir, const char *name, size_t len, inum_t ino,
+	    uint8_t type)
 {
 	/* The hash of a bad name is not computed: its length is not to be trusted. */
 	int err = check_name(name, len);
 
-	return err ? err : dir_add_hashed(t, dir, dir_hash(dir->fs, name, len), name, len, ino, type);
+	return err ? err : dir_add_hashed(t, dir, dir_hash(dir->fs, name, len), name, len, ino,
+					  type);
 }
 
 int dir_remove(struct trans *t, struct inode *dir, const struct dirent *ent)
@@ -175,7 +183,8 @@ int dir_remove(struct trans *t, struct inode *dir, const struct dirent *ent)
 	return 0;
 }
 
-int dir_replace(struct trans *t, struct inode *dir, const struct dirent *ent, inum_t ino, uint8_t type)
+int dir_replace(struct trans *t, struct inode *dir, const struct dirent *ent, inum_t ino,
+		uint8_t type)
 {
 	struct { struct dirent_disk d; char name[NAME_LEN_MAX]; } rec;
 
@@ -185,7 +194,8 @@ int dir_replace(struct trans *t, struct inode *dir, const struct dirent *ent, in
 			 (unsigned)sizeof(rec.d) + ent->name_len);
 }
 
-int dir_iterate(struct inode *dir, uint64_t after, int (*fn)(void *arg, const struct dirent *ent), void *arg)
+int dir_iterate(struct inode *dir, uint64_t after, int (*fn)(void *arg, const struct dirent *ent),
+		void *arg)
 {
 	const struct dirent_disk *d;
 	const char *name;

@@ -2,10 +2,11 @@
  *
  * inode.c - inode records, times and their lazy writing.
  *
- * Lazy: `core` differs from the record in times and `change` only. A crash may lose that and nothing else. Invariants:
+ * Lazy: `core` differs from the record in times and `change` only. A crash may lose that and
+ * nothing else. Invariants:
  *  1. a change of anything else is followed by inode_write() in the same transaction;
- *  2. in->lazy is set under inode->lock with fs->lock shared, cleared with fs->lock exclusive, so while a transaction is open
- *     nobody makes an inode lazy;
+ *  2. in->lazy is set under inode->lock with fs->lock shared, cleared with fs->lock exclusive, so
+ *     while a transaction is open nobody makes an inode lazy;
  *  3. a lazy inode stays in memory until it has been written (inode_table.c).
  */
 #include "inode.h"
@@ -282,7 +283,8 @@ bool inode_wants_atime(const struct inode *in)
 /* Overwriting a record in place changes its leaf and nothing else: one block for each inode. */
 #define LAZY_TRANS_BLOCKS(n) (n)
 
-/* One transaction for the given inodes; those that a transaction has written meanwhile are passed over. */
+/* One transaction for the given inodes; those that a transaction has written meanwhile are passed
+ * over. */
 static int write_lazy(struct fs *fs, struct inode **in, unsigned n)
 {
 	struct trans t;

@@ -1,16 +1,20 @@
 /* SPDX-License-Identifier: MIT
  *
- * inode.h - inodes: on disk a record of TREE_INODE, in memory one object per number while anybody uses it.
+ * inode.h - inodes: on disk a record of TREE_INODE, in memory one object per number while anybody
+ * uses it.
  *
- * Numbers rise and are never reused, so a number alone names a file for ever; generation is kept for NFS handles.
+ * Numbers rise and are never reused, so a number alone names a file for ever; generation is kept
+ * for NFS handles.
  *
- * An inode lives in memory while it is referenced (inode_get/inode_put) and for a while after, as a bounded cache. What the
- * kernel knows of (FUSE lookup counts, up to millions) is kept apart, in a compact table of (number, count):
- * a file whose last name is gone stays on the orphan list until neither a lookup count nor a reference is left; then the reaper frees it.
+ * An inode lives in memory while it is referenced (inode_get/inode_put) and for a while after, as a
+ * bounded cache. What the kernel knows of (FUSE lookup counts, up to millions) is kept apart, in a
+ * compact table of (number, count): a file whose last name is gone stays on the orphan list until
+ * neither a lookup count nor a reference is left; then the reaper frees it.
  *
- * Concurrency: `core` changes under fs->lock exclusive, inside a transaction that joined the inode - except
- * times, `change` and the lazy flag, which the data path changes under fs->lock shared plus inode->lock
- * (lazy: written back by the next transaction of the inode, by fsync, or before a group closes). Readers hold fs->lock shared; for times also inode->lock.
+ * Concurrency: `core` changes under fs->lock exclusive, inside a transaction that joined the inode
+ * - except times, `change` and the lazy flag, which the data path changes under fs->lock shared
+ * plus inode->lock (lazy: written back by the next transaction of the inode, by fsync, or before a
+ * group closes). Readers hold fs->lock shared; for times also inode->lock.
  */
 #ifndef EXTFS_INODE_H
 #define EXTFS_INODE_H
@@ -39,14 +43,17 @@ struct inode {
 	struct fs *fs;
 	inum_t ino;
 	struct inode_core core;
-	bool lazy;            /* core has times that are not in the tree yet; inode->lock + table mutex, or fs->lock exclusive */
-	bool deleted;         /* the reaper removed it, or its creation was cancelled; only stale pointers see this */
-	bool dying;           /* handed to the reaper: inode_get() does not find it any more; table mutex */
+	/* core has times that are not in the tree yet. Set with fs->lock shared, inode->lock and
+	 * the table mutex; cleared with fs->lock exclusive and the table mutex. */
+	bool lazy;
+	bool deleted;         /* removed by the reaper, or its creation was cancelled */
+	bool dying;           /* with the reaper: inode_get() does not find it; table mutex */
 	bool hashed;          /* in the table; table mutex */
 	xid_t xid;            /* group of its last metadata change; 0: none since mount */
 	xid_t shrink_xid;     /* group of its last truncate-down that left a partial tail block */
-	bool tmpfile;         /* made by O_TMPFILE, no name yet: link(2) may give it one; fs->lock */
-	bool tail_zero;       /* the bytes past EOF in the last block are known to be zero on the device */
+	bool tmpfile;         /* of O_TMPFILE, no name yet: link(2) may give it one; fs->lock */
+	/* bytes past EOF in the last block are known to be zero on the device */
+	bool tail_zero;
 	pthread_mutex_t lock; /* segments, waiters, lazy times */
 	struct seg_tree *segs;   /* NULL until the first segment */
 	struct plock_set *locks; /* NULL until the first lock */
@@ -61,11 +68,13 @@ void inode_table_destroy(struct fs *fs);
 
 /* Reference to an inode. fs->lock held (shared is enough). -ENOENT: no such number. */
 int inode_get(struct fs *fs, inum_t ino, struct inode **out);
-/* The same for a handle: -ERR_STALE_HANDLE when gone or of another generation. Takes fs->lock shared itself. */
+/* The same for a handle: -ERR_STALE_HANDLE when gone or of another generation. Takes fs->lock
+ * shared itself. */
 int inode_get_handle(struct fs *fs, inum_t ino, uint32_t generation, struct inode **out);
 struct inode *inode_ref(struct inode *in);
-/* fs->lock not needed, better not held; hands the inode to the reaper when it was an orphan's last user. The reaper's own scan of the orphan
- * tree is therefore inode_get() and inode_put() of each number. A transaction's inodes are put after its end. */
+/* fs->lock not needed, better not held; hands the inode to the reaper when it was an orphan's last
+ * user. The reaper's own scan of the orphan tree is therefore inode_get() and inode_put() of each
+ * number. A transaction's inodes are put after its end. */
 void inode_put(struct inode *in);
 /* An open file: a reference that is also counted in `opens`. */
 void inode_open(struct inode *in);
@@ -80,18 +89,20 @@ uint64_t inode_lookup_entries(struct fs *fs);
 struct inode_stats { uint64_t cached, unused, lazy, lookups, lookup_bytes; };
 void inode_get_stats(struct fs *fs, struct inode_stats *st);
 
-/* Inside a transaction. New inode, referenced, joined, record inserted; nlink as given; times = now. After an error *out is NULL or
- * to be put after the cancel. */
+/* Inside a transaction. New inode, referenced, joined, record inserted; nlink as given; times =
+ * now. After an error *out is NULL or to be put after the cancel. */
 int inode_create(struct trans *t, uint32_t mode, uint32_t uid, uint32_t gid, uint64_t rdev,
 		 inum_t parent, uint32_t nlink, struct inode **out);
 /* Remember core for rollback (trans.c). Must precede the first change of core. */
 int trans_join_inode(struct trans *t, struct inode *in);
 /* Core of a joined inode to the tree; clears lazy (a cancel brings it back). */
 int inode_write(struct trans *t, struct inode *in);
-/* Link count reached 0 (or O_TMPFILE): on the orphan list; and off it again (linkat of a tmpfile). */
+/* Link count reached 0 (or O_TMPFILE): on the orphan list; and off it again (linkat of a
+ * tmpfile). */
 int inode_orphan_add(struct trans *t, struct inode *in);
 int inode_orphan_del(struct trans *t, struct inode *in);
-/* Remove record, orphan entry: the last step of the reaper. Extents, attributes, a symlink's target are gone already. */
+/* Remove record, orphan entry: the last step of the reaper. Extents, attributes, a symlink's target
+ * are gone already. */
 int inode_delete(struct trans *t, struct inode *in);
 #define INODE_TRANS_BLOCKS (2 * TRANS_TREE_OP + TRANS_ALLOC_OP)
 
@@ -100,16 +111,24 @@ enum { TOUCH_ATIME = 1, TOUCH_MTIME = 2, TOUCH_CTIME = 4 }; /* MTIME and CTIME r
 void inode_touch(struct inode *in, unsigned what);
 /* Outside, with fs->lock shared: lazily. */
 void inode_touch_lazy(struct inode *in, unsigned what);
-/* Does the atime option ask for an update by a read now? (relatime as mount(8) says.) fs->lock shared; takes inode->lock. */
+/* Does the atime option ask for an update by a read now? (relatime as mount(8) says.) fs->lock
+ * shared; takes inode->lock. */
 bool inode_wants_atime(const struct inode *in);
-/* Write up to max lazy inodes in transactions of their own; returns how many are left or a negative code. fs->lock not held. */
+/* Write up to max lazy inodes in transactions of their own; returns how many are left or a negative
+ * code. fs->lock not held. */
 int inode_flush_lazy(struct fs *fs, unsigned max);
 /* This inode only; 0 when it was not lazy. -ERR_JOURNAL_FULL. */
 int inode_flush_lazy_one(struct inode *in);
 
 struct timestamp time_now(void);
-static inline bool inode_is_dir(const struct inode *in) { return (in->core.mode & 0170000) == 0040000; }
-static inline bool inode_is_reg(const struct inode *in) { return (in->core.mode & 0170000) == 0100000; }
+static inline bool inode_is_dir(const struct inode *in)
+{
+	return (in->core.mode & 0170000) == 0040000;
+}
+static inline bool inode_is_reg(const struct inode *in)
+{
+	return (in->core.mode & 0170000) == 0100000;
+}
 void inode_decode(const struct inode_disk *d, struct inode_core *core);
 void inode_encode(const struct inode_core *core, struct inode_disk *d);
 

@@ -1,16 +1,21 @@
 /* SPDX-License-Identifier: MIT
  *
- * inode_table.c - the in-memory inodes: finding, counting, evicting, and who is the last user of an orphan.
+ * inode_table.c - the in-memory inodes: finding, counting, evicting, and who is the last user of an
+ * orphan.
  *
  * used: an inode with refs > 0. nameless: core.nlink == 0. known: its lookup count is above 0.
  * Invariants, whenever the mutex is free:
  *  1. at most one object of a number is in the hash;
- *  2. an object is on the LRU list exactly when it is unused, not lazy, not nameless; only those are evicted;
+ *  2. an object is on the LRU list exactly when it is unused, not lazy, not nameless; only those
+ *     are evicted;
  *  3. an object is on the lazy list exactly when in->lazy;
- *  4. nameless, unused and not known: the object is handed to the reaper (dying) at that very moment, once, by whoever took away the last
- *     use (inode_put) or the last lookup (inode_lookup_forget). From then on inode_get() answers -ENOENT, so nobody revives it;
- *  5. an object that is read again has xid and shrink_xid no older than the evicted one had, or fsync would return too early;
- *  6. core.nlink of an unused object does not change: who changes it holds a reference. So it may be read here without fs->lock.
+ *  4. nameless, unused and not known: the object is handed to the reaper (dying) at that very
+ *     moment, once, by whoever took away the last use (inode_put) or the last lookup
+ *     (inode_lookup_forget). From then on inode_get() answers -ENOENT, so nobody revives it;
+ *  5. an object that is read again has xid and shrink_xid no older than the evicted one had, or
+ *     fsync would return too early;
+ *  6. core.nlink of an unused object does not change: who changes it holds a reference. So it may
+ *     be read here without fs->lock.
  */
 #include "inode_table.h"
 
@@ -176,7 +181,8 @@ static void use(struct inode_table *it, struct inode *in)
 	in->refs++;
 }
 
-/* Take evicted objects out of the table; the caller frees the list (by hash_next) without the mutex. */
+/* Take evicted objects out of the table; the caller frees the list (by hash_next) without the
+ * mutex. */
 static struct inode *evict(struct inode_table *it)
 {
 	struct inode *victims = NULL;
@@ -195,12 +201,14 @@ static struct inode *evict(struct inode_table *it)
 	return victims;
 }
 
-/* Invariant 4. True: dying and referenced for the reaper, which the caller calls without the mutex. */
+/* Invariant 4. True: dying and referenced for the reaper, which the caller calls without the
+ * mutex. */
 static bool claim_orphan(struct inode_table *it, struct inode *in)
 {
 	struct fs *fs = it->fs;
 
-	if (in->refs != 0 || in->core.nlink != 0 || in->dying || in->deleted || !fs->reaper || fs->read_only)
+	if (in->refs != 0 || in->core.nlink != 0 || in->dying || in->deleted || !fs->reaper ||
+	    fs->read_only)
 		return false;
 	if (lookup_table_count(&it->lookups, in->ino) != 0)
 		return false;
@@ -361,7 +369,8 @@ static void put_counted(struct inode *in, bool opened)
 	xassert(in->refs > in->opens);
 	if (--in->refs == 0) {
 		if (in->deleted || in->dying) {
-			/* dying, not deleted: the reaper gave up (stopped, or an error); what is left stays on disk. */
+			/* dying, not deleted: the reaper gave up (stopped, or an error); what is
+			 * left stays on disk. */
 			if (in->lazy)
 				lazy_del(it, in);
 			if (in->hashed)
@@ -453,9 +462,11 @@ void inode_lookup_add(struct fs *fs, inum_t ino, uint64_t n)
 	pthread_mutex_lock(&it->mutex);
 	err = lookup_table_add(&it->lookups, ino, n);
 	pthread_mutex_unlock(&it->mutex);
-	/* The kernel may then ask for a number that is gone, and is told so: numbers are not reused. */
+	/* The kernel may then ask for a number that is gone, and is told so: numbers are not
+	 * reused. */
 	if (err)
-		log_msg(LOG_ERROR, "no memory to count lookups of inode %llu", (unsigned long long)ino);
+		log_msg(LOG_ERROR, "no memory to count lookups of inode %llu",
+			(unsigned long long)ino);
 }
 
 bool inode_lookup_forget(struct fs *fs, inum_t ino, uint64_t n)

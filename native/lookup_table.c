@@ -13,7 +13,8 @@
 
 #define CAPACITY_MIN 1024u
 
-/* Fibonacci hashing spreads neighbouring numbers; the multiplication maps to any capacity without a division. */
+/* Fibonacci hashing spreads neighbouring numbers; the multiplication maps to any capacity without a
+ * division. */
 static uint64_t home_slot(const struct lookup_table *lt, inum_t ino)
 {
 	uint64_t hash = ino * 0x9e3779b97f4a7c15ULL;

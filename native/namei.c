@@ -3,7 +3,8 @@
  * namei.c - making, finding and removing names.
  *
  * Invariants between transactions:
- *  1. a directory has nlink == 2 + subdirs while it has its name, and 0 after; then it has no entries and gets none;
+ *  1. a directory has nlink == 2 + subdirs while it has its name, and 0 after; then it has no
+ *     entries and gets none;
  *  2. another inode has as many names as nlink says; with none it is on the orphan list;
  *  3. core.parent of a directory names the directory that holds its entry.
  */
@@ -18,10 +19,11 @@
 #include "errors.h"
 #include "namei_priv.h"
 
-/* An insert into the inode tree and one into the entries; the directory's own record in another leaf; node splits of both allocate
- * near each other. */
+/* An insert into the inode tree and one into the entries; the directory's own record in another
+ * leaf; node splits of both allocate near each other. */
 #define CREATE_BLOCKS (2 * TRANS_TREE_OP + 1 + TRANS_ALLOC_OP)
-/* The up to four parts of a target are neighbours: one place in the tree, at most three leaves more. */
+/* The up to four parts of a target are neighbours: one place in the tree, at most three leaves
+ * more. */
 #define SYMLINK_BLOCKS (CREATE_BLOCKS + TRANS_TREE_OP + 3)
 /* A record of the inode tree and one of the orphan tree. */
 #define TMPFILE_BLOCKS (2 * TRANS_TREE_OP + TRANS_ALLOC_OP)
@@ -41,12 +43,14 @@ int namei_check_dir(const struct inode *dir)
 
 int namei_corrupt(const struct inode *dir, const struct inode *in, const char *what)
 {
-	fs_shutdown_writes(dir->fs, -ERR_DIR_CORRUPT, "directory %llu, inode %llu: %s", (unsigned long long)dir->ino,
+	fs_shutdown_writes(dir->fs, -ERR_DIR_CORRUPT, "directory %llu, inode %llu: %s",
+			   (unsigned long long)dir->ino,
 			   (unsigned long long)(in ? in->ino : 0), what);
 	return -ERR_DIR_CORRUPT;
 }
 
-int namei_find(struct inode *dir, const char *name, size_t len, struct dirent *ent, struct inode **out)
+int namei_find(struct inode *dir, const char *name, size_t len, struct dirent *ent,
+	       struct inode **out)
 {
 	struct inode *in;
 	int err = dir_lookup(dir, name, len, ent);
@@ -185,7 +189,8 @@ static int put_target(struct trans *t, struct inode *in, const char *target, siz
 	int err = 0;
 
 	for (size_t at = 0; at < len && !err; at += SYMLINK_PART_BYTES)
-		err = bt_insert(t, fs_tree(t->fs, TREE_SYMLINK), KEY(in->ino, at / SYMLINK_PART_BYTES),
+		err = bt_insert(t, fs_tree(t->fs, TREE_SYMLINK),
+				KEY(in->ino, at / SYMLINK_PART_BYTES),
 				target + at, (unsigned)MIN(len - at, (size_t)SYMLINK_PART_BYTES));
 	in->core.size = len;
 	return err ? err : inode_write(t, in);
@@ -252,24 +257,25 @@ int namei_create(struct inode *dir, const char *name, size_t len, uint32_t mode,
 {
 	if ((mode & S_IFMT) == 0)
 		mode |= S_IFREG;
-	if (!S_ISREG(mode) && !S_ISFIFO(mode) && !S_ISSOCK(mode) && !S_ISCHR(mode) && !S_ISBLK(mode))
+	if (!S_ISREG(mode) && !S_ISFIFO(mode) && !S_ISSOCK(mode) && !S_ISCHR(mode) &&
+	    !S_ISBLK(mode))
 		return -EINVAL;
 	if (!S_ISCHR(mode) && !S_ISBLK(mode))
 		rdev = 0;
-	return create(&(struct creation){.dir = dir, .name = name, .len = len, .mode = mode, .rdev = rdev,
-					 .cred = cred, .blocks = CREATE_BLOCKS}, out);
+	return create(&(struct creation){.dir = dir, .name = name, .len = len, .mode = mode,
+					 .rdev = rdev, .cred = cred, .blocks = CREATE_BLOCKS}, out);
 }
 
-int namei_mkdir(struct inode *dir, const char *name, size_t len, uint32_t mode, const struct cred *cred,
-		struct inode **out)
+int namei_mkdir(struct inode *dir, const char *name, size_t len, uint32_t mode,
+		const struct cred *cred, struct inode **out)
 {
 	return create(&(struct creation){.dir = dir, .name = name, .len = len,
 					 .mode = (mode & 07777) | S_IFDIR, .cred = cred,
 					 .blocks = CREATE_BLOCKS}, out);
 }
 
-int namei_symlink(struct inode *dir, const char *name, size_t len, const char *target, size_t target_len,
-		  const struct cred *cred, struct inode **out)
+int namei_symlink(struct inode *dir, const char *name, size_t len, const char *target,
+		  size_t target_len, const struct cred *cred, struct inode **out)
 {
 	if (target_len == 0)
 		return -ENOENT;
@@ -277,7 +283,8 @@ int namei_symlink(struct inode *dir, const char *name, size_t len, const char *t
 		return -ENAMETOOLONG;
 	if (memchr(target, '\0', target_len))
 		return -EINVAL;
-	return create(&(struct creation){.dir = dir, .name = name, .len = len, .mode = S_IFLNK | 0777,
+	return create(&(struct creation){.dir = dir, .name = name, .len = len,
+					 .mode = S_IFLNK | 0777,
 					 .cred = cred, .target = target, .target_len = target_len,
 					 .blocks = SYMLINK_BLOCKS}, out);
 }
@@ -301,9 +308,11 @@ ssize_t namei_readlink(struct inode *in, char *buf, size_t cap)
 	if (!S_ISLNK(in->core.mode))
 		err = -EINVAL;
 	while (!err && at < size) {
-		err = bt_lookup(tree, KEY(in->ino, at / SYMLINK_PART_BYTES), part, sizeof(part), &len);
+		err = bt_lookup(tree, KEY(in->ino, at / SYMLINK_PART_BYTES), part, sizeof(part),
+				&len);
 		if (err == -ENOENT || (!err && len != MIN(size - at, (size_t)SYMLINK_PART_BYTES))) {
-			fs_shutdown_writes(in->fs, -ERR_RECORD_SHAPE, "symlink %llu: damaged target",
+			fs_shutdown_writes(in->fs, -ERR_RECORD_SHAPE,
+					   "symlink %llu: damaged target",
 					   (unsigned long long)in->ino);
 			err = -ERR_RECORD_SHAPE;
 		} else if (!err) {
@@ -318,7 +327,8 @@ ssize_t namei_readlink(struct inode *in, char *buf, size_t cap)
 
 /* ---- links ---- */
 
-static int link_in(struct trans *t, struct inode *in, struct inode *dir, const char *name, size_t len)
+static int link_in(struct trans *t, struct inode *in, struct inode *dir, const char *name,
+		   size_t len)
 {
 	bool orphan = in->core.nlink == 0;
 	int err = namei_check_dir(dir);
@@ -359,8 +369,8 @@ int namei_link(struct inode *in, struct inode *dir, const char *name, size_t len
 
 /* ---- removal ---- */
 
-static int remove_in(struct trans *t, struct inode *dir, const char *name, size_t len, bool want_dir,
-		     struct inode **in)
+static int remove_in(struct trans *t, struct inode *dir, const char *name, size_t len,
+		     bool want_dir, struct inode **in)
 {
 	struct dirent ent;
 	int err = namei_check_dir(dir);
@@ -386,7 +396,8 @@ static int remove_in(struct trans *t, struct inode *dir, const char *name, size_
 	return inode_write(t, dir);
 }
 
-static int remove_name(struct inode *dir, const char *name, size_t len, bool want_dir, struct inode **victim)
+static int remove_name(struct inode *dir, const char *name, size_t len, bool want_dir,
+		       struct inode **victim)
 {
 	struct inode *in = NULL;
 	struct trans t;

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * namei.h - operations on names and attributes, each one transaction: what FUSE, the control file and the NFS server call.
+ * namei.h - operations on names and attributes, each one transaction: what FUSE, the control file
+ * and the NFS server call.
  *
- * Rights are checked by the caller (the kernel with default_permissions, the NFS server itself); the sticky bit too.
- * Every call takes and releases its locks; returned inodes are referenced. -ERR_JOURNAL_FULL: nothing was done, wait
- * (jrn_wait_space) and call again. Directories are given as referenced inodes; -ENOTDIR when they are not, -ENOENT when
- * removed already (link count 0).
+ * Rights are checked by the caller (the kernel with default_permissions, the NFS server itself);
+ * the sticky bit too. Every call takes and releases its locks; returned inodes are referenced.
+ * -ERR_JOURNAL_FULL: nothing was done, wait (jrn_wait_space) and call again. Directories are given
+ * as referenced inodes; -ENOTDIR when they are not, -ENOENT when removed already (link count 0).
  */
 #ifndef EXTFS_NAMEI_H
 #define EXTFS_NAMEI_H
@@ -21,15 +22,17 @@ struct cred {
 
 /* "." and ".." work. */
 int namei_lookup(struct inode *dir, const char *name, size_t len, struct inode **out);
-/* Regular file, fifo, socket, device (mode says which). S_ISGID directories hand down their group. */
+/* Regular file, fifo, socket, device (mode says which). S_ISGID directories hand down their
+ * group. */
 int namei_create(struct inode *dir, const char *name, size_t len, uint32_t mode, uint64_t rdev,
 		 const struct cred *cred, struct inode **out);
-int namei_mkdir(struct inode *dir, const char *name, size_t len, uint32_t mode, const struct cred *cred,
-		struct inode **out);
-int namei_symlink(struct inode *dir, const char *name, size_t len, const char *target, size_t target_len,
-		  const struct cred *cred, struct inode **out);
+int namei_mkdir(struct inode *dir, const char *name, size_t len, uint32_t mode,
+		const struct cred *cred, struct inode **out);
+int namei_symlink(struct inode *dir, const char *name, size_t len, const char *target,
+		  size_t target_len, const struct cred *cred, struct inode **out);
 int namei_tmpfile(struct inode *dir, uint32_t mode, const struct cred *cred, struct inode **out);
-/* -EMLINK, -EPERM for directories, -ENOENT when the last name is gone; an O_TMPFILE inode leaves the orphan list. */
+/* -EMLINK, -EPERM for directories, -ENOENT when the last name is gone; an O_TMPFILE inode leaves
+ * the orphan list. */
 int namei_link(struct inode *in, struct inode *dir, const char *name, size_t len);
 /* *victim (may be NULL): the inode that lost the name, referenced, for notifications. */
 int namei_unlink(struct inode *dir, const char *name, size_t len, struct inode **victim);
@@ -37,8 +40,8 @@ int namei_rmdir(struct inode *dir, const char *name, size_t len, struct inode **
 #define RENAME_F_NOREPLACE 1u
 #define RENAME_F_EXCHANGE 2u
 /* Refuses to move a directory below itself (-EINVAL). *victim as above. Other flags: -EINVAL. */
-int namei_rename(struct inode *from, const char *name, size_t len, struct inode *to, const char *new_name,
-		 size_t new_len, unsigned flags, struct inode **victim);
+int namei_rename(struct inode *from, const char *name, size_t len, struct inode *to,
+		 const char *new_name, size_t new_len, unsigned flags, struct inode **victim);
 ssize_t namei_readlink(struct inode *in, char *buf, size_t cap);
 
 #define ATTR_MODE 1u
@@ -58,10 +61,12 @@ struct attr_change {
 /* Everything but the size (file.h truncates). chmod keeps the ACL in step. */
 int namei_setattr(struct inode *in, const struct attr_change *change);
 
-/* Inside a transaction, inode joined: clear setuid, setgid (if group-executable) and security.capability; the caller writes the inode. */
+/* Inside a transaction, inode joined: clear setuid, setgid (if group-executable) and
+ * security.capability; the caller writes the inode. */
 int namei_kill_priv_in(struct trans *t, struct inode *in);
 #define NAMEI_KILL_PRIV_BLOCKS XATTR_TRANS_BLOCKS(0, XATTR_PART_BYTES)
-/* Is there anything that a write has to clear? fs->lock at least shared. A negative code: could not be found out. */
+/* Is there anything that a write has to clear? fs->lock at least shared. A negative code: could not
+ * be found out. */
 int namei_has_priv(struct inode *in);
 
 /* Consistent snapshot for stat. */

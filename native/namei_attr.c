@@ -2,8 +2,8 @@
  *
  * namei_attr.c - attributes: mode, owner, times; stat.
  *
- * Privileges (setuid, setgid of a group-executable file, security.capability) go with a change of owner of anything but a directory,
- * whoever asks, and wherever the front says ATTR_KILL_PRIV.
+ * Privileges (setuid, setgid of a group-executable file, security.capability) go with a change of
+ * owner of anything but a directory, whoever asks, and wherever the front says ATTR_KILL_PRIV.
  */
 #include "namei.h"
 

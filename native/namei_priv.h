@@ -14,14 +14,17 @@
 
 /* -ENOTDIR, or -ENOENT for a directory that has been removed. */
 int namei_check_dir(const struct inode *dir);
-/* Entry and inode of a name; the inode is referenced. -ERR_DIR_CORRUPT (and the filesystem shut down) when they contradict each other. */
-int namei_find(struct inode *dir, const char *name, size_t len, struct dirent *ent, struct inode **out);
+/* Entry and inode of a name; the inode is referenced. -ERR_DIR_CORRUPT (and the filesystem shut
+ * down) when they contradict each other. */
+int namei_find(struct inode *dir, const char *name, size_t len, struct dirent *ent,
+	       struct inode **out);
 /* The entry contradicts the inode: log, shut down, -ERR_DIR_CORRUPT. */
 int namei_corrupt(const struct inode *dir, const struct inode *in, const char *what);
 /* A joined directory gains or loses a subdirectory: its link count. -EMLINK, -ERR_DIR_CORRUPT. */
 int namei_subdir_add(struct inode *dir);
 int namei_subdir_del(struct inode *dir);
-/* A joined inode lost a name: link count, ctime, orphan list; written. A directory loses its last one. */
+/* A joined inode lost a name: link count, ctime, orphan list; written. A directory loses its last
+ * one. */
 int namei_drop_link(struct trans *t, struct inode *in);
 /* Commit, or cancel on an error; returns err. */
 int namei_end(struct trans *t, int err);

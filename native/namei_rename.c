@@ -2,8 +2,9 @@
  *
  * namei_rename.c - rename and exchange.
  *
- * Two names, each with the inode it stands for: `moved` under (from, name), `victim` (may be absent) under (to, new name). An exchange moves
- * both. All in one transaction, so no moment shows neither or both names.
+ * Two names, each with the inode it stands for: `moved` under (from, name), `victim` (may be
+ * absent) under (to, new name). An exchange moves both. All in one transaction, so no moment shows
+ * neither or both names.
  */
 #include "namei.h"
 
@@ -13,7 +14,8 @@
 #include "errors.h"
 #include "namei_priv.h"
 
-/* An entry deleted, one inserted (or overwritten), an orphan record inserted; four inode records overwritten. */
+/* An entry deleted, one inserted (or overwritten), an orphan record inserted; four inode records
+ * overwritten. */
 #define RENAME_BLOCKS (3 * TRANS_TREE_OP + 4 + TRANS_ALLOC_OP)
 
 struct renaming {
@@ -50,7 +52,8 @@ static int check_not_below(struct inode *dir, const struct inode *top)
 	return -EINVAL;
 }
 
-/* Both names looked up, with everything that forbids the rename but space; 0 with moved == victim: nothing to do. */
+/* Both names looked up, with everything that forbids the rename but space; 0 with moved == victim:
+ * nothing to do. */
 static int find_both(struct renaming *r)
 {
 	int err = namei_check_dir(r->from);
@@ -171,8 +174,8 @@ static int rename_in(struct trans *t, struct renaming *r)
 	return err;
 }
 
-int namei_rename(struct inode *from, const char *name, size_t len, struct inode *to, const char *new_name,
-		 size_t new_len, unsigned flags, struct inode **victim)
+int namei_rename(struct inode *from, const char *name, size_t len, struct inode *to,
+		 const char *new_name, size_t new_len, unsigned flags, struct inode **victim)
 {
 	struct renaming r = {.from = from, .to = to, .name = name, .len = len, .new_name = new_name,
 			     .new_len = new_len, .flags = flags};

@@ -2,15 +2,20 @@
  *
  * plock.c - POSIX record locks and flock locks.
  *
- * held: a lock that an owner has. parked: a request that waits in its inode's queue, in order of arrival. Two of them conflict when they are
- * of one kind (POSIX or flock), overlap, belong to different owners, and one is PLOCK_WRITE. Invariants, whenever the mutex is free:
- *  1. held locks of an inode and kind are sorted by start; those of one owner neither overlap nor, with equal type, touch;
+ * held: a lock that an owner has. parked: a request that waits in its inode's queue, in order of
+ * arrival. Two of them conflict when they are of one kind (POSIX or flock), overlap, belong to
+ * different owners, and one is PLOCK_WRITE. Invariants, whenever the mutex is free:
+ *  1. held locks of an inode and kind are sorted by start; those of one owner neither overlap nor,
+ *     with equal type, touch;
  *  2. held locks never conflict;
- *  3. a parked request conflicts with a held lock; or its owner holds nothing and it conflicts with a request parked before it;
- *  4. owner->held counts the held locks of the owner in all inodes; an owner record exists while it holds or waits.
+ *  3. a parked request conflicts with a held lock; or its owner holds nothing and it conflicts with
+ *     a request parked before it;
+ *  4. owner->held counts the held locks of the owner in all inodes; an owner record exists while it
+ *     holds or waits.
  *
- * No deadlock comes from invariant 3's second case: who waits behind a request holds nothing, so nobody waits for a lock of his, and along
- * a queue everybody waits for earlier ones. The first case is checked for cycles over owners when a request parks.
+ * No deadlock comes from invariant 3's second case: who waits behind a request holds nothing, so
+ * nobody waits for a lock of his, and along a queue everybody waits for earlier ones. The first
+ * case is checked for cycles over owners when a request parks.
  */
 #include "plock.h"
 
@@ -129,9 +134,10 @@ static void free_spares(struct plock_request *req)
 	req->spare[0] = req->spare[1] = NULL;
 }
 
-/* Cut [start, end] out of a held lock that is off the list; what is left goes back. At most one part more than before. */
-static void put_back_rest(struct plock_held **list, struct plock_held *h, uint64_t start, uint64_t end,
-			  struct plock_request *req)
+/* Cut [start, end] out of a held lock that is off the list; what is left goes back. At most one
+ * part more than before. */
+static void put_back_rest(struct plock_held **list, struct plock_held *h, uint64_t start,
+			  uint64_t end, struct plock_request *req)
 {
 	bool left = h->start < start, right = h->end > end;
 	struct plock_held *second = h;
@@ -152,7 +158,8 @@ static void put_back_rest(struct plock_held **list, struct plock_held *h, uint64
 		free(h);
 }
 
-/* Make the owner's locks what the request says. No conflict with others; uses the spares. The owner record stays for the caller. */
+/* Make the owner's locks what the request says. No conflict with others; uses the spares. The owner
+ * record stays for the caller. */
 static void apply(struct plock_set *set, struct plock_request *req, struct plock_owner *owner)
 {
 	struct plock_held **list = &set->held[req->flock], **at = list, *h, *cut = NULL;
@@ -187,8 +194,8 @@ static void apply(struct plock_set *set, struct plock_request *req, struct plock
 	if (req->lock.type == PLOCK_UNLOCK)
 		return;
 	h = take_spare(req);
-	*h = (struct plock_held){.start = start, .end = end, .type = req->lock.type, .pid = req->lock.pid,
-				 .owner = owner};
+	*h = (struct plock_held){.start = start, .end = end, .type = req->lock.type,
+				 .pid = req->lock.pid, .owner = owner};
 	insert_held(list, h);
 }
 
@@ -234,7 +241,8 @@ static bool behind_waiter(const struct plock_set *set, const struct plock_reques
 	return false;
 }
 
-/* Owners of held POSIX locks that stand in the way of a request, if not visited by this search: onto its list. True: one is `target`. */
+/* Owners of held POSIX locks that stand in the way of a request, if not visited by this search:
+ * onto its list. True: one is `target`. */
 static bool visit_blockers(const struct plock_set *set, const struct plock *lock,
 			   const struct plock_owner *target, struct plock_owner **todo)
 {
@@ -254,7 +262,8 @@ static bool visit_blockers(const struct plock_set *set, const struct plock *lock
 }
 
 /* Would the owner wait, through others, for itself? Owners wait in any inode. */
-static bool is_deadlock(const struct plock_set *set, const struct plock *lock, const struct plock_owner *owner)
+static bool is_deadlock(const struct plock_set *set, const struct plock *lock,
+			const struct plock_owner *owner)
 {
 	struct plock_owner *todo = NULL;
 
@@ -273,7 +282,8 @@ static bool is_deadlock(const struct plock_set *set, const struct plock *lock, c
 	return false;
 }
 
-/* Grant what can be granted, in order of arrival; the granted, by `next`, to *granted, for wake_all() without the mutex. */
+/* Grant what can be granted, in order of arrival; the granted, by `next`, to *granted, for
+ * wake_all() without the mutex. */
 static void grant_parked(struct plock_set *set, struct plock_request **granted)
 {
 	struct plock_request *req = set->head, *last = NULL;
@@ -283,7 +293,8 @@ static void grant_parked(struct plock_set *set, struct plock_request **granted)
 		struct plock_request *next = req->next;
 		bool converts = owner->held > 0;
 
-		if (conflict_from(set->held[req->flock], &req->lock) || behind_waiter(set, req, owner, req)) {
+		if (conflict_from(set->held[req->flock], &req->lock) ||
+		    behind_waiter(set, req, owner, req)) {
 			req = next;
 			continue;
 		}
@@ -340,7 +351,8 @@ static int set_or_park(struct plock_set *set, struct plock_request *req, struct 
 	bool unlock = req->lock.type == PLOCK_UNLOCK;
 
 	if (req->flock)
-		drop_held(&set->held[1], owner, req->lock.type); /* before another type is asked for */
+		/* before another type is asked for */
+		drop_held(&set->held[1], owner, req->lock.type);
 	if (unlock || (!conflict_from(set->held[req->flock], &req->lock) &&
 		       (!req->op || !behind_waiter(set, req, owner, NULL)))) {
 		apply(set, req, owner);

@@ -2,11 +2,15 @@
  *
  * xattr.c - extended attributes as records of TREE_XATTR.
  *
- * An attribute is part 0 (head, name, first bytes of the value) and, when it is longer than XATTR_PART_BYTES in all, parts 1.. with
- * XATTR_PART_BYTES of the value each, the last one shorter. Invariants:
- *  1. the parts of one attribute share (inode, hash, seq); part 0 says how long the value is, so how many there are;
- *  2. attributes whose names have one hash are told apart by seq; a search compares names with all of them;
- *  3. core.xattrs counts the parts 0; INODE_F_ACL and INODE_F_DEFACL say that the ACL of that kind is stored.
+ * An attribute is part 0 (head, name, first bytes of the value) and, when it is longer than
+ * XATTR_PART_BYTES in all, parts 1.. with XATTR_PART_BYTES of the value each, the last one shorter.
+ * Invariants:
+ *  1. the parts of one attribute share (inode, hash, seq); part 0 says how long the value is, so
+ *     how many there are;
+ *  2. attributes whose names have one hash are told apart by seq; a search compares names with all
+ *     of them;
+ *  3. core.xattrs counts the parts 0; INODE_F_ACL and INODE_F_DEFACL say that the ACL of that kind
+ *     is stored.
  */
 #include "xattr.h"
 
@@ -97,7 +101,8 @@ static unsigned part_count(unsigned name_len, size_t len)
 
 static int corrupt(struct inode *in, uint64_t lo)
 {
-	fs_shutdown_writes(in->fs, -ERR_RECORD_SHAPE, "inode %llu: attribute record %llx has an impossible shape",
+	fs_shutdown_writes(in->fs, -ERR_RECORD_SHAPE,
+			   "inode %llu: attribute record %llx has an impossible shape",
 			   (unsigned long long)in->ino, (unsigned long long)lo);
 	return -ERR_RECORD_SHAPE;
 }
@@ -108,8 +113,8 @@ static int read_head(struct inode *in, struct bt_cursor *c, const struct xattr_d
 	unsigned len;
 	const struct xattr_disk *d = bt_record(c, &len);
 
-	if ((bt_key(c).lo & 0xffff) != 0 || len < sizeof(*d) || d->name_len == 0 || d->ns < XNS_USER ||
-	    d->ns > XNS_SYSTEM || get32(d->value_len) > XATTR_VALUE_MAX ||
+	if ((bt_key(c).lo & 0xffff) != 0 || len < sizeof(*d) || d->name_len == 0 ||
+	    d->ns < XNS_USER || d->ns > XNS_SYSTEM || get32(d->value_len) > XATTR_VALUE_MAX ||
 	    len != sizeof(*d) + d->name_len + head_bytes(d->name_len, get32(d->value_len)))
 		return corrupt(in, bt_key(c).lo);
 	*out = d;
@@ -132,7 +137,8 @@ static int find(struct inode *in, uint64_t hash, const struct xname *xn, struct 
 		err = read_head(in, &c, &d);
 		if (err)
 			break;
-		if (d->ns == xn->ns && d->name_len == xn->len && memcmp(d + 1, xn->name, xn->len) == 0) {
+		if (d->ns == xn->ns && d->name_len == xn->len &&
+		    memcmp(d + 1, xn->name, xn->len) == 0) {
 			*place = (struct xplace){.lo = lo, .len = get32(d->value_len)};
 			bt_cursor_release(&c);
 			return 0;
@@ -148,7 +154,8 @@ static int find(struct inode *in, uint64_t hash, const struct xname *xn, struct 
 	return -ENODATA;
 }
 
-static int read_value(struct inode *in, const struct xname *xn, const struct xplace *place, uint8_t *value)
+static int read_value(struct inode *in, const struct xname *xn, const struct xplace *place,
+		      uint8_t *value)
 {
 	struct tree tree = fs_tree(in->fs, TREE_XATTR);
 	uint8_t rec[XATTR_PART_BYTES];
@@ -171,17 +178,22 @@ static int read_value(struct inode *in, const struct xname *xn, const struct xpl
 	return 0;
 }
 
-/* Write all parts of a value over the first old_parts that exist, and delete those of the old that are too many. */
+/* Write all parts of a value over the first old_parts that exist, and delete those of the old that
+ * are too many. */
 static int write_value(struct trans *t, struct inode *in, const struct xname *xn, uint64_t lo,
 		       unsigned old_parts, const uint8_t *value, size_t len)
 {
 	struct tree tree = fs_tree(in->fs, TREE_XATTR);
-	struct { struct xattr_disk d; uint8_t bytes[XATTR_PART_BYTES - sizeof(struct xattr_disk)]; } head;
+	struct {
+		struct xattr_disk d;
+		uint8_t bytes[XATTR_PART_BYTES - sizeof(struct xattr_disk)];
+	} head;
 	unsigned parts = part_count(xn->len, len), done = head_bytes(xn->len, len), n;
 	const void *rec = &head;
 	int err = 0;
 
-	head.d = (struct xattr_disk){.ns = xn->ns, .name_len = xn->len, .value_len = put32((uint32_t)len)};
+	head.d = (struct xattr_disk){.ns = xn->ns, .name_len = xn->len,
+				     .value_len = put32((uint32_t)len)};
 	memcpy(head.bytes, xn->name, xn->len);
 	if (done)
 		memcpy(head.bytes + xn->len, value, done);
@@ -194,7 +206,8 @@ static int write_value(struct trans *t, struct inode *in, const struct xname *xn
 			n = (unsigned)MIN(len - done, (size_t)XATTR_PART_BYTES);
 			done += n;
 		}
-		err = part < old_parts ? bt_update(t, tree, key, rec, n) : bt_insert(t, tree, key, rec, n);
+		err = part < old_parts ? bt_update(t, tree, key, rec, n)
+				       : bt_insert(t, tree, key, rec, n);
 	}
 	for (unsigned part = parts; part < old_parts && !err; part++)
 		err = bt_delete(t, tree, KEY(in->ino, lo | part));
@@ -218,14 +231,15 @@ static int set_hashed(struct trans *t, struct inode *in, uint64_t hash, const st
 		return -ENOSPC;
 	err = trans_join_inode(t, in);
 	if (!err)
-		err = write_value(t, in, xn, place.lo, found ? part_count(xn->len, place.len) : 0, value, len);
+		err = write_value(t, in, xn, place.lo, found ? part_count(xn->len, place.len) : 0,
+				  value, len);
 	if (!err && !found)
 		in->core.xattrs++;
 	return err;
 }
 
-int xattr_set_in_hashed(struct trans *t, struct inode *in, uint64_t hash, const char *name, const void *value,
-			size_t len, unsigned flags)
+int xattr_set_in_hashed(struct trans *t, struct inode *in, uint64_t hash, const char *name,
+			const void *value, size_t len, unsigned flags)
 {
 	struct xname xn;
 	int err = parse_name(name, &xn);
@@ -374,8 +388,8 @@ ssize_t xattr_list(struct inode *in, char *names, size_t cap)
 	return n;
 }
 
-static int set_once(struct inode *in, const char *name, const void *value, size_t len, unsigned flags,
-		    size_t old)
+static int set_once(struct inode *in, const char *name, const void *value, size_t len,
+		    unsigned flags, size_t old)
 {
 	struct trans t;
 	ssize_t now;

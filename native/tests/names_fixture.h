@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * names_fixture.h - a filesystem on a simulated device, for the tests of names: format, mount, remount, power cut.
+ * names_fixture.h - a filesystem on a simulated device, for the tests of names: format, mount,
+ * remount, power cut.
  *
- * Include after the C library's headers and before nothing: it brings cmocka and the core's headers with it.
+ * Brings cmocka and the core's headers with it.
  */
 #ifndef NAMES_FIXTURE_H
 #define NAMES_FIXTURE_H
@@ -109,7 +110,8 @@ static inline int teardown(void **state)
 	world_unmount();
 	sim_destroy(world.sim);
 	while (log_next(line, sizeof(line)) > 0)
-		if (strstr(line, "reserved") || strstr(line, "damaged") || strstr(line, "impossible"))
+		if (strstr(line, "reserved") || strstr(line, "damaged") ||
+		    strstr(line, "impossible"))
 			fail_msg("unexpected in the log: %s", line);
 	return 0;
 }

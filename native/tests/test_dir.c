@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_dir.c - directory entries: names of any bytes, hash collisions, readdir while entries come and go.
+ * test_dir.c - directory entries: names of any bytes, hash collisions, readdir while entries come
+ * and go.
  */
 #include "names_fixture.h"
 

@@ -31,7 +31,8 @@ static void counts_agree_with_a_plain_array(void **state)
 		memset(model, 0, sizeof(model));
 		rng_state = seed * 0x1234567;
 		for (unsigned i = 0; i < 40000; i++) {
-			/* Mostly growing, then mostly shrinking, so that it is resized both ways. */
+			/* Mostly growing, then mostly shrinking, so that it is resized both
+			 * ways. */
 			bool grow = rng() % 10 < (i < 20000 ? 7 : 3);
 			uint64_t at = rng() % MODEL, n = rng() % 4, before = model[at];
 
@@ -84,9 +85,12 @@ static void a_record_keeps_every_field(void **state)
 	struct inode_disk d;
 
 	memset(&a, 0, sizeof(a));
-	a = (struct inode_core){.generation = 1, .mode = 0100644, .uid = 2, .gid = 3, .nlink = 4, .flags = 5,
-		.size = 1ull << 62, .blocks = 7, .atime = {-8, 9}, .mtime = {10, 11}, .ctime = {12, 13},
-		.btime = {14, 999999999}, .rdev = 16, .parent = 1ull << 63, .change = 18, .subdirs = 19, .xattrs = 20};
+	a = (struct inode_core){
+		.generation = 1, .mode = 0100644, .uid = 2, .gid = 3, .nlink = 4, .flags = 5,
+		.size = 1ull << 62, .blocks = 7,
+		.atime = {-8, 9}, .mtime = {10, 11}, .ctime = {12, 13}, .btime = {14, 999999999},
+		.rdev = 16, .parent = 1ull << 63, .change = 18, .subdirs = 19, .xattrs = 20,
+	};
 	inode_encode(&a, &d);
 	memset(&b, 0xff, sizeof(b));
 	inode_decode(&d, &b);
@@ -134,7 +138,8 @@ static void a_handle_of_another_generation_is_stale(void **state)
 {
 	struct inode *a = make_file(world.root, "a"), *found;
 
-	assert_int_equal(inode_get_handle(world.fs, a->ino, a->core.generation + 1, &found), -ERR_STALE_HANDLE);
+	assert_int_equal(inode_get_handle(world.fs, a->ino, a->core.generation + 1, &found),
+			 -ERR_STALE_HANDLE);
 	assert_int_equal(inode_get_handle(world.fs, 99999, 1, &found), -ERR_STALE_HANDLE);
 	OK(inode_get_handle(world.fs, a->ino, a->core.generation, &found));
 	assert_ptr_equal(found, a);
@@ -361,22 +366,23 @@ static void relatime_follows_mount_8(void **state)
 
 int main(void)
 {
+#define INODE_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(counts_agree_with_a_plain_array),
 		cmocka_unit_test(a_record_keeps_every_field),
-		cmocka_unit_test_setup_teardown(a_million_lookups_fit_32_megabytes, setup, teardown),
-		cmocka_unit_test_setup_teardown(forgetting_too_much_is_harmless, setup, teardown),
-		cmocka_unit_test_setup_teardown(numbers_rise_and_a_cancel_takes_its_number_back, setup, teardown),
-		cmocka_unit_test_setup_teardown(a_handle_of_another_generation_is_stale, setup, teardown),
-		cmocka_unit_test_setup_teardown(unused_inodes_are_bounded, setup, teardown),
-		cmocka_unit_test_setup_teardown(fsync_of_an_evicted_inode_waits_for_its_group, setup, teardown),
-		cmocka_unit_test_setup_teardown(an_orphan_lives_until_its_last_user_goes, setup, teardown),
-		cmocka_unit_test_setup_teardown(the_last_forget_frees_an_orphan, setup, teardown),
-		cmocka_unit_test_setup_teardown(a_crash_frees_orphans_at_the_next_mount, setup, teardown),
-		cmocka_unit_test_setup_teardown(lazy_times_survive_a_clean_unmount, setup, teardown),
-		cmocka_unit_test_setup_teardown(flushing_lazy_times_makes_them_durable, setup, teardown),
-		cmocka_unit_test_setup_teardown(a_cancelled_write_leaves_the_inode_lazy, setup, teardown),
-		cmocka_unit_test_setup_teardown(relatime_follows_mount_8, setup, teardown),
+		INODE_TEST(a_million_lookups_fit_32_megabytes),
+		INODE_TEST(forgetting_too_much_is_harmless),
+		INODE_TEST(numbers_rise_and_a_cancel_takes_its_number_back),
+		INODE_TEST(a_handle_of_another_generation_is_stale),
+		INODE_TEST(unused_inodes_are_bounded),
+		INODE_TEST(fsync_of_an_evicted_inode_waits_for_its_group),
+		INODE_TEST(an_orphan_lives_until_its_last_user_goes),
+		INODE_TEST(the_last_forget_frees_an_orphan),
+		INODE_TEST(a_crash_frees_orphans_at_the_next_mount),
+		INODE_TEST(lazy_times_survive_a_clean_unmount),
+		INODE_TEST(flushing_lazy_times_makes_them_durable),
+		INODE_TEST(a_cancelled_write_leaves_the_inode_lazy),
+		INODE_TEST(relatime_follows_mount_8),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_namei.c - the rules of names and attributes one by one, a full device, a removed directory, threads.
- * The random operations against a model are in test_namei_model.c.
+ * test_namei.c - the rules of names and attributes one by one, a full device, a removed directory,
+ * threads. The random operations against a model are in test_namei_model.c.
  */
 #include "names_fixture.h"
 
@@ -23,7 +23,8 @@ static int rmdir_name(struct inode *dir, const char *name)
 	return rc;
 }
 
-static int rename_name(struct inode *from, const char *a, struct inode *to, const char *b, unsigned flags)
+static int rename_name(struct inode *from, const char *a, struct inode *to, const char *b,
+		       unsigned flags)
 {
 	int rc;
 
@@ -76,7 +77,8 @@ static void every_type_is_kept(void **state)
 	char name[] = "0";
 
 	for (unsigned i = 0; i < ARRAY_LEN(types); i++, name[0]++) {
-		OK(namei_create(world.root, name, 1, types[i] | 04777, makedev(8, 300), &cred, &in));
+		OK(namei_create(world.root, name, 1, types[i] | 04777, makedev(8, 300), &cred,
+				&in));
 		inode_put(in);
 	}
 	assert_int_equal(namei_create(world.root, "d", 1, S_IFDIR | 0755, 0, &cred, &in), -EINVAL);
@@ -133,7 +135,8 @@ static void symlinks_of_all_lengths(void **state)
 		OK(namei_symlink(world.root, name, strlen(name), target, lens[i], &root_cred, &in));
 		inode_put(in);
 	}
-	assert_int_equal(namei_symlink(world.root, "x", 1, target, SYMLINK_MAX + 1, &root_cred, &in), -ENAMETOOLONG);
+	assert_int_equal(namei_symlink(world.root, "x", 1, target, SYMLINK_MAX + 1, &root_cred,
+				       &in), -ENAMETOOLONG);
 	assert_int_equal(namei_symlink(world.root, "x", 1, target, 0, &root_cred, &in), -ENOENT);
 	world_remount();
 	for (unsigned i = 0; i < ARRAY_LEN(lens); i++) {
@@ -252,7 +255,8 @@ static void rename_says_who_lost_its_name(void **state)
 	assert_int_equal(core_of(b).nlink, 0);
 	inode_put(victim);
 	OK(link_name(a, world.root, "d"));
-	OK(namei_rename(world.root, "b", 1, world.root, "d", 1, 0, &victim)); /* the same file: both stay */
+	/* the same file: both stay */
+	OK(namei_rename(world.root, "b", 1, world.root, "d", 1, 0, &victim));
 	assert_null(victim);
 	assert_int_equal(core_of(a).nlink, 2);
 	assert_int_equal(namei_rename(world.root, "b", 1, world.root, "d", 1, 4, &victim), -EINVAL);
@@ -299,7 +303,8 @@ static void exchange_of_directories_swaps_parents(void **state)
 static void chown_takes_privileges_away(void **state)
 {
 	struct inode *in = make_file(world.root, "a"), *dir = make_dir(world.root, "d");
-	struct attr_change mode = {.valid = ATTR_MODE, .mode = 06755}, owner = {.valid = ATTR_UID, .uid = 5};
+	struct attr_change mode = {.valid = ATTR_MODE, .mode = 06755}, owner = {.valid = ATTR_UID,
+										.uid = 5};
 	struct attr_change kill = {.valid = ATTR_KILL_PRIV};
 	struct timestamp ctime;
 
@@ -349,7 +354,8 @@ static void setattr_sets_what_is_asked(void **state)
 	assert_int_equal(core.gid, 9);
 	assert_int_equal(core.mode, S_IFREG | 0644);
 	assert_true(core.change > change);
-	ch = (struct attr_change){.valid = ATTR_ATIME_NOW | ATTR_MTIME_NOW | ATTR_CTIME, .ctime = {77, 0}};
+	ch = (struct attr_change){.valid = ATTR_ATIME_NOW | ATTR_MTIME_NOW | ATTR_CTIME,
+				  .ctime = {77, 0}};
 	OK(namei_setattr(in, &ch));
 	core = core_of(in);
 	assert_true(core.atime.sec > 1000000 && core.mtime.sec == core.atime.sec);
@@ -373,7 +379,8 @@ static void names_touch_the_right_times(void **state)
 
 	OK(rename_name(dir, "a", world.root, "b", 0));
 	assert_true(later(core_of(dir).mtime, d0.mtime) && later(core_of(dir).ctime, d0.ctime));
-	assert_true(later(core_of(world.root).mtime, r0.mtime) && later(core_of(world.root).ctime, r0.ctime));
+	assert_true(later(core_of(world.root).mtime, r0.mtime) &&
+		    later(core_of(world.root).ctime, r0.ctime));
 	assert_true(later(core_of(in).ctime, i0.ctime) && !later(core_of(in).mtime, i0.mtime));
 	assert_true(core_of(dir).change > d0.change && core_of(world.root).change > r0.change);
 	i0 = core_of(in);
@@ -407,7 +414,8 @@ static void deleting_works_on_a_full_device(void **state)
 		snprintf(name, sizeof(name), "%08x", files * 2654435761u);
 		memset(name + 8, 'n', 240);
 		name[248] = '\0';
-		RETRY(rc, namei_create(dir, name, strlen(name), S_IFREG | 0644, 0, &root_cred, &in));
+		RETRY(rc,
+		      namei_create(dir, name, strlen(name), S_IFREG | 0644, 0, &root_cred, &in));
 		if (rc)
 			break;
 		inode_put(in);
@@ -505,13 +513,17 @@ static void *churn(void *arg)
 		in = NULL;
 		switch (rand_r(&seed) % 5) {
 		case 0:
-			RETRY(rc, namei_create(world.root, a, strlen(a), S_IFREG | 0600, 0, &root_cred, &in));
+			RETRY(rc,
+			      namei_create(world.root, a, strlen(a), S_IFREG | 0600, 0, &root_cred,
+					   &in));
 			break;
 		case 1:
 			RETRY(rc, namei_unlink(world.root, a, strlen(a), &in));
 			break;
 		case 2:
-			RETRY(rc, namei_rename(world.root, a, strlen(a), world.root, b, strlen(b), 0, &in));
+			RETRY(rc,
+			      namei_rename(world.root, a, strlen(a), world.root, b, strlen(b), 0,
+					   &in));
 			break;
 		case 3:
 			rc = namei_lookup(world.root, a, strlen(a), &in);

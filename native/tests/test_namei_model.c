@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_namei_model.c - random operations on names, against a tree in memory: every result code, then the whole tree; across remounts and
- * power cuts.
+ * test_namei_model.c - random operations on names, against a tree in memory: every result code,
+ * then the whole tree; across remounts and power cuts.
  *
- * After a power cut the filesystem must equal the model as it was after some operation that is not older than the last durable one: the
- * model's digest after each operation is kept, and the digest of what is found must be among them.
+ * After a power cut the filesystem must equal the model as it was after some operation that is not
+ * older than the last durable one: the model's digest after each operation is kept, and the digest
+ * of what is found must be among them.
  *
  *   test_namei_model [SEED]     that seed alone, of every test
  */
@@ -29,8 +30,9 @@ static unsigned long only_seed;
 
 static const char *name_of(unsigned i)
 {
-	static const char *const names[NAMES] = {"a", "b", "c.txt", "\xff\xfe", "a name with spaces", "-", "...",
-		"long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-name",
+	static const char *const names[NAMES] = {"a", "b", "c.txt", "\xff\xfe",
+						 "a name with spaces", "-", "...",
+		"long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-name",
 		"\n", "z"};
 
 	return names[i];
@@ -41,8 +43,8 @@ static struct node *node_new(struct inode *in, uint32_t nlink)
 	struct node *n = calloc(1, sizeof(*n));
 
 	assert_true(n && node_count < NODES_MAX);
-	*n = (struct node){.ino = in->ino, .generation = core_of(in).generation, .mode = core_of(in).mode,
-			   .nlink = nlink};
+	*n = (struct node){.ino = in->ino, .generation = core_of(in).generation,
+			   .mode = core_of(in).mode, .nlink = nlink};
 	nodes[node_count++] = n;
 	return n;
 }
@@ -170,7 +172,9 @@ static void do_create(struct node *dir, unsigned name)
 	int rc;
 
 	if (kind < 2)
-		RETRY(rc, namei_create(d, text, len, types[rnd(ARRAY_LEN(types))] | rnd(01000), 0, &root_cred, &in));
+		RETRY(rc,
+		      namei_create(d, text, len, types[rnd(ARRAY_LEN(types))] | rnd(01000), 0,
+				   &root_cred, &in));
 	else if (kind == 2)
 		RETRY(rc, namei_mkdir(d, text, len, rnd(01000), &root_cred, &in));
 	else
@@ -284,7 +288,9 @@ static void do_rename(struct node *from, unsigned a)
 
 	m = from->child[a];
 	v = to->child[b];
-	RETRY(rc, namei_rename(f, name_of(a), strlen(name_of(a)), t, name_of(b), strlen(name_of(b)), flags, NULL));
+	RETRY(rc,
+	      namei_rename(f, name_of(a), strlen(name_of(a)), t, name_of(b), strlen(name_of(b)),
+			   flags, NULL));
 	assert_int_equal(rc, expect_rename(from, m, to, v, flags));
 	inode_put(f);
 	inode_put(t);
@@ -339,6 +345,9 @@ static void step(void)
 
 /* ---- tests ---- */
 
+static unsigned long first_seed(void) { return only_seed ? only_seed : 1; }
+static unsigned long last_seed(unsigned long n) { return only_seed ? only_seed : n; }
+
 static void start(unsigned long seed)
 {
 	print_message("seed %lu\n", seed);
@@ -356,7 +365,8 @@ static void end(void)
 	reaper_drain(world.fs);
 	for (unsigned i = 0; i < node_count; i++)
 		inodes += nodes[i]->nlink > 0;
-	/* A directory of the model that lost its name has nlink 0, and nobody else's names are in it. */
+	/* A directory of the model that lost its name has nlink 0, and nobody else's names are in
+	 * it. */
 	fs_rdlock(world.fs);
 	assert_int_equal(get64(fs_root(world.fs)->inodes), inodes);
 	fs_unlock(world.fs);
@@ -378,7 +388,7 @@ static void durable_cut(unsigned long seed)
 static void operations_agree_with_the_model(void **state)
 {
 	world.opt = (struct fs_options){.no_heartbeat = true};
-	for (unsigned long seed = only_seed ? only_seed : 1; seed <= (only_seed ? only_seed : 8); seed++) {
+	for (unsigned long seed = first_seed(); seed <= last_seed(8); seed++) {
 		start(seed);
 		for (unsigned n = 0; n < 3000; n++) {
 			step();
@@ -415,7 +425,8 @@ static bool force_now(void)
 	return jrn_force_blocking(world.fs, xid) == 0;
 }
 
-/* Power fails during a force, at a random event; *durable: the last step that a force acknowledged. Returns the number of steps. */
+/* Power fails during a force, at a random event; *durable: the last step that a force acknowledged.
+ * Returns the number of steps. */
 static unsigned run_until_power_fails(uint64_t *digests, unsigned *durable)
 {
 	unsigned n = 0;
@@ -439,11 +450,12 @@ static void a_power_cut_leaves_a_state_that_was(void **state)
 	static uint64_t digests[CUT_STEPS + 1];
 	unsigned lost = 0, partly = 0;
 
-	for (unsigned long seed = only_seed ? only_seed : 1; seed <= (only_seed ? only_seed : 60); seed++) {
+	for (unsigned long seed = first_seed(); seed <= last_seed(60); seed++) {
 		unsigned steps, durable;
 		int found;
 
-		/* Commits only when forced: power then fails inside a force, and steps go on in memory until one. */
+		/* Commits only when forced: power then fails inside a force, and steps go on in
+		 * memory until one. */
 		world.opt = (struct fs_options){.no_heartbeat = true, .commit_ms = 600000};
 		start(seed);
 		sim_crash_at(world.sim, sim_events(world.sim) + 2 + rnd(80));
@@ -451,7 +463,8 @@ static void a_power_cut_leaves_a_state_that_was(void **state)
 		world_crash(seed);
 		found = find_digest(digests, steps, digest_fs(world.root, 1));
 		if (found < (int)durable)
-			fail_msg("seed %lu: step %u was durable, found %d of %u", seed, durable, found, steps);
+			fail_msg("seed %lu: step %u was durable, found %d of %u", seed, durable,
+				 found, steps);
 		lost += (unsigned)found < steps;
 		partly += (unsigned)found > durable;
 		model_free();

@@ -53,8 +53,8 @@ static void on_resume(struct op *op)
 	container_of(op, struct waiter, op)->resumed = true;
 }
 
-static int wait_for(struct waiter *w, struct inode *in, bool flock, enum plock_type type, uint64_t start,
-		    uint64_t end, uint64_t owner)
+static int wait_for(struct waiter *w, struct inode *in, bool flock, enum plock_type type,
+		    uint64_t start, uint64_t end, uint64_t owner)
 {
 	*w = (struct waiter){.op = {.resume = on_resume, .ctx = ctx},
 			     .req = {.lock = {start, end, type, owner, 1}, .flock = flock}};
@@ -100,8 +100,10 @@ static void check_map(void)
 
 				assert_int_equal(have, probe.type == PLOCK_WRITE ? 2 : 1);
 				/* It is merged as far as it goes. */
-				assert_true(probe.start == 0 || held[probe.owner - 1][probe.start - 1] != have);
-				assert_true(probe.end == BYTES - 1 || held[probe.owner - 1][probe.end + 1] != have);
+				assert_true(probe.start == 0 ||
+					    held[probe.owner - 1][probe.start - 1] != have);
+				assert_true(probe.end == BYTES - 1 ||
+					    held[probe.owner - 1][probe.end + 1] != have);
 			}
 		}
 }
@@ -242,7 +244,8 @@ static void a_cycle_over_files_is_a_deadlock(void **state)
 		OK(set(in[i], PLOCK_WRITE, 0, LAST, i + 1));
 	}
 	for (unsigned i = 0; i < 7; i++)
-		assert_int_equal(wait_for(&w[i], in[i + 1], false, PLOCK_READ, 5, 5, i + 1), ERR_PARKED);
+		assert_int_equal(wait_for(&w[i], in[i + 1], false, PLOCK_READ, 5, 5, i + 1),
+				 ERR_PARKED);
 	assert_int_equal(wait_for(&w[7], in[0], false, PLOCK_READ, 5, 5, 8), -EDEADLK);
 	/* Without the closing edge it is a chain that unwinds. */
 	for (unsigned i = 8; i-- > 0;) {
@@ -278,7 +281,8 @@ static void flock_locks_are_a_kind_of_their_own(void **state)
 	OK(set_flock(PLOCK_READ, 1));
 	OK(set_flock(PLOCK_READ, 2));
 	assert_int_equal(set_flock(PLOCK_WRITE, 3), -EAGAIN);
-	/* A change gives up the old lock first: of two that upgrade, one gets it and the other waits. */
+	/* A change gives up the old lock first: of two that upgrade, one gets it and the other
+	 * waits. */
 	assert_int_equal(wait_for(&w, file, true, PLOCK_WRITE, 0, 0, 1), ERR_PARKED);
 	assert_int_equal(wait_for(&w2, file, true, PLOCK_WRITE, 0, 0, 2), ERR_PARKED);
 	assert_true(resumed(&w));
@@ -289,7 +293,8 @@ static void flock_locks_are_a_kind_of_their_own(void **state)
 	OK(set_flock(PLOCK_WRITE, 3));
 	OK(set_flock(PLOCK_UNLOCK, 3));
 	OK(set_flock(PLOCK_READ, 4));
-	assert_int_equal(set(file, PLOCK_READ, 0, 0, 9), -EAGAIN); /* the POSIX lock is still there */
+	/* the POSIX lock is still there */
+	assert_int_equal(set(file, PLOCK_READ, 0, 0, 9), -EAGAIN);
 }
 
 int main(void)

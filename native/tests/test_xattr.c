@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_xattr.c - attributes of all sizes against a model, collisions, a full device, power cuts; ACLs.
+ * test_xattr.c - attributes of all sizes against a model, collisions, a full device, power cuts;
+ * ACLs.
  */
 #include "names_fixture.h"
 
@@ -73,7 +74,8 @@ static void check_model(void)
 		assert_memory_equal(value, model[i].value, model[i].len);
 		assert_int_equal(xattr_get(file, model[i].name, NULL, 0), model[i].len);
 		if (model[i].len > 1)
-			assert_int_equal(xattr_get(file, model[i].name, value, model[i].len - 1), -ERANGE);
+			assert_int_equal(xattr_get(file, model[i].name, value, model[i].len - 1),
+					 -ERANGE);
 	}
 	assert_int_equal(core_of(file).xattrs, there);
 	total = xattr_list(file, names, sizeof(names));
@@ -219,7 +221,8 @@ static void names_of_one_hash_are_told_apart(void **state)
 	/* Overwriting finds the right one and adds none. */
 	OK(trans_begin(world.fs, &t, XATTR_TRANS_BLOCKS(10, sizeof(value)) + 1));
 	OK(xattr_set_in_hashed(&t, file, 42, "user.101", "0123456789", 10, XATTR_F_REPLACE));
-	assert_int_equal(xattr_set_in_hashed(&t, file, 42, "user.102", "", 0, XATTR_F_CREATE), -EEXIST);
+	assert_int_equal(xattr_set_in_hashed(&t, file, 42, "user.102", "", 0, XATTR_F_CREATE),
+			 -EEXIST);
 	OK(inode_write(&t, file));
 	trans_commit(&t);
 	assert_int_equal(core_of(file).xattrs, 256);
@@ -324,8 +327,8 @@ static size_t build(uint8_t *out, const struct entry *e, unsigned n)
 }
 
 static const struct entry plain[] = {{USER_OBJ, 6, 0}, {GROUP_OBJ, 4, 0}, {OTHER, 0, 0}};
-static const struct entry named[] = {{USER_OBJ, 7, 0}, {USER, 6, 1000}, {GROUP_OBJ, 5, 0}, {MASK, 7, 0},
-				     {OTHER, 1, 0}};
+static const struct entry named[] = {{USER_OBJ, 7, 0}, {USER, 6, 1000}, {GROUP_OBJ, 5, 0},
+				     {MASK, 7, 0}, {OTHER, 1, 0}};
 
 static void acls_are_verified(void **state)
 {
