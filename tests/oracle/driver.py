@@ -195,6 +195,8 @@ class Driver:
         if node is self.model.root:
             raise Nothing
         directory, name = self._pick(b, kind="dir"), self._name(c)
+        if node.is_dir and name in directory.entries:
+            raise Nothing  # two errors at once: the kernel and the core name different ones
         self._both(
             lambda: self.model.link(node, directory, name),
             lambda: self.subject.link(node, directory, name),
@@ -218,6 +220,9 @@ class Driver:
         old, name = self._taken(a, b)
         new, new_name = self._taken(c, d) if d % 3 else (self._pick(c, kind="dir"), self._name(d))
         flags = {"noreplace": b % 5 == 0, "exchange": b % 5 == 1}
+        victim = new.entries.get(new_name)
+        if victim and victim.is_dir and self.model.is_below(old, victim):
+            raise Nothing  # the kernel has an error of its own for this: ENOTEMPTY
         self._both(
             lambda: self.model.rename(old, name, new, new_name, **flags),
             lambda: self.subject.rename(old, name, new, new_name, *flags.values()),

@@ -145,7 +145,8 @@ class Model:
         node.nlink = 0
         return node
 
-    def _is_below(self, node: Node, ancestor: Node) -> bool:
+    def is_below(self, node: Node, ancestor: Node) -> bool:
+        """Is it that directory, or a directory somewhere in it?"""
         while node is not self.root:
             if node is ancestor:
                 return True
@@ -162,13 +163,13 @@ class Model:
             raise Refused(errno.ENOENT)
         if noreplace and other is not None:
             raise Refused(errno.EEXIST)
-        if node.is_dir and self._is_below(new, node):
+        if node.is_dir and self.is_below(new, node):
             raise Refused(errno.EINVAL)
         if other is node:
             return
         if exchange:
             assert other is not None
-            if other.is_dir and self._is_below(old, other):
+            if other.is_dir and self.is_below(old, other):
                 raise Refused(errno.EINVAL)
             self._place(old, name, other)
             self._place(new, new_name, node)
