@@ -421,6 +421,136 @@ static void failed_fallocate_takes_nothing(void **state)
 	assert_int_equal(do_one(&t), -ENOSPC);
 }
 
+/* After a failure each byte is the old or the new one; the model goes on with what is there. */
+static void adopt(unsigned file, const struct model *before)
+{
+	struct model *now = &files[file];
+	uint64_t size;
+	uint8_t *got = read_all(file, &size);
+
+	assert_true(size >= MIN(before->size, now->size) && size <= MAX(before->size, now->size));
+	for (uint64_t i = 0; i < size; i++)
+		if (got[i] != (i < before->size ? before->bytes[i] : 0) &&
+		    got[i] != (i < now->size ? now->bytes[i] : 0))
+			fail_msg("byte %llu of %s is %#x", (unsigned long long)i, name_of(file), got[i]);
+	memcpy(now->bytes, got, size);
+	now->size = size;
+	io_free(got);
+}
+
+static void random_operations_on_a_full_device(void **state)
+{
+	unsigned refused = 0;
+
+	for (uint64_t seed = 1; seed <= seeds(4); seed++) {
+		struct model *before = malloc(FILES * sizeof(*before));
+		struct inode *in;
+		struct alloc_space sp;
+		struct file_op fop;
+
+		begin(DEVICE_MIN_BLOCKS * (uint64_t)BLOCK_SIZE, 4096, 500 + seed);
+		OK(namei_create(world.root, "ballast", 7, S_IFREG | 0600, 0, &root_cred, &in));
+		alloc_statfs(world.fs, &sp);
+		file_op_init(&fop, FILE_FALLOCATE, in, NULL);
+		fop.len = (sp.avail - 50) << BLOCK_SHIFT;
+		assert_int_equal(file_run_blocking(&fop), 0);
+		for (unsigned i = 0; i < 300; i++) {
+			struct todo t = random_todo(files);
+			unsigned changed = t.act == ACT_COPY ? t.dst : t.file;
+			int64_t want, got;
+
+			memcpy(before, files, FILES * sizeof(*before));
+			want = model_do(files, &t);
+			got = do_one(&t);
+			if (got == want) {
+				same_as_model(changed, &files[changed], "full");
+				continue;
+			}
+			if (got < 0 && got != -ENOSPC)
+				fail_msg("act %d: %s", t.act, err_name((int)got));
+			refused++;
+			adopt(changed, &before[changed]);
+		}
+		compare_all("full");
+		free(before);
+		inode_put(in);
+		OK(namei_unlink(world.root, "ballast", 7, NULL));
+		end();
+	}
+	assert_true(refused > 20);
+}
+
+/* ---- threads -------------------------------------------------------------------------------------------- */
+
+#define THREADS 3u
+#define REGION 20000u /* bytes; not a multiple of the block size, so that neighbours meet in a block */
+
+static void wait_here(struct file_op *fop)
+{
+	*(bool *)fop->user = true;
+}
+
+static void run_on(struct ioctx *ctx, struct file_op *fop)
+{
+	bool done = false;
+
+	fop->done = wait_here;
+	fop->user = &done;
+	file_start(fop);
+	while (!done)
+		ioctx_run(ctx, true);
+	xassert(fop->result >= 0);
+}
+
+/* Each thread writes its own region of one file and reads it back, while the others do the same beside it. */
+static void *neighbour(void *arg)
+{
+	unsigned me = (unsigned)(uintptr_t)arg;
+	uint8_t *mine = io_alloc(REGION), *got = io_alloc(REGION);
+	uint64_t x = me + 77;
+	struct ioctx *ctx;
+
+	xassert(ioctx_create(16, &ctx) == 0);
+	memset(mine, 0, REGION);
+	for (unsigned i = 0; i < 300; i++) {
+		struct file_op fop;
+		uint64_t off, len;
+
+		x = x * 6364136223846793005u + 1442695040888963407u;
+		off = (x >> 33) % REGION;
+		len = 1 + (x >> 20) % (REGION - off);
+		memset(mine + off, 1 + (int)(x >> 50) % 255, len);
+		file_op_init(&fop, FILE_WRITE, world.file[0], ctx);
+		fop.offset = me * REGION + off;
+		fop.len = len;
+		fop.buf = mine + off;
+		fop.flags = i % 50 == 0 ? FILE_F_DSYNC : 0;
+		run_on(ctx, &fop);
+		file_op_init(&fop, i % 40 ? FILE_READ : FILE_FSYNC, world.file[0], ctx);
+		fop.offset = me * REGION;
+		fop.len = REGION;
+		fop.buf = got;
+		run_on(ctx, &fop);
+		/* The end of the file is where the last of the others has written, so the read may be short. */
+		if (i % 40)
+			xassert(memcmp(got, mine, (size_t)fop.result) == 0);
+	}
+	ioctx_destroy(ctx);
+	io_free(mine);
+	io_free(got);
+	return NULL;
+}
+
+static void threads_write_beside_each_other(void **state)
+{
+	pthread_t t[THREADS];
+
+	for (uintptr_t i = 0; i < THREADS; i++)
+		assert_int_equal(pthread_create(&t[i], NULL, neighbour, (void *)i), 0);
+	for (unsigned i = 0; i < THREADS; i++)
+		pthread_join(t[i], NULL);
+}
+
 /* ---- many extents --------------------------------------------------------------------------------------- */
 
 #define MANY 3000u
@@ -568,6 +698,8 @@ int main(void)
 		RULE(full_device_refuses_and_recovers),
 		RULE(writer_waits_for_the_reaper),
 		RULE(failed_fallocate_takes_nothing),
+		cmocka_unit_test(random_operations_on_a_full_device),
+		RULE(threads_write_beside_each_other),
 		RULE(many_extents_roll_through_transactions),
 		RULE(cut_off_truncate_is_finished_at_mount),
 		RULE(parked_operation_can_be_cancelled),

@@ -165,6 +165,32 @@ static bool share_script(struct model *files)
 	return true;
 }
 
+#define DOOMED "doomed"
+
+/* A file of many extents, some of them shared, loses its name, and the reaper takes it apart. */
+static bool delete_script(struct model *files)
+{
+	struct inode *in = NULL, *kept = world.file[2];
+	int rc;
+
+	do_write(0, 0, 5000, 3);
+	rc = namei_create(world.root, DOOMED, strlen(DOOMED), S_IFREG | 0600, 0, &root_cred, &in);
+	if (rc)
+		return false;
+	world.file[2] = in;
+	for (unsigned i = 0; i < 60; i++)
+		do_write(2, (uint64_t)i * 2 * BLOCK_SIZE, BLOCK_SIZE, 9);
+	do_one(&(struct todo){ .act = ACT_COPY, .file = 2, .dst = 1, .len = 40 * BLOCK_SIZE });
+	do_fsync(2);
+	world.file[2] = kept;
+	inode_put(in);
+	namei_unlink(world.root, DOOMED, strlen(DOOMED), NULL);
+	reaper_drain(world.fs);
+	do_truncate(1, 0);
+	do_fsync(0);
+	return !sim_crashed(world.sim);
+}
+
 /* The script to the cut, the mount after it, the judgement. NULL: as it should be. *whole: the script ended before the cut. */
 static const char *one_cut(script_fn script, uint64_t seed, uint64_t cut, unsigned mutant, bool *whole)
 {
@@ -189,8 +215,9 @@ static const char *one_cut(script_fn script, uint64_t seed, uint64_t cut, unsign
 	world.opt.mutant = MUTANT_NONE;
 	OK(world_open());
 	find_files();
-	for (unsigned i = 0; i < FILES && !wrong; i++)
+	for (unsigned i = 0; i < FILES && !wrong && script != delete_script; i++)
 		wrong = judge(i);
+	namei_unlink(world.root, DOOMED, strlen(DOOMED), NULL);
 	if (!wrong) {
 		world.free_empty = empty;
 		delete_all();
@@ -271,6 +298,11 @@ static void cut_tails_survive_power_cuts(void **state)
 	run_script(shrink_script, 200, 1);
 }
 
+static void deletion_cut_anywhere_leaks_nothing(void **state)
+{
+	run_script(delete_script, 150, 3);
+}
+
 static void zeroing_a_tail_too_early_is_caught(void **state)
 {
 	assert_non_null(many_cuts(shrink_script, 400, 1, MUTANT_TAIL_ZERO_EARLY));
@@ -282,6 +314,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(random_operations_survive_power_cuts, setup, teardown),
 		cmocka_unit_test_setup_teardown(shared_blocks_survive_power_cuts, setup, teardown),
 		cmocka_unit_test_setup_teardown(cut_tails_survive_power_cuts, setup, teardown),
+		cmocka_unit_test_setup_teardown(deletion_cut_anywhere_leaks_nothing, setup, teardown),
 		cmocka_unit_test_setup_teardown(zeroing_a_tail_too_early_is_caught, setup, teardown),
 	};
 
