@@ -2,20 +2,23 @@
  *
  * alloc.c - where blocks come from: choice of an allocation group, the reserve, the public calls.
  *
- * The reserve. Data may use all but the last R = min(total / 50, 4096) blocks, metadata of ordinary operations all but R / 2,
- * operations with ALLOC_USE_RESERVE everything. Why this size: transactions run one at a time and change at most
- * TRANS_MAX_BLOCKS (512) blocks, so one that frees space allocates fewer than 512, and what it frees can become metadata at
- * once, without a commit. R / 2 = 2048 is four such transactions, whatever the device's size; a device under 800 MiB
- * gives 2 %, and its trees are low. The blocks on the AGs' freelists count as used here: nobody else can have them.
+ * The reserve. Data may use all but the last R = min(total / 50, 4096) blocks, metadata of ordinary
+ * operations all but R / 2, operations with ALLOC_USE_RESERVE everything. Why this size:
+ * transactions run one at a time and change at most TRANS_MAX_BLOCKS (512) blocks, so one that
+ * frees space allocates fewer than 512, and what it frees can become metadata at once, without a
+ * commit. R / 2 = 2048 is four such transactions, whatever the device's size; a device under 800
+ * MiB gives 2 %, and its trees are low. The blocks on the AGs' freelists count as used here: nobody
+ * else can have them.
  *
- * Placement. Data goes to the front of free extents, metadata to the end of the shortest one of its AG: so metadata fills the small holes and does
- * not come between the extents of a growing file.
+ * Placement. Data goes to the front of free extents, metadata to the end of the shortest one of its
+ * AG: so metadata fills the small holes and does not come between the extents of a growing file.
  *
- * Invariant: ag.longest_max and alloc_state.freelists are derived from the headers; a cancelled transaction makes them stale, and the next
- * call finds them anew.
+ * Invariant: ag.longest_max and alloc_state.freelists are derived from the headers; a cancelled
+ * transaction makes them stale, and the next call finds them anew.
  *
- * Blocks joined: alloc_extent(), alloc_free(), alloc_meta(), alloc_meta_free(): TRANS_ALLOC_OP each (alloc_ag.c), plus the node itself for metadata.
- * alloc_quarantine(): TRANS_TREE_OP. alloc_quarantine_release(): per record touched 2 * TRANS_TREE_OP + TRANS_ALLOC_OP.
+ * Blocks joined: alloc_extent(), alloc_free(), alloc_meta(), alloc_meta_free(): TRANS_ALLOC_OP each
+ * (alloc_ag.c), plus the node itself for metadata. alloc_quarantine(): TRANS_TREE_OP.
+ * alloc_quarantine_release(): per record touched 2 * TRANS_TREE_OP + TRANS_ALLOC_OP.
  */
 #include <pthread.h>
 
@@ -25,8 +28,8 @@
 
 #define RESERVE_MAX 4096u
 #define RESERVE_SHARE 50u
-/* Files of one directory start in so many places of an AG, at least a GiB apart, so that files which grow side by side do not
- * interleave, and free space stays in large pieces. */
+/* Files of one directory start in so many places of an AG, at least a GiB apart, so that files
+ * which grow side by side do not interleave, and free space stays in large pieces. */
 #define LANES_MAX 8u
 #define LANE_BLOCKS ((nblocks_t)1 << 18)
 #define OPEN_THREADS 8u

@@ -2,22 +2,26 @@
  *
  * alloc_ag.c - free space of one allocation group: two trees and a freelist.
  *
- * Definitions. A free extent has a record in by_block, (start, 0) -> length, and one in by_len, (length, start) -> nothing.
- * The freelist holds single blocks for nodes of these two trees.
+ * Definitions. A free extent has a record in by_block, (start, 0) -> length, and one in by_len,
+ * (length, start) -> nothing. The freelist holds single blocks for nodes of these two trees.
  *
  * Invariants, between operations:
  *   1. The two trees name the same extents; extents do not touch each other (neighbours are one).
- *   2. ag_disk.free_blocks = lengths of all extents + freelist_count; root_disk.free_blocks is the sum over AGs.
- *   3. The freelist can pay for the worst that one operation does to the trees. Taking a run from the middle of
- *      an extent is one insert into by_block and two into by_len; giving back is one of each; filling the freelist itself is
- *      at most one insert into by_len. An insert into a tree of height h takes at most h + 1 nodes. Hence
- *      freelist_need(): (hb + 2) + 3 * (hl + 2), one more a tree because it may grow on the way. At most 3 * h nodes come back
- *      by merging, for which AG_FREELIST_MAX leaves room.
- *   4. An AG too full to fill its freelist hands out nothing; giving back works always, because the blocks that come
- *      back may go to the freelist themselves.
+ *   2. ag_disk.free_blocks = lengths of all extents + freelist_count; root_disk.free_blocks is the
+ *      sum over AGs.
+ *   3. The freelist can pay for the worst that one operation does to the trees. Taking a run from
+ *      the middle of an extent is one insert into by_block and two into by_len; giving back is one
+ *      of each; filling the freelist itself is at most one insert into by_len. An insert into a
+ *      tree of height h takes at most h + 1 nodes. Hence freelist_need(): (hb + 2) + 3 * (hl + 2),
+ *      one more a tree because it may grow on the way. At most 3 * h nodes come back by merging,
+ *      for which AG_FREELIST_MAX leaves room.
+ *   4. An AG too full to fill its freelist hands out nothing; giving back works always, because the
+ *      blocks that come back may go to the freelist themselves.
  *
- * Blocks joined by one take or give: header, root block, by_block leaf, up to three by_len leaves (two deletes, one insert), and rarely a split
- * or merge with its parent: 6 to 10, TRANS_ALLOC_OP.
+ * Blocks joined by one take or give: header, root block, by_block leaf, up to three by_len leaves
+ * (two deletes, one insert), and rarely a split or merge with its parent and the nodes that a
+ * trimmed freelist block touches: 4 to 6 nearly always, 10 (TRANS_ALLOC_OP) but for one in a
+ * hundred thousand operations on badly fragmented groups, for which trans_join() finds room.
  */
 #include <inttypes.h>
 
@@ -294,7 +298,8 @@ int ag_fill(struct trans *t, struct ag *ag)
 		struct bt_cursor c;
 		int err;
 
-		/* Out of the shortest that suffices, from its end: data grows at the front of extents. */
+		/* Out of the shortest that suffices, from its end: data grows at the front of
+		 * extents. */
 		bt_cursor_init(&c, by_len(t->fs, ag));
 		err = bt_seek(&c, KEY(missing, 0), BT_GE);
 		if (err == -ENOENT)
@@ -335,7 +340,8 @@ static int ag_trim(struct trans *t, struct ag *ag)
 
 /* ---- taking ---------------------------------------------------------------------------------- */
 
-/* Best run inside ext into *run, if it is better than what is there already; true when it has `want`. */
+/* Best run inside ext into *run, if it is better than what is there already; true when it has
+ * `want`. */
 static bool consider(struct fs *fs, struct free_extent ext, nblocks_t want,
 		     struct free_extent *best_ext, struct free_extent *best, unsigned *seen)
 {
@@ -349,7 +355,8 @@ static bool consider(struct fs *fs, struct free_extent ext, nblocks_t want,
 	return best->len >= want;
 }
 
-/* From the goal on itself: all that is wanted, or, where the goal continues something (the block before it is in use), what there is. */
+/* From the goal on itself: all that is wanted, or, where the goal continues something (the block
+ * before it is in use), what there is. */
 static bool at_goal(struct fs *fs, struct free_extent ext, fsblock_t goal, nblocks_t min,
 		    nblocks_t want, struct free_extent *run, unsigned *seen)
 {

@@ -3,11 +3,12 @@
  * alloc_busy.c - free blocks that must not become data yet (alloc.h says why).
  *
  * Invariants:
- *   1. Entries do not overlap. A block freed again (it was metadata in between, or the transaction that freed it was
- *      cancelled) gets the newer xid, and stays metadata if it was.
+ *   1. Entries do not overlap. A block freed again (it was metadata in between, or the transaction
+ *      that freed it was cancelled) gets the newer xid, and stays metadata if it was.
  *   2. Each age list is in order of xid, so expiry looks at heads only.
- *   3. An entry says nothing about whether its blocks are free: a cancelled transaction leaves its entries behind, and
- *      metadata may be allocated out of them. They matter only where free space records say free.
+ *   3. An entry says nothing about whether its blocks are free: a cancelled transaction leaves its
+ *      entries behind, and metadata may be allocated out of them. They matter only where free space
+ *      records say free.
  */
 #include "alloc_priv.h"
 #include "errors.h"
@@ -59,7 +60,8 @@ static struct busy *busy_at(struct busy_set *set, fsblock_t block)
 	return prev && prev->start + prev->len > block ? prev : next;
 }
 
-/* Cut [start, end) out of the entry b, which it overlaps. `spare` becomes the right part of a cut in the middle. */
+/* Cut [start, end) out of the entry b, which it overlaps. `spare` becomes the right part of a cut
+ * in the middle. */
 static bool busy_cut(struct busy_set *set, struct busy *b, fsblock_t start, fsblock_t end,
 		     struct busy *spare)
 {
@@ -77,7 +79,8 @@ static bool busy_cut(struct busy_set *set, struct busy *b, fsblock_t start, fsbl
 		RB_INSERT(busy_tree, &set->tree, spare);
 		used = true;
 	}
-	/* Moving the start to the right keeps the order of the tree: nothing lies in what is cut off. */
+	/* Moving the start to the right keeps the order of the tree: nothing lies in what is cut
+	 * off. */
 	atomic_fetch_sub(&set->blocks, MIN(b_end, end) - MAX(b->start, start));
 	if (b->start < start) {
 		b->len = start - b->start;

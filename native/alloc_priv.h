@@ -47,8 +47,8 @@ void busy_clear(struct busy_set *set);
 int busy_add(struct busy_set *set, fsblock_t start, nblocks_t len, bool meta, xid_t xid);
 /* Forget entries whose group has come far enough. */
 void busy_expire(struct busy_set *set, xid_t durable, xid_t checkpointed);
-/* Within [start, start + len): the first piece of at least `want` blocks that is not busy, else the longest piece (*run 0: none).
- * *seen gets BUSY_* for what was cut off on the way. */
+/* Within [start, start + len): the first piece of at least `want` blocks that is not busy, else the
+ * longest piece (*run 0: none). *seen gets BUSY_* for what was cut off on the way. */
 void busy_find_run(struct busy_set *set, fsblock_t start, nblocks_t len, nblocks_t want,
 		   fsblock_t *run_start, nblocks_t *run, unsigned *seen);
 
@@ -76,7 +76,8 @@ struct free_extent { fsblock_t start; nblocks_t len; };
 static inline struct ag_disk *ag_disk(const struct ag *ag) { return ag->buf->data; }
 static inline struct alloc_state *alloc_of(const struct fs *fs) { return fs->alloc; }
 
-/* Bring the freelist to what one allocation or free can take from it. -ENOSPC: the AG has not enough. */
+/* Bring the freelist to what one allocation or free can take from it. -ENOSPC: the AG has not
+ * enough. */
 int ag_fill(struct trans *t, struct ag *ag);
 /* Free blocks without the freelist. */
 nblocks_t ag_tree_blocks(const struct ag *ag);

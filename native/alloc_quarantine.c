@@ -2,8 +2,9 @@
  *
  * alloc_quarantine.c - blocks that left the map of a file while a holder may still write them.
  *
- * TREE_QUARANTINE has a record (first block, 0) -> length, holder, group for each run. Runs never overlap; they are not
- * merged, because each names its holder. They are not free space, and survive a restart.
+ * TREE_QUARANTINE has a record (first block, 0) -> length, holder, group for each run. Runs never
+ * overlap; they are not merged, because each names its holder. They are not free space, and survive
+ * a restart.
  */
 #include "alloc_priv.h"
 #include "errors.h"

@@ -3,9 +3,11 @@
  * btree.c - B+tree: the node verifier, descent, cursors, lookups. Changes are in btree_change.c.
  *
  * Invariants of a tree on disk (test_btree.c checks them whole, buf_type_node.verify node by node):
- *   1. Height h > 0: every path from the root has h nodes; a node at distance d from the root has level h - 1 - d.
- *   2. Keys of a node ascend strictly. Slot i of a branch with child c: every key in c's subtree is >= key i and
- *      < key i + 1. Key 0 of a branch equals the key that its parent has for it; along the left edge it is (0, 0).
+ *   1. Height h > 0: every path from the root has h nodes; a node at distance d from the root has
+ *      level h - 1 - d.
+ *   2. Keys of a node ascend strictly. Slot i of a branch with child c: every key in c's subtree is
+ *      >= key i and < key i + 1. Key 0 of a branch equals the key that its parent has for it; along
+ *      the left edge it is (0, 0).
  *   3. No leaf is empty, and a branch has at least two children, the root included.
  *   4. root.records is the number of leaf records.
  */

@@ -2,13 +2,14 @@
  *
  * btree.h - the one B+tree: 128-bit keys, records of 0 to RECORD_MAX bytes.
  *
- * Concurrency: changes need a transaction (fs->lock exclusive); lookups and cursors need fs->lock at least
- * shared, and are void once it is released. A cursor is also void after any change of its tree, unless the
- * call says otherwise. Pointers to records point into pinned blocks and live as long as the cursor's position.
+ * Concurrency: changes need a transaction (fs->lock exclusive); lookups and cursors need fs->lock
+ * at least shared, and are void once it is released. A cursor is also void after any change of its
+ * tree, unless the call says otherwise. Pointers to records point into pinned blocks and live as
+ * long as the cursor's position.
  *
- * Every node is verified when read (order of keys, bounds of records, level). Nodes split when full, at the
- * insertion point when it is the rightmost (ascending inserts leave full nodes), and are merged with a neighbour
- * when both fit one; an empty tree has no block.
+ * Every node is verified when read (order of keys, bounds of records, level). Nodes split when
+ * full, at the insertion point when it is the rightmost (ascending inserts leave full nodes), and
+ * are merged with a neighbour when both fit one; an empty tree has no block.
  */
 #ifndef EXTFS_BTREE_H
 #define EXTFS_BTREE_H
@@ -29,7 +30,8 @@ static inline int key_cmp(struct key a, struct key b)
 #define KEY_MIN KEY(0, 0)
 #define KEY_MAX KEY(UINT64_MAX, UINT64_MAX)
 
-/* Which tree: a global one (agno 0, root in the root block), or TREE_FREE_* of an AG (root in its header). */
+/* Which tree: a global one (agno 0, root in the root block), or TREE_FREE_* of an AG (root in its
+ * header). */
 struct tree {
 	struct fs *fs;
 	enum tree_type type;
@@ -58,11 +60,13 @@ const void *bt_record(const struct bt_cursor *c, unsigned *len);
 
 /* Exact lookup; copies up to cap bytes, sets *len to the record's length. -ENOENT. */
 int bt_lookup(struct tree tree, struct key key, void *rec, unsigned cap, unsigned *len);
-/* Change. rec must not point into the tree. -EEXIST, -ENOENT, -ENOSPC, -ERR_*. After an error the transaction must be cancelled. */
+/* Change. rec must not point into the tree. -EEXIST, -ENOENT, -ENOSPC, -ERR_*. After an error the
+ * transaction must be cancelled. */
 int bt_insert(struct trans *t, struct tree tree, struct key key, const void *rec, unsigned len);
 int bt_update(struct trans *t, struct tree tree, struct key key, const void *rec, unsigned len);
 int bt_delete(struct trans *t, struct tree tree, struct key key);
-/* Overwrite the record under a cursor, same length; the cursor stays valid. Saves the second descent. */
+/* Overwrite the record under a cursor, same length; the cursor stays valid. Saves the second
+ * descent. */
 int bt_overwrite(struct trans *t, struct bt_cursor *c, const void *rec, unsigned len);
 
 unsigned bt_height(struct tree tree);

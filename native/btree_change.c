@@ -4,21 +4,23 @@
  *
  * Definitions. h: height of the tree. Path: the h nodes from the root to the leaf of a key.
  *
- * Blocks joined by one change of a tree, beside those that allocating or freeing nodes joins (alloc.c):
+ * Blocks joined by one change of a tree, beside those that allocating or freeing nodes joins
+ * (alloc.c):
  *   insert, no split          leaf + root block                                       2
  *   insert, k nodes split     k + k new + 1 (parent, or new root) + root block        2k + 2, k <= h
  *   delete, k nodes merged    per merge the left one; the parent; root block          k + 2 (k <= h)
- * A tree of 10^7 records has h = 4 at most, and a second split in one insert happens once in about a hundred splits: TRANS_TREE_OP
- * is the bound for k = 3, and k = 1 is what rolling operations meet in practice. An insert allocates at most h + 1
- * nodes, a delete frees at most h.
+ * A tree of 10^7 records has h = 4 at most, and a second split in one insert happens once in about
+ * a hundred splits: TRANS_TREE_OP is the bound for k = 3, and k = 1 is what rolling operations meet
+ * in practice. An insert allocates at most h + 1 nodes, a delete frees at most h.
  *
  * Where a full leaf splits:
  *   - insertion at its end: the new record alone goes right, so ascending keys leave full leaves;
- *   - insertion behind a long run of records with the same key.hi (one file's extents), before another hi: there, so that
- *     a file that is appended to leaves full leaves too when other files' records follow;
+ *   - insertion behind a long run of records with the same key.hi (one file's extents), before
+ *     another hi: there, so that a file that is appended to leaves full leaves too when other
+ *     files' records follow;
  *   - else in the middle, by bytes.
- * Merging: a node below 2/5 full joins a neighbour when the two fill at most 4/5 of one; the gap to a full node keeps a
- * delete and an insert that alternate from splitting and merging each time.
+ * Merging: a node below 2/5 full joins a neighbour when the two fill at most 4/5 of one; the gap to
+ * a full node keeps a delete and an insert that alternate from splitting and merging each time.
  */
 #include <string.h>
 
@@ -130,7 +132,8 @@ static int insert_up(struct trans *t, struct bt_cursor *c, unsigned level, struc
 	return root_grow(t, c->tree, key, child);
 }
 
-/* Is slot - 1 the last of a run of one key.hi that takes a good part of the leaf, to which `key` belongs? */
+/* Is slot - 1 the last of a run of one key.hi that takes a good part of the leaf, to which `key`
+ * belongs? */
 static bool ends_long_run(const struct node_disk *n, unsigned slot, struct key key)
 {
 	unsigned quarter = node_count(n) / 4 + 1;
@@ -139,7 +142,8 @@ static bool ends_long_run(const struct node_disk *n, unsigned slot, struct key k
 	       node_key(n, slot).hi != key.hi;
 }
 
-/* First slot that goes right, counted before the insertion; *right_too: the new record goes right as well. */
+/* First slot that goes right, counted before the insertion; *right_too: the new record goes right
+ * as well. */
 static unsigned split_point(const struct node_disk *n, unsigned slot, struct key key, unsigned len,
 			    bool *right_too)
 {
@@ -303,7 +307,8 @@ static bool node_sparse(const struct node_disk *n)
 	return node_fill(n) < (node_level(n) ? BRANCH_SPARSE : LEAF_SPARSE);
 }
 
-/* Merging leaves nothing behind that may not stand alone: empty leaves always merge, single children too if they can. */
+/* Merging leaves nothing behind that may not stand alone: empty leaves always merge, single
+ * children too if they can. */
 static bool may_merge(const struct node_disk *a, const struct node_disk *b)
 {
 	unsigned fill = node_fill(a) + node_fill(b);
@@ -358,7 +363,8 @@ static int redistribute(struct trans *t, struct bt_cursor *c, unsigned level, un
 	return 0;
 }
 
-/* Try to join the path's node at `level` with its neighbour on one side. *done: the parent lost a child. */
+/* Try to join the path's node at `level` with its neighbour on one side. *done: the parent lost a
+ * child. */
 static int rebalance_with(struct trans *t, struct bt_cursor *c, unsigned level, bool with_left,
 			  bool *done)
 {

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * btree_node.h - one node of a B+tree as bytes: finding, adding and removing slots. Private to btree*.c.
+ * btree_node.h - one node of a B+tree as bytes: finding, adding and removing slots. Private to
+ * btree*.c.
  *
  * Nothing here knows of buffers or transactions. Callers have joined the block that they change.
  *
- * Leaf: record bytes lie at offsets that are multiples of 8, so that callers may look at them through structs;
- * the padding counts as dead. Always: sum of record lengths + dead == BLOCK_SIZE - heap.
+ * Leaf: record bytes lie at offsets that are multiples of 8, so that callers may look at them
+ * through structs; the padding counts as dead. Always: sum of record lengths + dead == BLOCK_SIZE -
+ * heap.
  */
 #ifndef EXTFS_BTREE_NODE_H
 #define EXTFS_BTREE_NODE_H
@@ -70,7 +72,8 @@ void branch_remove(struct node_disk *n, unsigned slot);
 void branch_set_key(struct node_disk *n, unsigned slot, struct key key);
 /* Copy all slots of right behind those of left. */
 void branch_append(struct node_disk *left, const struct node_disk *right);
-/* Move the last n slots of left to the front of right, or the first n of right to the end of left. */
+/* Move the last n slots of left to the front of right, or the first n of right to the end of
+ * left. */
 void branch_move_right(struct node_disk *left, struct node_disk *right, unsigned n);
 void branch_move_left(struct node_disk *left, struct node_disk *right, unsigned n);
 

@@ -2,12 +2,13 @@
  *
  * extmap_change.c - changes of extent maps. Each step replaces at most three neighbouring records.
  *
- * Reservation. One step changes at most three neighbouring records to at most five: two leaves, a split with its new node, their
- * parent and the root block (TRANS_TREE_OP), the allocation of that node (TRANS_ALLOC_OP), the same for the refcount tree where blocks are
- * shared, and one allocation or free of data blocks (TRANS_ALLOC_OP). Together EXTMAP_STEP_BLOCKS. Steps share most blocks (the
- * root block, the AG headers, leaves), so a rolling operation that stops when less than that is left of its
- * reservation does many steps in a transaction: see trans_room(). The first step of a call is always done: callers
- * begin their transaction with at least EXTMAP_STEP_BLOCKS for it.
+ * Reservation. One step changes at most three neighbouring records to at most five: two leaves, a
+ * split with its new node, their parent and the root block (TRANS_TREE_OP), the allocation of that
+ * node (TRANS_ALLOC_OP), the same for the refcount tree where blocks are shared, and one allocation
+ * or free of data blocks (TRANS_ALLOC_OP). Together EXTMAP_STEP_BLOCKS. Steps share most blocks
+ * (the root block, the AG headers, leaves), so a rolling operation that stops when less than that
+ * is left of its reservation does many steps in a transaction: see trans_room(). The first step of
+ * a call is always done: callers begin their transaction with at least EXTMAP_STEP_BLOCKS for it.
  */
 #include "alloc.h"
 #include "errors.h"
@@ -15,7 +16,8 @@
 #include "fs.h"
 #include "refcount.h"
 
-/* Holes up to so many blocks before a new extent keep their place on the device, in case they are filled later. */
+/* Holes up to so many blocks before a new extent keep their place on the device, in case they are
+ * filled later. */
 #define GOAL_GAP_MAX 64u
 
 /* May a rolling operation that did `steps` do another one? */
@@ -48,7 +50,8 @@ static int find_left(struct inode *in, enum fork fork, fileblk_t file, struct ex
 	return !err && extent_end(e) != file ? -ENOENT : err;
 }
 
-/* Replace `piece` of the record `whole` by `now` (same file range), joining with what is next to it. */
+/* Replace `piece` of the record `whole` by `now` (same file range), joining with what is next to
+ * it. */
 static int replace_piece(struct trans *t, struct inode *in, enum fork fork,
 			 const struct extent *whole, struct extent now)
 {
@@ -173,7 +176,8 @@ int extmap_remove(struct trans *t, struct inode *in, enum fork fork, fileblk_t f
 			return err;
 		piece = extent_part(&whole, file, *rest);
 		if (in->core.flags & INODE_F_SHARED) {
-			/* One count at a time, or one extent could be a million records of the other tree. */
+			/* One count at a time, or one extent could be a million records of the
+			 * other tree. */
 			uint32_t refs;
 			nblocks_t run;
 
@@ -267,8 +271,9 @@ int extmap_allocate(struct trans *t, struct inode *in, enum fork fork, fileblk_t
 
 		if (!err && e.state == EXT_HOLE)
 			err = fill_hole(t, in, fork, &e, flags, &placed);
-		/* What was allocated before space ran out stands; the next call fails at once. A tree node that found no
-		 * space is another matter: the blocks it should have mapped are taken. */
+		/* What was allocated before space ran out stands; the next call fails at once. A
+		 * tree node that found no space is another matter: the blocks it should have mapped
+		 * are taken. */
 		if ((err == -ENOSPC || err == -ERR_BUSY_BLOCKS) && *done && !placed)
 			return 0;
 		if (err)

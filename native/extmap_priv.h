@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * extmap_priv.h - what extmap.c and extmap_change.c share: reading a record, and replacing a few neighbours by others.
+ * extmap_priv.h - what extmap.c and extmap_change.c share: reading a record, and replacing a few
+ * neighbours by others.
  */
 #ifndef EXTFS_EXTMAP_PRIV_H
 #define EXTFS_EXTMAP_PRIV_H
@@ -17,7 +18,8 @@ static inline struct key extmap_key(const struct inode *in, enum fork fork, file
 }
 static inline fileblk_t extent_end(const struct extent *e) { return e->file + e->len; }
 
-/* Record under the cursor. -ENOENT: it belongs to another inode or fork. -ERR_RECORD_SHAPE, -ERR_META_RANGE. */
+/* Record under the cursor. -ENOENT: it belongs to another inode or fork. -ERR_RECORD_SHAPE,
+ * -ERR_META_RANGE. */
 int extmap_read(struct bt_cursor *c, const struct inode *in, enum fork fork, struct extent *out);
 /* Seek and read. */
 int extmap_find(struct inode *in, enum fork fork, fileblk_t file, enum bt_seek how,
@@ -25,7 +27,8 @@ int extmap_find(struct inode *in, enum fork fork, fileblk_t file, enum bt_seek h
 /* Does b continue a? */
 bool extent_continues(const struct extent *a, const struct extent *b);
 
-/* A replacement: `old` records become `new` ones. Both in order of file block; new ones that continue each other are joined. */
+/* A replacement: `old` records become `new` ones. Both in order of file block; new ones that
+ * continue each other are joined. */
 struct extmap_edit {
 	struct extent old[3], new[5];
 	unsigned nold, nnew;

@@ -2,15 +2,18 @@
  *
  * refcount.c - counts of shared blocks.
  *
- * Invariants: records have length > 0 and refs >= 2, do not overlap, and two that touch differ in refs. A block without record
- * has one user, or is free: this module cannot tell, the extent maps can.
+ * Invariants: records have length > 0 and refs >= 2, do not overlap, and two that touch differ in
+ * refs. A block without record has one user, or is free: this module cannot tell, the extent maps
+ * can.
  *
- * How a change goes: cut the records at both ends of the range, change every whole record inside, join what has become equal
- * at the two ends. Inside the range neighbours keep differing, since all of them move by one.
+ * How a change goes: cut the records at both ends of the range, change every whole record inside,
+ * join what has become equal at the two ends. Inside the range neighbours keep differing, since all
+ * of them move by one.
  *
- * Blocks joined, for a range with one count throughout (callers cut their ranges so: refcount_query(), refcount_query_back()): at most
- * two cuts, one change, two joins, all on neighbouring keys: two leaves, one split, their parent and the root: TRANS_TREE_OP
- * + TRANS_ALLOC_OP; a drop that frees adds TRANS_ALLOC_OP.
+ * Blocks joined, for a range with one count throughout (callers cut their ranges so:
+ * refcount_query(), refcount_query_back()): at most two cuts, one change, two joins, all on
+ * neighbouring keys: two leaves, one split, their parent and the root: TRANS_TREE_OP +
+ * TRANS_ALLOC_OP; a drop that frees adds TRANS_ALLOC_OP.
  */
 #include "refcount.h"
 

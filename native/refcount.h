@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * refcount.h - blocks that several extents share. Only counts of 2 and more have a record; records never
- * overlap and neighbours with equal counts are merged.
+ * refcount.h - blocks that several extents share. Only counts of 2 and more have a record; records
+ * never overlap and neighbours with equal counts are merged.
  *
  * Concurrency: changes inside a transaction; queries with fs->lock at least shared.
  */
@@ -10,7 +10,8 @@
 
 #include "trans.h"
 
-/* Length of the run from block on that has the same count; *refs is that count (1 when there is no record). */
+/* Length of the run from block on that has the same count; *refs is that count (1 when there is no
+ * record). */
 int refcount_query(struct fs *fs, fsblock_t block, nblocks_t len, uint32_t *refs, nblocks_t *run);
 /* The same seen from the end: length of the run that ends at block + len. */
 int refcount_query_back(struct fs *fs, fsblock_t block, nblocks_t len, uint32_t *refs,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The allocator against one byte a block, and its rules one by one: busy extents, reserve, placement, quarantine.
+ * The allocator against one byte a block, and its rules one by one: busy extents, reserve,
+ * placement, quarantine.
  */
 #include "tree_fixture.h"
 
@@ -65,7 +66,8 @@ static void check_avail(struct fixture *f)
 	assert_int_equal(sp.avail, free > keep ? free - keep : 0);
 }
 
-/* Random extents come and go, some transactions are cancelled, groups become durable and are checkpointed now and then. */
+/* Random extents come and go, some transactions are cancelled, groups become durable and are
+ * checkpointed now and then. */
 static void churn(uint64_t seed, nblocks_t total, nblocks_t ag_blocks, unsigned ops, nblocks_t max_len,
 		  bool gets_full)
 {
@@ -169,7 +171,8 @@ static void give_back(struct fixture *f, fsblock_t start, nblocks_t len)
 	trans_commit(&t);
 }
 
-/* A freed data extent is not handed out before its group is durable, not even by the transaction that freed it. */
+/* A freed data extent is not handed out before its group is durable, not even by the transaction
+ * that freed it. */
 static void test_busy_data(void **state)
 {
 	struct fixture *f = fixture_create(16384, 16384, 1024);
@@ -208,7 +211,8 @@ static unsigned fill_up(struct fixture *f, struct held *held, unsigned cap)
 	return n;
 }
 
-/* With nothing but busy blocks left the caller is told to wait; a commit helps where data was freed. */
+/* With nothing but busy blocks left the caller is told to wait; a commit helps where data was
+ * freed. */
 static void test_busy_full(void **state)
 {
 	struct fixture *f = fixture_create(8192, 8192, 1024);
@@ -236,7 +240,8 @@ static void test_busy_full(void **state)
 	fixture_destroy(f);
 }
 
-/* Freed metadata becomes data only when checkpointed, metadata again at once; the mutant forgets the checkpoint. */
+/* Freed metadata becomes data only when checkpointed, metadata again at once; the mutant forgets
+ * the checkpoint. */
 static void busy_meta(bool mutant)
 {
 	struct fixture *f = fixture_create(8192, 8192, 1024);
@@ -289,7 +294,8 @@ static void busy_meta(bool mutant)
 static void test_busy_meta(void **state) { busy_meta(false); }
 static void test_busy_meta_mutant(void **state) { busy_meta(true); }
 
-/* Data stops at the reserve, ordinary metadata at half of it, operations that free space use all. */
+/* Data stops at the reserve, ordinary metadata at half of it, operations that free space use
+ * all. */
 static void test_reserve(void **state)
 {
 	struct fixture *f = fixture_create(65536, 32768, 1024);
@@ -522,7 +528,8 @@ static void test_double_free(void **state)
 	}
 }
 
-/* A GiB on an empty filesystem comes in at most two extents; appends continue where the file ended. */
+/* A GiB on an empty filesystem comes in at most two extents; appends continue where the file
+ * ended. */
 static void test_large_and_append(void **state)
 {
 	struct fixture *f = fixture_create(2u << 20, 1u << 20, 4096); /* 8 GiB */
@@ -545,7 +552,8 @@ static void test_large_and_append(void **state)
 	fixture_destroy(f);
 }
 
-/* Two files that grow side by side from their own goals stay in one piece each; metadata does not come between. */
+/* Two files that grow side by side from their own goals stay in one piece each; metadata does not
+ * come between. */
 static void test_side_by_side(void **state)
 {
 	struct fixture *f = fixture_create(8u << 20, 8u << 20, 4096); /* 32 GiB in one group */

@@ -240,7 +240,8 @@ static unsigned fill_percent(struct fixture *f, struct tree tree)
 	return (unsigned)(s.leaf_bytes * 100 / (s.leaves * NODE_BYTES));
 }
 
-/* Ascending inserts leave full leaves, at the end of the tree and in its middle; deletion of most records gives blocks back. */
+/* Ascending inserts leave full leaves, at the end of the tree and in its middle; deletion of most
+ * records gives blocks back. */
 static void test_fill(void **state)
 {
 	struct fixture *f = fixture_create(65536, 65536, 1024);
@@ -278,7 +279,8 @@ static void test_fill(void **state)
 	fixture_destroy(f);
 }
 
-/* A branch that has lost all children but one, beside a full one that cannot take it in, gets its share. */
+/* A branch that has lost all children but one, beside a full one that cannot take it in, gets its
+ * share. */
 static void test_redistribute(void **state)
 {
 	struct fixture *f = fixture_create(65536, 65536, 1024);
@@ -288,7 +290,8 @@ static void test_redistribute(void **state)
 	unsigned n = 0;
 	struct trans t;
 
-	/* Ascending keys: the left branch keeps all children but one when the right one begins with two. */
+	/* Ascending keys: the left branch keeps all children but one when the right one begins with
+	 * two. */
 	for (; bt_height(tree) < 3; n++) {
 		fixture_begin(f, &t, 64);
 		assert_int_equal(bt_insert(&t, tree, KEY(1, 2 * n), rec, sizeof(rec)), 0);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Extent maps of a few files that share blocks, against one entry a file block and one counter a device block.
+ * Extent maps of a few files that share blocks, against one entry a file block and one counter a
+ * device block.
  */
 #include "tree_fixture.h"
 
@@ -141,7 +142,8 @@ static void check_lookup(struct world *w, unsigned i, fileblk_t at, nblocks_t ma
 
 enum map_op { OP_ALLOCATE, OP_STATE, OP_REMOVE, OP_SHARE, OP_REMAP, OP_COUNT };
 
-/* Reads back what the core did, so that the model knows the blocks that were chosen; new ones must be nobody's. */
+/* Reads back what the core did, so that the model knows the blocks that were chosen; new ones must
+ * be nobody's. */
 static void learn_blocks(struct world *w, unsigned i, fileblk_t from, fileblk_t to, uint8_t flags)
 {
 	for (fileblk_t b = from; b < to; b++) {
@@ -517,8 +519,8 @@ static double seconds(void)
 	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
-/* 10^5 extents in one file: built in random order, looked up, shared, removed by rolling transactions that keep to their
- * reservation. */
+/* 10^5 extents in one file: built in random order, looked up, shared, removed by rolling
+ * transactions that keep to their reservation. */
 static void test_many_extents(void **state)
 {
 	const unsigned n = 100000;

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * Blocks that change hands, on the real journal, with power lost at a random event: afterwards every block has one
- * owner, and every extent that was said to be written holds what was written to it. With MUTANT_META_REUSE_EARLY the
- * replay writes old images of freed metadata over data, and this test must see it.
+ * Blocks that change hands, on the real journal, with power lost at a random event: afterwards
+ * every block has one owner, and every extent that was said to be written holds what was written to
+ * it. With MUTANT_META_REUSE_EARLY the replay writes old images of freed metadata over data, and
+ * this test must see it.
  *
- * The owner of the extents is a tree of their own, (first block, 0) -> length and stamp: stamp 0 while unwritten, else what every
- * word of the extent holds.
+ * The owner of the extents is a tree of their own, (first block, 0) -> length and stamp: stamp 0
+ * while unwritten, else what every word of the extent holds.
  */
 #include "tree_check.h"
 

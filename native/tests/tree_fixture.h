@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * tree_fixture.h - a formatted filesystem on a simulated device for the tests of trees and space: real buffers and
- * transactions, and a journal that is a counter, so that the test decides what is durable and checkpointed.
+ * tree_fixture.h - a formatted filesystem on a simulated device for the tests of trees and space:
+ * real buffers and transactions, and a journal that is a counter, so that the test decides what is
+ * durable and checkpointed.
  *
  * Not to be linked with fs.c or journal*.c: it defines their functions.
  */
