@@ -110,6 +110,7 @@ struct request {
 	struct request *pending_next;
 	struct request *pool_next;
 	uint8_t *memory;
+	size_t touched; /* bytes of the payload that are resident, at most; rounded up */
 };
 
 /* Answers. Each ends the request. */
@@ -156,8 +157,7 @@ struct bridge_thread {
 	bool forward_open, forward_armed; /* thread 0: pyfuse3's socket */
 	uint64_t inflight;     /* requests begun and not ended */
 	struct request *pool;
-	unsigned pooled;
-	struct request *allocated; /* unused slots of the pool are on `pool` */
+	unsigned pooled, pooled_large;
 	pthread_mutex_t pending_mutex;
 	struct request *pending[BRIDGE_PENDING_BUCKETS];
 	uint64_t by_opcode[FUSE_ABI_OPCODES]; /* statistics: written by the thread, read by anybody */

@@ -29,10 +29,10 @@
 #define HEAD_BYTES 4096u
 #define MESSAGE_AT (HEAD_BYTES - sizeof(struct fuse_in_header) - sizeof(struct fuse_write_in))
 #define MEMORY_BYTES (HEAD_BYTES + BRIDGE_MAX_IO + 4096u)
-/* Mappings that a thread keeps for reuse; and how much of one stays resident. */
+/* Mappings that a thread keeps for reuse; and how many of these may keep a large payload resident. */
 #define POOL_MAX 64u
-#define POOL_WARM 8u
-#define WARM_BYTES (64u << 10)
+#define POOL_LARGE 8u
+#define LARGE_BYTES (64u << 10)
 
 static struct bridge *bridge_of(const struct request *r) { return r->t->b; }
 
@@ -45,6 +45,7 @@ struct request *request_alloc(struct bridge_thread *t)
 	if (r) {
 		t->pool = r->pool_next;
 		t->pooled--;
+		t->pooled_large -= r->touched > LARGE_BYTES;
 		return r;
 	}
 	r = calloc(1, sizeof(*r));
@@ -74,9 +75,15 @@ void request_free(struct request *r)
 		request_destroy(r);
 		return;
 	}
-	/* The first few serve the usual load and stay warm; a burst of large requests must not stay in memory. */
-	if (t->pooled >= POOL_WARM)
-		madvise(r->memory + WARM_BYTES, MEMORY_BYTES - WARM_BYTES, MADV_DONTNEED);
+	/* Some stay as they are, for the next ones of their kind; a burst of large requests must not stay in memory. */
+	if (r->touched > LARGE_BYTES) {
+		if (t->pooled_large < POOL_LARGE) {
+			t->pooled_large++;
+		} else {
+			madvise(r->payload + LARGE_BYTES, BRIDGE_MAX_IO - LARGE_BYTES, MADV_DONTNEED);
+			r->touched = LARGE_BYTES;
+		}
+	}
 	r->pool_next = t->pool;
 	t->pool = r;
 	t->pooled++;
@@ -90,7 +97,7 @@ void request_pool_destroy(struct bridge_thread *t)
 		t->pool = r->pool_next;
 		request_destroy(r);
 	}
-	t->pooled = 0;
+	t->pooled = t->pooled_large = 0;
 }
 
 void *request_buffer(struct request *r, size_t *len)
@@ -145,6 +152,7 @@ void request_begin(struct request *r, size_t len)
 	r->head = *in;
 	r->arg = in + 1;
 	r->arg_len = len - head;
+	r->touched = MAX(r->touched, len);
 	r->waiting = WAIT_NONE;
 	r->interrupted = r->interrupt_queued = r->ended = r->registered = false;
 	r->stage = 0;
@@ -199,6 +207,7 @@ bool request_send_payload(struct request *r, size_t len)
 	struct fuse_out_header *head = (void *)(r->payload - sizeof(*head));
 
 	*head = (struct fuse_out_header){.len = (uint32_t)(sizeof(*head) + len), .unique = r->head.unique};
+	r->touched = MAX(r->touched, len);
 	return taken(r, write(r->t->fd, head, sizeof(*head) + len), len);
 }
 
