@@ -2,13 +2,13 @@
  *
  * buffer.c - the verified cache of metadata blocks.
  *
- * Definitions. A buf is cached when the hash table finds it; detached when not, and then it only lives
- * for those who still pin it. It is loading from its insertion until its read was verified.
+ * Definitions. A buf is cached when the hash table finds it; detached when not, and then it only
+ * lives for those who still pin it. It is loading from its insertion until its read was verified.
  *
  * Invariants:
  *  1. At most one cached buf for a block.
- *  2. Cached and CLEAN and not loading <=> in the clock ring. So eviction never walks over blocks that it must not drop,
- *     however many the journal keeps here.
+ *  2. Cached and CLEAN and not loading <=> in the clock ring. So eviction never walks over blocks
+ *     that it must not drop, however many the journal keeps here.
  *  3. A buf that is joined, DIRTY or LOGGED is cached, or pinned by the journal's checkpoint.
  *  4. pins, the ring, the hash table, loading and detached change under the cache mutex only.
  *     No I/O happens under it.
@@ -175,8 +175,8 @@ static void detach_locked(struct buf_cache *c, struct buf *b)
 	b->detached = true;
 }
 
-/* Make room for one more. Gives up after two turns of the clock: then everything is pinned, and the cache grows
- * by what is needed at once. */
+/* Make room for one more. Gives up after two turns of the clock: then everything is pinned, and the
+ * cache grows by what is needed at once. */
 static void evict(struct buf_cache *c)
 {
 	uint64_t steps = 2 * c->ring_count;
@@ -311,8 +311,8 @@ void meta_seal(void *block, lsn_t lsn)
 
 static void report_damage(struct fs *fs, fsblock_t block, const struct buf_type *type, int err)
 {
-	log_msg(LOG_ERROR, "metadata block %llu (%s): %s (%s)", (unsigned long long)block, type->name,
-		err_text(err), err_name(err));
+	log_msg(LOG_ERROR, "metadata block %llu (%s): %s (%s)", (unsigned long long)block,
+		type->name, err_text(err), err_name(err));
 	fs_shutdown_writes(fs, err, "metadata block %llu (%s) is unusable",
 			   (unsigned long long)block, type->name);
 }
@@ -330,7 +330,8 @@ static int buf_load(struct fs *fs, struct buf *b, uint64_t owner)
 
 /* ---- finding ---- */
 
-/* A cached buf is what its first reader asked for; whoever asks for something else has followed a wrong pointer. */
+/* A cached buf is what its first reader asked for; whoever asks for something else has followed a
+ * wrong pointer. */
 static int check_expectation(const struct buf *b, const struct buf_type *type, uint64_t owner)
 {
 	const struct meta_hdr *h = b->data;
@@ -531,7 +532,7 @@ int buf_forget(struct trans *t, fsblock_t block)
 	pthread_mutex_unlock(&c->mutex);
 	if (!b)
 		return 0;
-	err = trans_join(t, b);
+	err = trans_join_as(t, b, false);
 	if (!err)
 		b->forgotten = true;
 	buf_put(b);

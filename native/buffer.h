@@ -2,17 +2,18 @@
  *
  * buffer.h - the verified cache of metadata blocks.
  *
- * A buf is one metadata block in memory. It is read once, verified (magic, block number, uuid, crc, owner;
- * then the structure's own verifier), and from then on trusted until it is written.
+ * A buf is one metadata block in memory. It is read once, verified (magic, block number, uuid, crc,
+ * owner; then the structure's own verifier), and from then on trusted until it is written.
  *
- * States: CLEAN (same as home on the device, evictable when unpinned) -> DIRTY (changed by the running
- * transaction group) -> LOGGED (its image is in the log, durable or being written; home is older) -> CLEAN
- * (checkpointed). A LOGGED buf that is changed again is DIRTY and still owes a home write for its image:
- * log_lsn says which record holds its newest image, 0 when home is current.
+ * States: CLEAN (same as home on the device, evictable when unpinned) -> DIRTY (changed by the
+ * running transaction group) -> LOGGED (its image is in the log, durable or being written; home is
+ * older) -> CLEAN (checkpointed). A LOGGED buf that is changed again is DIRTY and still owes a home
+ * write for its image: log_lsn says which record holds its newest image, 0 when home is current.
  *
- * Concurrency: contents and state change only under fs->lock held exclusively; contents are read under
- * fs->lock held at least shared, or, by the journal, from copies. Finding, pinning and evicting use the cache's own mutex (a leaf), so
- * shared holders of fs->lock may fault blocks in at the same time. A buf must be pinned to be used.
+ * Concurrency: contents and state change only under fs->lock held exclusively; contents are read
+ * under fs->lock held at least shared, or, by the journal, from copies. Finding, pinning and
+ * evicting use the cache's own mutex (a leaf), so shared holders of fs->lock may fault blocks in at
+ * the same time. A buf must be pinned to be used.
  */
 #ifndef EXTFS_BUFFER_H
 #define EXTFS_BUFFER_H
@@ -57,23 +58,27 @@ struct buf {
 	struct buf *list_prev, *list_next;   /* the journal's dirty or logged list, by state */
 };
 
-/* limit: bytes of block data that the cache may hold; dirty and logged blocks may exceed it up to the journal's size. */
+/* limit: bytes of block data that the cache may hold; dirty and logged blocks may exceed it up to
+ * the journal's size. */
 int buf_cache_create(struct fs *fs, uint64_t limit);
 void buf_cache_destroy(struct fs *fs); /* drops everything, dirty or not */
 
 /* Pinned buf of a block; read and verified when not cached. owner is compared with meta_hdr.owner.
- * fs->lock held (shared is enough). -ERR_META_*, -ERR_DEV_READ, -ENOMEM. On a verification error the
- * failed check and the block go to the log, and the filesystem turns read-only (fs_shutdown_writes()). */
+ * fs->lock held (shared is enough). -ERR_META_*, -ERR_DEV_READ, -ENOMEM. On a verification error
+ * the failed check and the block go to the log, and the filesystem turns read-only
+ * (fs_shutdown_writes()). */
 int buf_get(struct fs *fs, fsblock_t block, const struct buf_type *type, uint64_t owner,
 	    struct buf **out);
-/* Pinned, zeroed buf for a block that was just allocated, joined to the transaction; header filled in. */
+/* Pinned, zeroed buf for a block that was just allocated, joined to the transaction; header filled
+ * in. */
 int buf_new(struct trans *t, fsblock_t block, const struct buf_type *type, uint64_t owner,
 	    struct buf **out);
 void buf_put(struct buf *b);
-/* The transaction frees this metadata block. When it commits, a cached buf of the block leaves the cache: it is neither
- * logged nor written home any more (until the transaction is durable, the log keeps the image it
- * had). Cancelling the transaction brings it back. buf_new() on the same block, in the same
- * transaction or later, starts afresh. The caller may still hold pins; the buf must not be changed. 0 or -ENOMEM. */
+/* The transaction frees this metadata block. When it commits, a cached buf of the block leaves the
+ * cache: it is neither logged nor written home any more (until the transaction is durable, the log
+ * keeps the image it had). Cancelling the transaction brings it back. buf_new() on the same block,
+ * in the same transaction or later, starts afresh. The caller may still hold pins; the buf must not
+ * be changed. 0 or -ENOMEM. */
 int buf_forget(struct trans *t, fsblock_t block);
 static inline void *buf_data(const struct buf *b) { return b->data; }
 
@@ -84,11 +89,13 @@ int meta_verify(const void *block, uint32_t magic, fsblock_t blockno, const uint
 /* Fill crc (and lsn) of an image that is about to be written. */
 void meta_seal(void *block, lsn_t lsn);
 
-/* For journal.c and trans.c. A further pin of a pinned buf, or of one whose state keeps it cached. */
+/* For journal.c and trans.c. A further pin of a pinned buf, or of one whose state keeps it
+ * cached. */
 void buf_pin(struct buf *b);
 /* Change of state; keeps the clock ring. fs->lock held exclusively. */
 void buf_set_state(struct buf *b, enum buf_state state);
-/* Take a pinned buf out of the cache; its memory goes with the last pin. fs->lock held exclusively. */
+/* Take a pinned buf out of the cache; its memory goes with the last pin. fs->lock held
+ * exclusively. */
 void buf_detach(struct buf *b);
 
 struct buf_stats { uint64_t bufs, dirty, logged, hits, misses, evictions; };

@@ -2,8 +2,8 @@
  *
  * fs.c - opening and closing a filesystem: the order in which its modules come and go.
  *
- * Opening goes up the layers, closing down again; whatever fails half-way is undone in the same order. Nothing but the
- * superblock, the heartbeat and the journal is read before the replay.
+ * Opening goes up the layers, closing down again; whatever fails half-way is undone in the same
+ * order. Nothing but the superblock, the heartbeat and the journal is read before the replay.
  */
 #include "fs.h"
 
@@ -34,8 +34,8 @@ void fs_shutdown_writes(struct fs *fs, int code, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(what, sizeof(what), fmt, ap);
 	va_end(ap);
-	log_msg(LOG_ERROR, "%s: %s (%s); the filesystem is read-only from now on", what, err_text(code),
-		err_name(code));
+	log_msg(LOG_ERROR, "%s: %s (%s); the filesystem is read-only from now on", what,
+		err_text(code), err_name(code));
 }
 
 /* Journal thread, before a timed commit. */
@@ -66,7 +66,8 @@ static void write_last_lazy_times(struct fs *fs)
 		if (left > 0)
 			continue;
 		if (left < 0 && !fs_is_shutdown(fs))
-			log_msg(LOG_WARN, "times of files could not be written: %s", err_text(left));
+			log_msg(LOG_WARN, "times of files could not be written: %s",
+				err_text(left));
 		return;
 	}
 }
@@ -133,7 +134,9 @@ static int open_journal(struct fs *fs)
 	int err = jrn_open(fs, &report);
 
 	if (err == -EROFS)
-		log_msg(LOG_ERROR, "the journal has %llu records to replay: a read-only mount must wait for a writable one",
+		log_msg(LOG_ERROR,
+			"the journal has %llu records to replay: a read-only mount must wait for a "
+			"writable one",
 			(unsigned long long)report.records);
 	if (!err && !report.clean)
 		log_msg(LOG_NOTE, "journal replayed: %llu records, %llu blocks",
@@ -224,7 +227,8 @@ void fs_abandon(struct fs *fs)
 	struct device *dev = fs->dev;
 
 	if (!fs->read_only) {
-		/* First nothing may change or become durable any more; then the reaper, which may wait for it, ends. */
+		/* First nothing may change or become durable any more; then the reaper, which may
+		 * wait for it, ends. */
 		atomic_store(&fs->shutdown, true);
 		jrn_abandon(fs);
 		reaper_stop(fs);

@@ -4,12 +4,14 @@
  *
  * Locks, in the order in which they may be taken (a holder of one may take those below it):
  *
- *   fs->lock (reader-writer)     all metadata: trees, buffers' contents, in-memory inodes' core fields.
- *                                Exclusive: inside a transaction, and when the journal closes a group. Shared: lookups.
- *                                Held for microseconds and metadata reads; never across data I/O or a wait for anybody.
+ *   fs->lock (reader-writer)     all metadata: trees, buffers' contents, in-memory inodes' core.
+ *                                Exclusive: inside a transaction, and when the journal closes a
+ *                                group. Shared: lookups. Held for microseconds and metadata reads;
+ *                                never across data I/O or a wait for anybody.
  *   inode->lock (mutex)          segments, waiters and lazily written times of one inode.
  *   inode table mutex            finding, counting and evicting in-memory inodes.
- *   journal mutex, buffer cache mutex, busy list mutex, ioctx wake mutex, log mutex: leaves, never nested in one another.
+ *   journal mutex, buffer cache mutex, busy list mutex, ioctx wake mutex, log mutex: leaves, never
+ *   nested in one another.
  *
  * Nothing calls out (op->resume, done callbacks) with any of them held.
  */
@@ -70,10 +72,11 @@ struct fs {
 	struct reaper *reaper;
 	struct heartbeat *heartbeat;
 	bool read_only;                 /* asked for at mount */
-	_Atomic bool shutdown;          /* an error made writing unsafe: every change is -ERR_SHUTDOWN */
+	_Atomic bool shutdown;          /* writing became unsafe: every change is -ERR_SHUTDOWN */
 	_Atomic int shutdown_code;
-	/* Newest group in which blocks of a reflinked file lost a user. Blocks that look unshared now may be mapped by two files
-	 * in the durable state until it is durable: no write in place before that. Rises under fs->lock exclusive. */
+	/* Newest group in which blocks of a reflinked file lost a user. Blocks that look unshared
+	 * now may be mapped by two files in the durable state until it is durable: no write in
+	 * place before that. Rises under fs->lock exclusive. */
 	_Atomic uint64_t unshare_xid;
 };
 
@@ -82,13 +85,19 @@ static inline void fs_wrlock(struct fs *fs) { pthread_rwlock_wrlock(&fs->lock); 
 static inline void fs_unlock(struct fs *fs) { pthread_rwlock_unlock(&fs->lock); }
 static inline struct root_disk *fs_root(const struct fs *fs) { return fs->root->data; }
 
-/* After an error that makes further changes unsafe (damaged metadata, failed journal write): changes fail from now
- * on, reads go on. The first call logs code and text. Any thread, any lock. */
-void fs_shutdown_writes(struct fs *fs, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-static inline bool fs_is_shutdown(const struct fs *fs) { return atomic_load(&((struct fs *)fs)->shutdown); }
+/* After an error that makes further changes unsafe (damaged metadata, failed journal write):
+ * changes fail from now on, reads go on. The first call logs code and text. Any thread, any
+ * lock. */
+void fs_shutdown_writes(struct fs *fs, int code, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+static inline bool fs_is_shutdown(const struct fs *fs)
+{
+	return atomic_load(&((struct fs *)fs)->shutdown);
+}
 
 /* Superblock. */
-int super_read(struct device *dev, struct super *out); /* -ERR_NOT_EXTFS, -ERR_SB_DAMAGED, -ERR_INCOMPAT, -ERR_DEV_SMALL */
+/* -ERR_NOT_EXTFS, -ERR_SB_DAMAGED, -ERR_INCOMPAT, -ERR_DEV_SMALL */
+int super_read(struct device *dev, struct super *out);
 int super_write(struct device *dev, const struct super *sb); /* copy, flush, primary, flush */
 
 struct mkfs_options {
@@ -101,8 +110,8 @@ struct mkfs_options {
 };
 int fs_mkfs(struct device *dev, const struct mkfs_options *opt);
 
-/* Mount the core: superblock, replay, caches, orphans and intents are finished in the background. dev is owned by
- * the fs from success on. */
+/* Mount the core: superblock, replay, caches, orphans and intents are finished in the background.
+ * dev is owned by the fs from success on. */
 int fs_open(struct device *dev, const struct fs_options *opt, struct fs **out);
 /* Everything durable, clean. All users must be gone. */
 int fs_close(struct fs *fs);

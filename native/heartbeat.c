@@ -99,7 +99,8 @@ static bool valid(const struct heartbeat_disk *h, const uint8_t *uuid)
 	return meta_verify(h, MAGIC_HEARTBEAT, HEARTBEAT_BLOCK, uuid, OWNER_ANY) == 0;
 }
 
-/* Can we know without waiting that whoever wrote it does not run any more? Not from a block we cannot read. */
+/* Can we know without waiting that whoever wrote it does not run any more? Not from a block we
+ * cannot read. */
 static bool writer_gone(const struct heartbeat_disk *h)
 {
 	uint8_t boot_id[16];
@@ -182,7 +183,8 @@ static void *heartbeat_thread(void *arg)
 			until.tv_sec++;
 			until.tv_nsec -= 1000000000;
 		}
-		while (!hb->stop && pthread_cond_timedwait(&hb->wake, &hb->mutex, &until) != ETIMEDOUT)
+		while (!hb->stop &&
+		       pthread_cond_timedwait(&hb->wake, &hb->mutex, &until) != ETIMEDOUT)
 			;
 		if (hb->stop)
 			break;
@@ -272,7 +274,8 @@ void heartbeat_stop(struct fs *fs, bool clean)
 		if (!err)
 			err = dev_flush(hb->dev);
 		if (err)
-			log_msg(LOG_WARN, "the last heartbeat cannot be written: %s", err_text(err));
+			log_msg(LOG_WARN, "the last heartbeat cannot be written: %s",
+				err_text(err));
 	}
 	heartbeat_free(hb);
 	fs->heartbeat = NULL;

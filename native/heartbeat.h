@@ -2,10 +2,10 @@
  *
  * heartbeat.h - says on the device that it is mounted, and finds out whether another host says so.
  *
- * On one host dev_open()'s locks keep a device from being mounted twice. Between hosts that share a device
- * there is only this: block HEARTBEAT_BLOCK is rewritten every interval while mounted; whoever wants to mount and finds it
- * MOUNTED watches for one interval whether it changes. It cannot fence and does not arbitrate two mounts that begin in
- * the same moment; it finds mistakes.
+ * On one host dev_open()'s locks keep a device from being mounted twice. Between hosts that share a
+ * device there is only this: block HEARTBEAT_BLOCK is rewritten every interval while mounted;
+ * whoever wants to mount and finds it MOUNTED watches for one interval whether it changes. It
+ * cannot fence and does not arbitrate two mounts that begin in the same moment; it finds mistakes.
  *
  * Concurrency: one thread of its own, which touches nothing but the device and its own state.
  */
@@ -17,10 +17,11 @@
 #define HEARTBEAT_MS_DEFAULT 2000u
 #define HEARTBEAT_MS_MAX 10000u
 
-/* Is the device mounted now? 0: no; -ERR_DEV_IN_USE: yes, and the log says where. Can wait for one interval of the other host. */
+/* Is the device mounted now? 0: no; -ERR_DEV_IN_USE: yes, and the log says where. Can wait for one
+ * interval of the other host. */
 int heartbeat_check(struct device *dev, const uint8_t *uuid);
-/* First heartbeat, then the thread. interval_ms 0: default. A heartbeat that cannot be written is logged,
- * and the mount goes on. */
+/* First heartbeat, then the thread. interval_ms 0: default. A heartbeat that cannot be written is
+ * logged, and the mount goes on. */
 int heartbeat_start(struct fs *fs, unsigned interval_ms);
 /* clean: leave a CLEAN heartbeat. Else leave the last one, as a power cut would. */
 void heartbeat_stop(struct fs *fs, bool clean);

@@ -1,57 +1,65 @@
 /* SPDX-License-Identifier: MIT
  *
- * journal.c - state of the journal: reservations, waiters, the journal thread. journal_commit.c writes
- * records, journal_checkpoint.c writes blocks home, journal_replay.c reads the log at mount.
+ * journal.c - state of the journal: reservations, waiters, the journal thread. journal_commit.c
+ * writes records, journal_checkpoint.c writes blocks home, journal_replay.c reads the log at mount.
  *
  * Definitions.
- *   lsn       log position: blocks ever written to the log. Place on the device: lsn mod log_blocks.
- *   tail      lsn where replay begins; the durable header says so.  head: where the next record goes.
- *   group     the transactions between two closings; its number is its xid. Exactly one is running.
- *   record    descriptors and images of one closed group.
- *   live      a record in [tail, head).
- *   obligation of a buf: log_lsn != 0. The record there holds the newest durable (or in-flight) image of its block, and
- *             home is older. It ends when that image has been written home and flushed, or when the
- *             block was freed by a group that is durable.
+ *   lsn         log position: blocks ever written to the log. Its place is lsn mod log_blocks.
+ *   tail, head  where replay begins, as the durable header says; where the next record goes.
+ *   group       the transactions between two closings; its number is its xid. One is running.
+ *   record      descriptors and images of one closed group.  live: it lies in [tail, head).
+ *   obligation  of a buf: log_lsn != 0. The record there holds the newest durable (or in-flight)
+ *               image of its block, and home is older. It ends when that image has been written
+ *               home and flushed, or when the block was freed by a group that is durable.
  *
- * A group (the function that takes it there):
+ * A group, and the function that takes each edge:
  *
- *   EMPTY --jrn_buf_dirty--> RUNNING --commit_group: close--> CLOSED --commit_group: record durable--> DURABLE
- *     ^                                                         |                                        |
- *     | (the next one)                                          | jrn_fail                               | checkpoint_batch
- *     +---------------------------------------------------------+--> FAILED                              v
- *                                                                                                  CHECKPOINTED
- * A buf:
+ *   EMPTY --jrn_buf_dirty--> RUNNING --close_group--> CLOSED --commit_group--> DURABLE
+ *                                                       |                         |
+ *                                                   jrn_fail              checkpoint_batch
+ *                                                       v                         v
+ *                                                     FAILED                CHECKPOINTED
  *
- *   CLEAN --jrn_buf_dirty--> DIRTY --commit_group: close--> LOGGED --checkpoint_batch--> CLEAN
- *                              ^--------jrn_buf_dirty---------+
+ * close_group() begins the next one, EMPTY. A buf:
+ *
+ *   CLEAN --jrn_buf_dirty--> DIRTY --close_group--> LOGGED --checkpoint_batch--> CLEAN
+ *                              ^-----jrn_buf_dirty-----+
  *   any --jrn_buf_forget--> detached from the cache
  *
  * Invariants.
- *   1. tail <= head <= tail + log_blocks. The blocks [head, tail + log_blocks) are free to be overwritten: the header
- *      with this tail was durable before j->tail was set.
- *   2. The running group always fits: jrn_record_blocks(dirty + reserved) <= free log. jrn_reserve() refuses what
- *      would break it; so a commit never waits for a checkpoint. (A forced empty group is the exception: its one
- *      block has no reservation, and it has no images, so it can wait for one.)
- *   3. Every buf with an obligation is cached (DIRTY or LOGGED), or counted in forgot_lsn; tail <= its log_lsn.
- *   4. A home write carries an image that is durable in the log. Images are copied from LOGGED bufs only, by the thread
- *      that also commits, so none is in flight then. A DIRTY buf is not written home at all.
- *   5. Data before conversion: a group is closed, then the device flushed if a write completed since the last flush
- *      began, then the record written. So every data write that completed before a transaction of the group is
- *      durable before the record.
- *   6. durable == running - 1 unless a group is in flight (running - 2 then); checkpointed == tail_xid - 1.
- *   7. After j->err is set no group becomes durable, nothing is written home, the tail does not move.
+ *   1. tail <= head <= tail + log_blocks. The blocks [head, tail + log_blocks) are free to be
+ *      overwritten: the header with this tail was durable before j->tail was set.
+ *   2. The running group always fits: jrn_record_blocks(dirty + reserved) <= free log.
+ *      jrn_reserve() refuses what would break it; so a commit never waits for a checkpoint. (A
+ *      forced empty group is the exception: its one block has no reservation, and it has no images,
+ *      so it can wait for one.)
+ *   3. Every buf with an obligation is cached (DIRTY or LOGGED), or counted in forgot_lsn; tail <=
+ *      its log_lsn.
+ *   4. A home write carries an image that is durable in the log. Images are copied from LOGGED bufs
+ *      only, by the thread that also commits, so none is in flight then. A DIRTY buf is not written
+ *      home at all.
+ *   5. Data before conversion: a group is closed, then the device flushed if a write completed
+ *      since the last flush began, then the record written. So every data write that completed
+ *      before a transaction of the group is durable before the record.
+ *   6. durable == running - 1 unless a group is in flight (running - 2 then); checkpointed ==
+ *      tail_xid - 1.
+ *   7. After j->err is set no group becomes durable, nothing is written home, the tail does not
+ *      move.
  *
- * The log cannot dead-end because of 4 (a DIRTY buf pins the tail by the obligation of its older image, and its image is
- * not written home): when jrn_reserve() refuses, waiters are queued, and while there are any it refuses
- * everybody. So no new transaction dirties anything; the running group fits by 2 and is committed, which makes every
- * DIRTY buf LOGGED with a new log_lsn and settles forgot_lsn; the checkpoint then finds LOGGED bufs only, writes
- * all of them home, and the tail reaches the head. An empty log holds any group (group_max is chosen so).
+ * The log cannot dead-end because of 4 (a DIRTY buf pins the tail by the obligation of its older
+ * image, and its image is not written home): when jrn_reserve() refuses, waiters are queued, and
+ * while there are any it refuses everybody. So no new transaction dirties anything; the running
+ * group fits by 2 and is committed, which makes every DIRTY buf LOGGED with a new log_lsn and
+ * settles forgot_lsn; the checkpoint then finds LOGGED bufs only, writes all of them home, and the
+ * tail reaches the head. An empty log holds any group (group_max is chosen so).
  *
- * Freed blocks. Between the transaction that frees a metadata block and the durability of its group, a crash must find the block
- * as it was: when home is older, the tail stays at or before its image (forgot_lsn, per running group, since a
- * commit settles all). After that nothing needs the image.
+ * Freed blocks. Between the transaction that frees a metadata block and the durability of its
+ * group, a crash must find the block as it was: when home is older, the tail stays at or before its
+ * image (forgot_lsn, per running group, since a commit settles all). After that nothing needs the
+ * image.
  *
- * Locks: fs->lock before the mutex; the mutex is a leaf. Who waits in the journal thread holds neither.
+ * Locks: fs->lock before the mutex; the mutex is a leaf. Who waits in the journal thread holds
+ * neither.
  */
 #include "journal.h"
 
@@ -126,6 +134,7 @@ int jrn_reserve(struct fs *fs, unsigned blocks)
 	int err = 0;
 
 	pthread_mutex_lock(&j->mutex);
+	assert_journal_state(j);
 	if (j->err) {
 		err = -ERR_SHUTDOWN;
 	} else if (j->space_waiters || !fits(j, j->dirty.count + blocks)) {
@@ -421,7 +430,9 @@ int jrn_flush_device(struct journal *j)
 {
 	struct device *dev = j->fs->dev;
 
-	return atomic_exchange(&j->foreign_write, false) ? dev_flush(dev) : dev_flush_if_needed(dev);
+	if (atomic_exchange(&j->foreign_write, false))
+		return dev_flush(dev);
+	return dev_flush_if_needed(dev);
 }
 
 enum work { WORK_NONE, WORK_PREPARE, WORK_COMMIT, WORK_FLUSH, WORK_CHECKPOINT, WORK_WAKE_SPACE,

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * journal_checkpoint.c - writing logged blocks home and moving the tail. Runs in the journal thread, so no group is in
- * flight: every LOGGED buf's image is durable in the log. The invariants are in journal.c.
+ * journal_checkpoint.c - writing logged blocks home and moving the tail. Runs in the journal
+ * thread, so no group is in flight: every LOGGED buf's image is durable in the log. The invariants
+ * are in journal.c.
  */
 #include <string.h>
 
@@ -62,7 +63,8 @@ static void run_done(struct dev_io *io)
 	run->batch->pending--;
 }
 
-/* Write n images, which lie in a row and by rising block number, to their places. ctx: the caller's own. */
+/* Write n images, which lie in a row and by rising block number, to their places. ctx: the caller's
+ * own. */
 int write_home(struct device *dev, struct ioctx *ctx, const fsblock_t *blocks, char *images,
 	       unsigned n)
 {
@@ -88,14 +90,15 @@ int write_home(struct device *dev, struct ioctx *ctx, const fsblock_t *blocks, c
 	}
 	while (batch.pending) {
 		int r = ioctx_run(ctx, true);
-		xassert(r >= 0 || r == -EINTR); /* I/O in flight uses our memory: no way out but its end */
+		/* I/O in flight uses our memory: no way out but its end. */
+		xassert(r >= 0 || r == -EINTR);
 	}
 	free(runs);
 	return batch.err;
 }
 
-/* The images end their obligations: blocks not changed since are CLEAN. Returns the tail that is possible now.
- * fs->lock held exclusively. */
+/* The images end their obligations: blocks not changed since are CLEAN. Returns the tail that is
+ * possible now. fs->lock held exclusively. */
 static lsn_t settle(struct journal *j, const struct home *homes, unsigned n)
 {
 	lsn_t tail = j->head;
@@ -123,7 +126,8 @@ static lsn_t settle(struct journal *j, const struct home *homes, unsigned n)
 	return tail;
 }
 
-/* Move the tail, durably; only then is the log before it free. head: of the moment when the tail was found. */
+/* Move the tail, durably; only then is the log before it free. head: of the moment when the tail
+ * was found. */
 static int move_tail(struct journal *j, lsn_t tail, xid_t running)
 {
 	struct fs *fs = j->fs;
@@ -132,8 +136,8 @@ static int move_tail(struct journal *j, lsn_t tail, xid_t running)
 
 	while (xid < running && j->record_lsn[xid & j->record_mask] < tail)
 		xid++;
-	err = jrn_write_header(fs->dev, fs->super.uuid, j->start, j->log_blocks, j->head_seq + 1, tail,
-			       xid);
+	err = jrn_write_header(fs->dev, fs->super.uuid, j->start, j->log_blocks, j->head_seq + 1,
+			       tail, xid);
 	if (err)
 		return err;
 	pthread_mutex_lock(&j->mutex);
@@ -173,7 +177,8 @@ static int write_batch_home(struct journal *j, const struct home *homes, const f
 	return dev_flush(fs->dev);
 }
 
-/* One step towards j->target: 0 when the tail moved, or when a commit was ordered that lets it move. */
+/* One step towards j->target: 0 when the tail moved, or when a commit was ordered that lets it
+ * move. */
 int checkpoint_batch(struct journal *j)
 {
 	struct home homes[CHECKPOINT_BATCH];

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * journal_commit.c - closing the running group and writing its record. Runs in the journal thread. The invariants are in
- * journal.c.
+ * journal_commit.c - closing the running group and writing its record. Runs in the journal thread.
+ * The invariants are in journal.c.
  */
 #include <string.h>
 #include <time.h>
@@ -81,6 +81,11 @@ static void close_group(struct journal *j, struct closed_group *g)
 	pthread_mutex_unlock(&j->mutex);
 }
 
+static uint64_t log_offset(const struct journal *j, lsn_t lsn)
+{
+	return jrn_log_offset(j->start, j->log_blocks, lsn);
+}
+
 /* Checksums and descriptors. A block that its verifier refuses is not logged: -ERR_*. */
 static int seal_record(struct journal *j, struct closed_group *g)
 {
@@ -106,7 +111,7 @@ static int seal_record(struct journal *j, struct closed_group *g)
 		struct jdesc_disk *d = (void *)(g->record + (size_t)i * BLOCK_SIZE);
 
 		d->hdr.magic = put32(MAGIC_JDESC);
-		d->hdr.block = put64(jrn_log_offset(j->start, j->log_blocks, g->lsn + i) >> BLOCK_SHIFT);
+		d->hdr.block = put64(log_offset(j, g->lsn + i) >> BLOCK_SHIFT);
 		memcpy(d->hdr.uuid, fs->super.uuid, FORMAT_UUID_LEN);
 		d->xid = put64(g->xid);
 		d->index = put32(i);
@@ -127,11 +132,11 @@ static int write_record(struct journal *j, struct closed_group *g)
 	struct device *dev = j->fs->dev;
 	int err;
 
-	err = dev_write(dev, jrn_log_offset(j->start, j->log_blocks, g->lsn), g->record,
-			first << BLOCK_SHIFT, IO_FUA);
+	err = dev_write(dev, log_offset(j, g->lsn), g->record, first << BLOCK_SHIFT, IO_FUA);
 	if (!err && first < total)
-		err = dev_write(dev, jrn_log_offset(j->start, j->log_blocks, g->lsn + first),
-				g->record + (first << BLOCK_SHIFT), (total - first) << BLOCK_SHIFT, IO_FUA);
+		err = dev_write(dev, log_offset(j, g->lsn + first),
+				g->record + (first << BLOCK_SHIFT), (total - first) << BLOCK_SHIFT,
+				IO_FUA);
 	return err;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * journal_impl.h - the journal's state, shared by journal*.c only. journal.c opens with definitions and
- * invariants.
+ * journal_impl.h - the journal's state, shared by journal*.c only. journal.c opens with definitions
+ * and invariants.
  */
 #ifndef EXTFS_JOURNAL_IMPL_H
 #define EXTFS_JOURNAL_IMPL_H
@@ -13,9 +13,11 @@
 #include "journal.h"
 #include "trans.h"
 
-/* Images of one record. A format constant in effect: replay looks this far behind a break for a sign of damage. */
+/* Images of one record. A format constant in effect: replay looks this far behind a break for a
+ * sign of damage. */
 #define JOURNAL_GROUP_MAX 4096u
-/* Images written home between two looks at what else is to be done: bounds what a commit waits for a checkpoint. */
+/* Images written home between two looks at what else is to be done: bounds what a commit waits for
+ * a checkpoint. */
 #define CHECKPOINT_BATCH 1024u
 #define CHECKPOINT_DEPTH 128u
 
@@ -66,13 +68,13 @@ struct journal {
 
 	_Atomic unsigned ndirty; /* = dirty.count */
 	_Atomic xid_t durable, checkpointed;
-	_Atomic bool foreign_write; /* somebody wrote past the device's counts since the last flush began */
+	_Atomic bool foreign_write; /* written past the device's counts since the last flush */
 
 	pthread_t thread;
 	bool started;        /* to be joined; belongs to who starts and stops */
 
 	/* The journal thread's own. */
-	bool after_commit;   /* the last thing done was a commit: a checkpoint batch comes first now */
+	bool after_commit;   /* the last thing done was a commit: a checkpoint comes first */
 	lsn_t *record_lsn;   /* [xid & record_mask]: where the record of a live group begins */
 	uint64_t record_mask;
 	struct closed_group *closed;
@@ -107,7 +109,8 @@ void assert_journal_state(const struct journal *j);
 void buf_list_add(struct buf_list *l, struct buf *b);
 void buf_list_del(struct buf_list *l, struct buf *b);
 
-/* A failed write, flush or verifier: nothing becomes durable from now on. Journal thread, no locks. */
+/* A failed write, flush or verifier: nothing becomes durable from now on. Journal thread, no
+ * locks. */
 void jrn_fail(struct journal *j, int err, const char *what);
 /* Flush what was written before the call, by whomever. */
 int jrn_flush_device(struct journal *j);

@@ -2,16 +2,18 @@
  *
  * journal_replay.c - the journal on disk: its header, and reading the log at mount.
  *
- * Replay begins at the tail of the newest valid header and takes records while they verify whole: descriptors, images,
- * their checksums, and the log position in each block. Every position (lsn) is used once in the life of a
- * filesystem, because an opened journal goes on one whole turn of the log further: so nothing older, nor the remains of a
- * torn record, ever verifies at a later record's place.
+ * Replay begins at the tail of the newest valid header and takes records while they verify whole:
+ * descriptors, images, their checksums, and the log position in each block. Every position (lsn) is
+ * used once in the life of a filesystem, because an opened journal goes on one whole turn of the
+ * log further: so nothing older, nor the remains of a torn record, ever verifies at a later
+ * record's place.
  *
- * The first record that does not verify is the end. One record is in flight at a time, and the next is written only after
- * it is durable; so a valid record behind the end says that the end is damage, not a crash.
+ * The first record that does not verify is the end. One record is in flight at a time, and the next
+ * is written only after it is durable; so a valid record behind the end says that the end is
+ * damage, not a crash.
  *
- * Until the new header is durable nothing that replay read has changed: losing power meanwhile only means to
- * replay again.
+ * Until the new header is durable nothing that replay read has changed: losing power meanwhile only
+ * means to replay again.
  */
 #include <string.h>
 
@@ -86,7 +88,8 @@ static int read_log(struct replay *r, lsn_t lsn, unsigned n, char *buf)
 		       (size_t)first << BLOCK_SHIFT);
 	if (!err && first < n)
 		err = dev_read(dev, jrn_log_offset(j->start, j->log_blocks, lsn + first),
-			       buf + ((size_t)first << BLOCK_SHIFT), (size_t)(n - first) << BLOCK_SHIFT);
+			       buf + ((size_t)first << BLOCK_SHIFT),
+			       (size_t)(n - first) << BLOCK_SHIFT);
 	return err;
 }
 
@@ -97,11 +100,12 @@ static int read_headers(struct replay *r)
 	bool found = false;
 
 	for (unsigned i = 0; i < 2; i++) {
-		int err = dev_read(j->fs->dev, (j->start + i) << BLOCK_SHIFT, r->blocks, BLOCK_SIZE);
+		fsblock_t place = j->start + i;
+		int err = dev_read(j->fs->dev, place << BLOCK_SHIFT, r->blocks, BLOCK_SIZE);
 
 		if (err)
 			return err;
-		err = meta_verify(r->blocks, MAGIC_JHEAD, j->start + i, j->fs->super.uuid, OWNER_ANY);
+		err = meta_verify(r->blocks, MAGIC_JHEAD, place, j->fs->super.uuid, OWNER_ANY);
 		if (!err && (get64(h->log_blocks) != j->log_blocks || (get64(h->seq) & 1) != i ||
 			     !get64(h->tail_lsn) || !get64(h->tail_xid)))
 			err = -ERR_RECORD_SHAPE;
@@ -191,8 +195,10 @@ static int read_images(struct replay *r, lsn_t lsn, unsigned ndesc, unsigned n)
 			if (!image_valid(r, r->blocks + (size_t)(k - i) * BLOCK_SIZE, lsn, tag))
 				return 0;
 			if (!home_plausible(r->j, get64(tag->block))) {
-				log_msg(LOG_ERROR, "journal record %llu names block %llu, where no metadata can be",
-					(unsigned long long)lsn, (unsigned long long)get64(tag->block));
+				log_msg(LOG_ERROR,
+					"journal position %llu: a record names block %llu, where no "
+					"metadata can be", (unsigned long long)lsn,
+					(unsigned long long)get64(tag->block));
 				return -ERR_JOURNAL_CORRUPT;
 			}
 			err = remember(r, get64(tag->block), lsn + ndesc + k);
@@ -264,8 +270,9 @@ static int read_records(struct replay *r)
 	}
 }
 
-/* Nothing whole may lie behind the end. A record that does not verify has at most as many blocks as a record can have, so
- * looking that far is enough - unless a header copy is lost, and the other may be older than what was overwritten. */
+/* Nothing whole may lie behind the end. A record that does not verify has at most as many blocks as
+ * a record can have, so looking that far is enough - unless a header copy is lost, and the other
+ * may be older than what was overwritten. */
 static int look_behind_end(struct replay *r)
 {
 	const struct journal *j = r->j;
@@ -299,7 +306,9 @@ static int look_behind_end(struct replay *r)
 				return err;
 			if (err == 0)
 				continue;
-			log_msg(LOG_ERROR, "journal record %llu (position %llu) is damaged: record %llu behind it is whole",
+			log_msg(LOG_ERROR,
+				"journal record %llu (position %llu) is damaged: record %llu "
+				"behind it is whole",
 				(unsigned long long)r->xid, (unsigned long long)r->end,
 				(unsigned long long)xid);
 			return -ERR_JOURNAL_CORRUPT;
@@ -317,8 +326,8 @@ static int by_home_newest_first(const void *a, const void *b)
 	return x->at > y->at ? -1 : x->at < y->at;
 }
 
-/* Leave the newest image of each block. Images before the newest tail are home already, and their blocks may have become
- * data since (they are here only when the header that we found is stale). */
+/* Leave the newest image of each block. Images before the newest tail are home already, and their
+ * blocks may have become data since (they are here only when the header that we found is stale). */
 static void reduce(struct replay *r)
 {
 	size_t kept = 0;
@@ -364,7 +373,8 @@ static int gather(struct replay *r, struct ioctx *ctx, size_t first, unsigned n)
 		reads[i].io = (struct dev_io){
 			.kind = IO_READ,
 			.offset = jrn_log_offset(j->start, j->log_blocks, r->images[first + i].at),
-			.buf = r->blocks + (size_t)i * BLOCK_SIZE, .len = BLOCK_SIZE, .done = gather_done};
+			.buf = r->blocks + (size_t)i * BLOCK_SIZE, .len = BLOCK_SIZE,
+			.done = gather_done};
 		pending++;
 		dev_submit(j->fs->dev, ctx, &reads[i].io);
 	}
@@ -393,7 +403,8 @@ static int write_images_home(struct replay *r)
 
 			homes[i] = r->images[first + i].home;
 			/* Read a second time: what is written home is what verifies now. */
-			err = meta_verify(h, get32(h->magic), homes[i], j->fs->super.uuid, OWNER_ANY);
+			err = meta_verify(h, get32(h->magic), homes[i], j->fs->super.uuid,
+					  OWNER_ANY);
 		}
 		if (!err)
 			err = write_home(j->fs->dev, ctx, homes, r->blocks, n);
@@ -413,7 +424,8 @@ static int apply(struct replay *r, bool may_write)
 		return r->records ? -EROFS : 0;
 	}
 	if (r->tail_seen > r->begin)
-		log_msg(LOG_WARN, "the newest journal header was lost; the log itself tells its tail, %llu",
+		log_msg(LOG_WARN,
+			"the newest journal header was lost; the log itself tells its tail, %llu",
 			(unsigned long long)r->tail_seen);
 	reduce(r);
 	if (r->nimages)

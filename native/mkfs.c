@@ -2,12 +2,13 @@
  *
  * mkfs.c - a new filesystem on a device.
  *
- * Layout. AG 0: superblock, heartbeat, root block, AG header, then as below; the superblock's copy and the journal lie
- * inside it from SUPER_COPY_BLOCK on. Every AG: header, the leaf of each free tree, (AG 0: the leaf of the inode tree,)
- * the first freelist, free blocks. Whatever the size, little is written: a few blocks for each AG.
+ * Layout. AG 0: superblock, heartbeat, root block, AG header, then as below; the superblock's copy
+ * and the journal lie inside it from SUPER_COPY_BLOCK on. Every AG: header, the leaf of each free
+ * tree, (AG 0: the leaf of the inode tree,) the first freelist, free blocks. Whatever the size,
+ * little is written: a few blocks for each AG.
  *
- * Order: the old superblock is destroyed durably before anything else, the new one is written when all the rest is durable.
- * So an interrupted mkfs leaves no filesystem at all.
+ * Order: the old superblock is destroyed durably before anything else, the new one is written when
+ * all the rest is durable. So an interrupted mkfs leaves no filesystem at all.
  */
 #include <blkid/blkid.h>
 #include <fcntl.h>
@@ -27,10 +28,12 @@
 
 #define WIPE_BYTES 65536u
 #define ZERO_BYTES (1u << 20)
-/* What an allocation in trees of height 1 can need, and some more (alloc_ag.c fills it up as trees grow). */
+/* What an allocation in trees of height 1 can need, and some more (alloc_ag.c fills it up as trees
+ * grow). */
 #define FIRST_FREELIST 16u
 #define FIRST_INODE 16u /* numbers 2..15 are reserved */
-/* An AG has about 1 GiB, but devices are divided into no more than 64 until that makes an AG 1 TiB large. */
+/* An AG has about 1 GiB, but devices are divided into no more than 64 until that makes an AG 1 TiB
+ * large. */
 #define AG_NOMINAL_BLOCKS ((nblocks_t)1 << 18)
 #define AG_LARGE_BLOCKS ((nblocks_t)1 << 28)
 #define AG_COUNT_USUAL 64u
@@ -131,14 +134,16 @@ static int choose_layout(struct super *sb, nblocks_t total, nblocks_t journal)
 	uint64_t rest;
 
 	if (total < DEVICE_MIN_BLOCKS) {
-		log_msg(LOG_ERROR, "a filesystem needs at least %u blocks of 4096 bytes, there are %llu",
+		log_msg(LOG_ERROR,
+			"a filesystem needs at least %u blocks of 4096 bytes, there are %llu",
 			DEVICE_MIN_BLOCKS, (unsigned long long)total);
 		return -ERR_DEV_TINY;
 	}
 	if (!journal)
 		journal = MIN(MAX(total / 64, JOURNAL_MIN_BLOCKS), 65536);
 	if (journal < JOURNAL_MIN_BLOCKS || journal > JOURNAL_MAX_BLOCKS) {
-		log_msg(LOG_ERROR, "a journal has %u to %u blocks", JOURNAL_MIN_BLOCKS, JOURNAL_MAX_BLOCKS);
+		log_msg(LOG_ERROR, "a journal has %u to %u blocks", JOURNAL_MIN_BLOCKS,
+			JOURNAL_MAX_BLOCKS);
 		return -EINVAL;
 	}
 	/* The journal lies in AG 0 as a whole. */
@@ -251,7 +256,8 @@ static void set_root(struct tree_root_disk *root, fsblock_t block, uint64_t reco
 
 /* Header and free trees of an AG whose free runs, at most two, are given by rising block number. */
 static void build_ag(struct mkfs *m, uint32_t agno, fsblock_t start, nblocks_t length,
-		     fsblock_t header, fsblock_t freelist, const struct free_run *runs, unsigned nruns)
+		     fsblock_t header, fsblock_t freelist, const struct free_run *runs,
+		     unsigned nruns)
 {
 	struct ag_disk *ag = new_meta(m, 0, MAGIC_AG, header, agno);
 	struct node_disk *blocks = new_leaf(m, 1, header + 1, TREE_FREE_BY_BLOCK, agno);
@@ -282,7 +288,8 @@ static void build_root_directory(struct mkfs *m, unsigned at, fsblock_t block)
 	struct node_disk *n = new_leaf(m, at, block, TREE_INODE, 0);
 	struct timestamp now = {m->now_sec, 0};
 	struct inode_core core = {.generation = 1, .mode = 0040755, .nlink = 2, .parent = 1,
-				  .change = 1, .atime = now, .mtime = now, .ctime = now, .btime = now};
+				  .change = 1, .atime = now, .mtime = now, .ctime = now,
+				  .btime = now};
 	struct inode_disk rec;
 
 	inode_encode(&core, &rec);
@@ -302,7 +309,8 @@ static int write_ags(struct mkfs *m)
 		fsblock_t free = freelist + FIRST_FREELIST;
 		fsblock_t journal_end = sb->journal_start + sb->journal_blocks;
 		struct free_run whole = {free, end - free};
-		struct free_run around[] = {{free, SUPER_COPY_BLOCK - free}, {journal_end, end - journal_end}};
+		struct free_run around[] = {{free, SUPER_COPY_BLOCK - free},
+					    {journal_end, end - journal_end}};
 
 		if (i) {
 			build_ag(m, i, start, end - start, header, freelist, &whole, 1);
@@ -356,7 +364,8 @@ static int write_everything(struct mkfs *m, const struct mkfs_options *opt)
 		err = wipe(m);
 	/* With a UUID of old, records of an older journal would verify. */
 	if (!err && opt->uuid)
-		err = write_zeros(m, sb->journal_start << BLOCK_SHIFT, sb->journal_blocks << BLOCK_SHIFT);
+		err = write_zeros(m, sb->journal_start << BLOCK_SHIFT,
+				  sb->journal_blocks << BLOCK_SHIFT);
 	if (!err)
 		err = jrn_format(m->dev, sb->uuid, sb->journal_start, sb->journal_blocks);
 	if (!err)
@@ -380,7 +389,9 @@ int fs_mkfs(struct device *dev, const struct mkfs_options *opt)
 		return -EROFS;
 	if (opt->size_blocks > total)
 		return -ERR_DEV_SMALL;
-	err = choose_layout(&m.sb, opt->size_blocks ? opt->size_blocks : total, opt->journal_blocks);
+	if (opt->size_blocks)
+		total = opt->size_blocks;
+	err = choose_layout(&m.sb, total, opt->journal_blocks);
 	if (!err)
 		err = choose_identity(&m, opt);
 	if (!err)

@@ -19,7 +19,8 @@ static int check_shape(const struct super_disk *d)
 	uint64_t start = get64(d->journal_start), blocks = get64(d->journal_blocks);
 	uint32_t count = get32(d->ag_count);
 
-	if (get32(d->block_size) != BLOCK_SIZE || total < DEVICE_MIN_BLOCKS || total > DEVICE_MAX_BLOCKS)
+	if (get32(d->block_size) != BLOCK_SIZE || total < DEVICE_MIN_BLOCKS ||
+	    total > DEVICE_MAX_BLOCKS)
 		return -ERR_RECORD_SHAPE;
 	/* The last AG has at least one block, and less than two AGs' worth. */
 	if (!count || count > AG_MAX_COUNT || ag < AG_MIN_BLOCKS || ag > total ||
@@ -35,15 +36,12 @@ static int check_shape(const struct super_disk *d)
 
 static int check_copy(const struct super_disk *d, fsblock_t place)
 {
-	int err;
+	int err = meta_verify(d, MAGIC_SUPER, place, d->hdr.uuid, OWNER_ANY);
+	bool known = get32(d->version) == FORMAT_VERSION &&
+		     !(get64(d->incompat) & ~(uint64_t)INCOMPAT_KNOWN);
 
-	if (get32(d->hdr.magic) != MAGIC_SUPER)
-		return -ERR_META_MAGIC;
-	err = meta_verify(d, MAGIC_SUPER, place, d->hdr.uuid, OWNER_ANY);
 	/* A later version may have another shape: that is no damage. */
-	if (!err && get32(d->version) == FORMAT_VERSION && !(get64(d->incompat) & ~(uint64_t)INCOMPAT_KNOWN))
-		err = check_shape(d);
-	return err;
+	return err || !known ? err : check_shape(d);
 }
 
 static void decode(const struct super_disk *d, struct super *out)
@@ -81,7 +79,9 @@ static int accept(struct device *dev, const struct super_disk *d, struct super *
 	uint64_t unknown = get64(d->incompat) & ~(uint64_t)INCOMPAT_KNOWN;
 
 	if (get32(d->version) != FORMAT_VERSION || unknown) {
-		log_msg(LOG_ERROR, "the filesystem has format version %u and features %#llx that this version does not know",
+		log_msg(LOG_ERROR,
+			"the filesystem has format version %u and features %#llx that this version "
+			"does not know",
 			get32(d->version), (unsigned long long)unknown);
 		return -ERR_INCOMPAT;
 	}
@@ -109,7 +109,8 @@ int super_read(struct device *dev, struct super *out)
 		err = accept(dev, block, out);
 		if (!err && first) {
 			out->from_copy = true;
-			log_msg(LOG_WARN, "superblock (block %u): %s (%s); using the copy in block %u",
+			log_msg(LOG_WARN,
+				"superblock (block %u): %s (%s); using the copy in block %u",
 				SUPER_BLOCK, err_text(first), err_name(first), SUPER_COPY_BLOCK);
 		}
 	} else if (first == -ERR_META_MAGIC && err == -ERR_META_MAGIC) {
@@ -122,8 +123,8 @@ int super_read(struct device *dev, struct super *out)
 	return err;
 }
 
-/* What a rewrite keeps although this version does not know it (compat features may use reserved bytes) is not
- * kept: compat features unknown here must not depend on bytes of the superblock. */
+/* What a rewrite keeps although this version does not know it (compat features may use reserved
+ * bytes) is not kept: compat features unknown here must not depend on bytes of the superblock. */
 static void encode(const struct super *sb, fsblock_t place, struct super_disk *d)
 {
 	memset(d, 0, sizeof(*d));

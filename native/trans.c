@@ -3,12 +3,15 @@
  * trans.c - transactions: joining, committing to the running group, undoing.
  *
  * Invariants, while a transaction runs:
- *  1. fs->lock is held exclusively by its thread, from trans_begin() to trans_commit() or trans_cancel().
- *  2. Every joined buf is pinned once by the transaction, has owner set, and a preimage unless it is fresh.
- *  3. The state of a joined buf (CLEAN, DIRTY, LOGGED) is that of before the join: only the commit changes it. So a
- *     cancel restores contents and types alone, and no journal work ever sees half a transaction.
- *  4. running group + joined blocks fit the log: reserved blocks were promised by jrn_reserve(), and a join
- *     beyond them asks again.
+ *  1. fs->lock is held exclusively by its thread, from trans_begin() to trans_commit() or
+ *     trans_cancel().
+ *  2. Every joined buf is pinned once by the transaction, has owner set, and a preimage unless it
+ *     is fresh.
+ *  3. The state of a joined buf (CLEAN, DIRTY, LOGGED) is that of before the join: only the commit
+ *     changes it. So a cancel restores contents and types alone, and no journal work ever sees half
+ *     a transaction.
+ *  4. running group + joined blocks fit the log: reserved blocks were promised by jrn_reserve(),
+ *     and a join beyond them asks again.
  */
 #include "trans.h"
 
@@ -158,6 +161,8 @@ int trans_join_as(struct trans *t, struct buf *b, bool fresh)
 
 int trans_join(struct trans *t, struct buf *b)
 {
+	/* The block is free in this transaction: only buf_new() makes it something again. */
+	xassert(!b->forgotten);
 	return trans_join_as(t, b, false);
 }
 

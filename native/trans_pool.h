@@ -2,8 +2,9 @@
  *
  * trans_pool.h - what a running transaction remembers, shared by trans.c and buffer.c only.
  *
- * One transaction runs at a time, so the lists live with the filesystem, keep their memory from one transaction to
- * the next, and the hot path allocates nothing. All of it belongs to the holder of fs->lock (exclusive).
+ * One transaction runs at a time, so the lists live with the filesystem, keep their memory from one
+ * transaction to the next, and the hot path allocates nothing. All of it belongs to the holder of
+ * fs->lock (exclusive).
  */
 #ifndef EXTFS_TRANS_POOL_H
 #define EXTFS_TRANS_POOL_H
@@ -44,7 +45,8 @@ struct trans_pool {
 	unsigned nfree_pages;
 };
 
-/* trans_join(), for a buf that this transaction may have created (fresh: there is nothing to restore). */
+/* trans_join(), for a buf that this transaction may have created (fresh: there is nothing to
+ * restore). */
 int trans_join_as(struct trans *t, struct buf *b, bool fresh);
 
 #endif

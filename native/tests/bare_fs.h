@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * bare_fs.h - the lowest layers of a filesystem on a simulated device, without allocator, inodes and threads other than
- * the journal's: what tests of buffers, transactions and the journal stand on.
+ * bare_fs.h - the lowest layers of a filesystem on a simulated device, without allocator, inodes
+ * and threads other than the journal's: what tests of buffers, transactions and the journal stand
+ * on.
  */
 #ifndef EXTFS_BARE_FS_H
 #define EXTFS_BARE_FS_H
@@ -31,7 +32,8 @@ void bare_abandon(struct fs *fs);
 void bare_set(struct buf *b, uint64_t value);
 /* True and *value when the words agree. */
 bool bare_value(const void *block, uint64_t *value);
-/* One transaction that sets blocks [BARE_FIRST + first, ... + n) to value; made anew when create. */
+/* One transaction that sets blocks [BARE_FIRST + first, ... + n) to value; made anew when
+ * create. */
 int bare_write(struct fs *fs, unsigned first, unsigned n, uint64_t value, bool create, xid_t *xid);
 uint64_t bare_read(struct fs *fs, unsigned index);
 

@@ -135,7 +135,8 @@ static void every_size_mounts(void **state)
 		assert_true(sizes[i] < 4 * AG_MIN_BLOCKS || fs->super.ag_count >= 4 ||
 			    sizes[i] / 4 < JOURNAL_START_BLOCK + 2048);
 		alloc_statfs(fs, &space);
-		/* superblocks, heartbeat, root, journal, the inode leaf, three blocks for each AG */
+		/* superblocks, heartbeat, root, journal, the inode leaf, three blocks for each
+		 * AG */
 		used = 2 + 1 + 1 + fs->super.journal_blocks + 1 + 3 * (nblocks_t)fs->super.ag_count;
 		assert_int_equal(get64(fs_root(fs)->free_blocks), sizes[i] - used);
 		assert_int_equal(fs_close(fs), 0);

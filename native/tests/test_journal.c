@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_journal.c - the journal without crashes: groups, waiters, space, failures, damage. What a loss of power leaves
- * is tested in test_journal_crash.c.
+ * test_journal.c - the journal without crashes: groups, waiters, space, failures, damage. What a
+ * loss of power leaves is tested in test_journal_crash.c.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -273,7 +273,8 @@ static void failed_record_write_shuts_down(void **state)
 	assert_int_equal(bare_write(fs, 0, 2, 1, true, &xid), 0);
 	assert_int_equal(jrn_force_blocking(fs, xid), 0);
 	assert_int_equal(bare_write(fs, 0, 1, 2, false, &xid), 0);
-	sim_fail(sim, IO_WRITE, (uint64_t)JOURNAL_START_BLOCK << BLOCK_SHIFT, 1024u << BLOCK_SHIFT, 1);
+	sim_fail(sim, IO_WRITE, (uint64_t)JOURNAL_START_BLOCK << BLOCK_SHIFT, 1024u << BLOCK_SHIFT,
+		 1);
 	assert_int_equal(jrn_force_blocking(fs, xid), -ERR_JOURNAL_WRITE);
 	assert_true(fs_is_shutdown(fs));
 	assert_int_equal(trans_begin(fs, &t, 1), -ERR_SHUTDOWN);
@@ -346,6 +347,26 @@ static void block_that_does_not_verify_is_not_logged(void **state)
 	assert_int_equal(sim_events(sim), events);
 	assert_true(fs_is_shutdown(fs));
 	bare_abandon(fs);
+	sim_destroy(sim);
+}
+
+/* Damage elsewhere ends all changes, but not the durability of those that were whole. */
+static void shutdown_by_others_keeps_committed_groups(void **state)
+{
+	struct sim *sim = bare_sim(1);
+	struct trans t;
+	struct fs *fs;
+	xid_t xid;
+
+	assert_int_equal(bare_open(sim, 0, 0, &fs), 0);
+	assert_int_equal(bare_write(fs, 0, 2, 1, true, &xid), 0);
+	fs_shutdown_writes(fs, -ERR_META_CRC, "test");
+	assert_int_equal(trans_begin(fs, &t, 1), -ERR_SHUTDOWN);
+	assert_int_equal(jrn_force_blocking(fs, xid), 0);
+	assert_int_equal(bare_close(fs), 0);
+	assert_int_equal(bare_open(sim, 0, 0, &fs), 0);
+	assert_int_equal(bare_read(fs, 1), 1);
+	assert_int_equal(bare_close(fs), 0);
 	sim_destroy(sim);
 }
 
@@ -428,6 +449,7 @@ static void damage_before_a_whole_record_is_reported(void **state)
 static void lost_newest_header_is_made_up_for(void **state)
 {
 	struct sim *sim = three_records();
+	const uint64_t place = (uint64_t)BARE_FIRST << BLOCK_SHIFT;
 	char *page = io_alloc(BLOCK_SIZE);
 	struct jrn_stats st;
 	struct fs *fs;
@@ -440,7 +462,7 @@ static void lost_newest_header_is_made_up_for(void **state)
 	assert_int_equal(st.log_used, 0);
 	/* Its place may become data now; and a later record tells the tail of its time. */
 	memset(page, 0x55, BLOCK_SIZE);
-	assert_int_equal(dev_write(fs->dev, (uint64_t)BARE_FIRST << BLOCK_SHIFT, page, BLOCK_SIZE, 0), 0);
+	assert_int_equal(dev_write(fs->dev, place, page, BLOCK_SIZE, 0), 0);
 	assert_int_equal(bare_write(fs, 1, 1, 5, true, &xid), 0);
 	assert_int_equal(jrn_force_blocking(fs, xid), 0);
 	bare_abandon(fs);
@@ -448,7 +470,7 @@ static void lost_newest_header_is_made_up_for(void **state)
 	spoil(sim, JOURNAL_START_BLOCK + 1, 60);
 	assert_int_equal(bare_open(sim, 0, 0, &fs), 0);
 	assert_int_equal(bare_read(fs, 1), 5);
-	assert_int_equal(dev_read(fs->dev, (uint64_t)BARE_FIRST << BLOCK_SHIFT, page, BLOCK_SIZE), 0);
+	assert_int_equal(dev_read(fs->dev, place, page, BLOCK_SIZE), 0);
 	assert_int_equal(page[0], 0x55);
 	assert_int_equal(page[4095], 0x55);
 	bare_abandon(fs);
@@ -509,6 +531,49 @@ static void threads_share_groups(void **state)
 	sim_destroy(sim);
 }
 
+static void *work_much(void *arg)
+{
+	struct worker *w = arg;
+	xid_t xid;
+
+	for (unsigned i = 1; i <= w->rounds; i++) {
+		unsigned first = w->first + i % 2 * 120;
+
+		xassert(bare_write(w->fs, first, 120, i, i <= 2, &xid) == 0);
+		if (i % 20 == 0)
+			xassert(jrn_force_blocking(w->fs, xid) == 0);
+		xassert(bare_read(w->fs, first + 119) == i);
+	}
+	return NULL;
+}
+
+/* Nobody starves, and nothing dead-ends, when four fill the log at once. */
+static void threads_share_a_full_log(void **state)
+{
+	struct sim *sim = bare_sim(1);
+	struct worker workers[4];
+	struct jrn_stats st;
+	struct fs *fs;
+
+	assert_int_equal(bare_open(sim, 1, 0, &fs), 0);
+	for (unsigned i = 0; i < 4; i++) {
+		/* They overlap in nothing, but share the log and the cache. */
+		workers[i] = (struct worker){.fs = fs, .first = i * 240, .rounds = 100};
+		assert_int_equal(
+			pthread_create(&workers[i].thread, NULL, work_much, &workers[i]), 0);
+	}
+	for (unsigned i = 0; i < 4; i++)
+		pthread_join(workers[i].thread, NULL);
+	st = stats_of(fs);
+	assert_true(st.waits_for_space > 0 && st.checkpoints > 10);
+	assert_int_equal(bare_close(fs), 0);
+	assert_int_equal(bare_open(sim, 0, 0, &fs), 0);
+	for (unsigned i = 0; i < 960; i++)
+		assert_int_equal(bare_read(fs, i), 100 - i / 120 % 2);
+	assert_int_equal(bare_close(fs), 0);
+	sim_destroy(sim);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -525,11 +590,13 @@ int main(void)
 		cmocka_unit_test(failed_flush_shuts_down),
 		cmocka_unit_test(failed_home_write_keeps_the_log),
 		cmocka_unit_test(block_that_does_not_verify_is_not_logged),
+		cmocka_unit_test(shutdown_by_others_keeps_committed_groups),
 		cmocka_unit_test(torn_last_record_is_not_there),
 		cmocka_unit_test(position_is_used_once),
 		cmocka_unit_test(damage_before_a_whole_record_is_reported),
 		cmocka_unit_test(lost_newest_header_is_made_up_for),
 		cmocka_unit_test(threads_share_groups),
+		cmocka_unit_test(threads_share_a_full_log),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_trans.c - transactions and the buffer cache: what a cancel brings back, what a commit makes of a block, what is
- * verified, what is evicted.
+ * test_trans.c - transactions and the buffer cache: what a cancel brings back, what a commit makes
+ * of a block, what is verified, what is evicted.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -185,7 +185,8 @@ static void saved_memory_and_hooks_follow_the_outcome(void **state)
 	assert_true(first < second);
 }
 
-/* The worst case of a caller was wrong: the operation is whole all the same, and the log says so. */
+/* The worst case of a caller was wrong: the operation is whole all the same, and the log says
+ * so. */
 static void reservation_is_extended(void **state)
 {
 	char line[256];
