@@ -297,6 +297,55 @@ static void flock_locks_are_a_kind_of_their_own(void **state)
 	assert_int_equal(set(file, PLOCK_READ, 0, 0, 9), -EAGAIN);
 }
 
+/* ---- threads ---- */
+
+#define ROUNDS 1000u
+
+static unsigned counter; /* under the write lock of file alone */
+
+static void *count_up(void *arg)
+{
+	struct waiter w;
+	struct ioctx *own;
+	uint64_t owner = *(uint64_t *)arg;
+
+	if (ioctx_create(8, &own) != 0)
+		return "no context";
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		int rc;
+
+		w = (struct waiter){.op = {.resume = on_resume, .ctx = own},
+				    .req = {.lock = {0, 9, PLOCK_WRITE, owner, 1}}};
+		w.req.op = &w.op;
+		rc = plock_set(file, &w.req);
+		if (rc != 0 && rc != ERR_PARKED)
+			return "refused";
+		while (rc == ERR_PARKED && !w.resumed)
+			ioctx_run(own, true);
+		counter++;
+		plock_release_owner(file, false, owner);
+	}
+	ioctx_destroy(own);
+	return NULL;
+}
+
+static void a_lock_excludes_threads_and_wakes_them_all(void **state)
+{
+	uint64_t ids[3] = {11, 12, 13};
+	pthread_t threads[3];
+	void *err;
+
+	counter = 0;
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, count_up, &ids[i]), 0);
+	for (unsigned i = 0; i < 3; i++) {
+		pthread_join(threads[i], &err);
+		if (err)
+			fail_msg("%s", (const char *)err);
+	}
+	assert_int_equal(counter, 3 * ROUNDS);
+}
+
 int main(void)
 {
 #define LOCK_TEST(f) cmocka_unit_test_setup_teardown(f, setup_files, teardown_files)
@@ -311,6 +360,7 @@ int main(void)
 		LOCK_TEST(a_cycle_of_two_is_a_deadlock),
 		LOCK_TEST(a_cycle_over_files_is_a_deadlock),
 		LOCK_TEST(two_upgrading_readers_are_a_deadlock),
+		LOCK_TEST(a_lock_excludes_threads_and_wakes_them_all),
 		LOCK_TEST(flock_locks_are_a_kind_of_their_own),
 	};
 
