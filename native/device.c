@@ -310,6 +310,19 @@ static bool sysfs_line(dev_t rdev, const char *attr, char *buf, size_t len)
 	return false;
 }
 
+/* What one request of the queue can hold, when no two pages of the memory are neighbours. */
+static uint32_t queue_piece(dev_t rdev)
+{
+	char line[32];
+	uint64_t bytes = 0;
+
+	if (sysfs_line(rdev, "queue/max_segments", line, sizeof(line)))
+		bytes = strtoul(line, NULL, 10) * 4096;
+	if (bytes && sysfs_line(rdev, "queue/max_sectors_kb", line, sizeof(line)))
+		bytes = MIN(bytes, strtoul(line, NULL, 10) << 10);
+	return (uint32_t)MIN(bytes & ~BLOCK_MASK, 1u << 30);
+}
+
 static int lock_file(int fd)
 {
 	while (flock(fd, LOCK_EX | LOCK_NB) < 0)
@@ -356,6 +369,7 @@ static int open_block(struct raw_device *raw, const char *path, int mode, unsign
 		return -EINVAL;
 	raw->dev.size = size;
 	raw->dev.align = sector <= 512 ? 512 : BLOCK_SIZE;
+	raw->dev.piece = queue_piece(st.st_rdev);
 	/* Unknown counts as volatile: a flush too many costs time, one too few costs files. */
 	raw->dev.volatile_cache = !sysfs_line(st.st_rdev, "queue/write_cache", cache, sizeof(cache)) ||
 				  strcmp(cache, "write through") != 0;

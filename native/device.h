@@ -61,6 +61,9 @@ struct device {
 	const struct device_ops *ops;
 	uint64_t size;  /* bytes */
 	uint32_t align; /* logical block size, bytes */
+	/* Bytes of scattered memory that the device takes in one piece; 0: no limit is known. Longer I/O is correct, but the kernel has
+	 * to divide it, which io_uring leaves to a worker thread. */
+	uint32_t piece;
 	bool read_only;
 	bool volatile_cache; /* writes need a flush to be durable */
 	char path[256];

@@ -245,14 +245,19 @@ static void part_done(struct dev_io *io)
 
 int run_part(struct file_run *r, enum io_kind kind, uint64_t dev_offset, void *mem, uint64_t len)
 {
-	struct part *p = part_new(r);
+	uint64_t piece = r->fs->dev->piece ? r->fs->dev->piece : len;
 
-	if (!p)
-		return -ENOMEM;
-	*p = (struct part){
-		.io = { .kind = kind, .offset = dev_offset, .buf = mem, .len = len, .done = part_done },
-		.run = r,
-	};
+	for (uint64_t at = 0; at < len; at += piece) {
+		struct part *p = part_new(r);
+
+		if (!p)
+			return -ENOMEM;
+		*p = (struct part){
+			.io = { .kind = kind, .offset = dev_offset + at, .buf = (uint8_t *)mem + at,
+				.len = MIN(piece, len - at), .done = part_done },
+			.run = r,
+		};
+	}
 	return 0;
 }
 
