@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 from extfs.core.native import Closing, checked, ffi, lib
-from extfs.core.values import Superblock, superblock_of
+from extfs.core.values import BLOCK_SIZE, Superblock, superblock_of
 
 
 class Device(Closing):
@@ -41,14 +42,23 @@ class Device(Closing):
         return int(lib.extfs_device_size(self.raw))
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes at `offset`; both multiples of 4096 to suit any device."""
-        buffer = bytearray(length)
-        checked(lib.extfs_device_read(self.raw, offset, ffi.from_buffer(buffer), length))
-        return bytes(buffer)
+        """Bytes at `offset`; both multiples of 4096."""
+        memory = self._aligned(offset, length)
+        checked(lib.extfs_device_read(self.raw, offset, ffi.from_buffer(memory), length))
+        return memory[:]
 
     def write(self, offset: int, content: bytes) -> None:
-        """Write, not durable by itself; `offset` and length multiples of 4096 suit any device."""
-        checked(lib.extfs_device_write(self.raw, offset, ffi.from_buffer(content), len(content)))
+        """Write, not durable by itself; `offset` and length multiples of 4096."""
+        memory = self._aligned(offset, len(content))
+        memory[:] = content
+        checked(lib.extfs_device_write(self.raw, offset, ffi.from_buffer(memory), len(content)))
+
+    @staticmethod
+    def _aligned(offset: int, length: int) -> mmap.mmap:
+        """Memory as direct I/O wants it."""
+        if offset % BLOCK_SIZE or length % BLOCK_SIZE or offset < 0 or length <= 0:
+            raise ValueError("device I/O is in whole blocks of 4096 bytes")
+        return mmap.mmap(-1, length)
 
     def close(self) -> None:
         """Close unless closed, or given to a filesystem."""
