@@ -22,14 +22,14 @@ static int by_block(const void *a, const void *b)
 }
 
 /* Oldest obligations first; copies in block order, so that neighbours can be written together. */
-static unsigned collect(struct journal *j, struct home *homes, fsblock_t *blocks)
+static unsigned collect(struct journal *j, lsn_t target, struct home *homes, fsblock_t *blocks)
 {
 	struct fs *fs = j->fs;
 	unsigned n = 0;
 
 	fs_rdlock(fs);
 	for (struct buf *b = j->logged.first; b && n < CHECKPOINT_BATCH; b = b->list_next) {
-		if (b->log_lsn >= j->target)
+		if (b->log_lsn >= target)
 			break;
 		xassert(b->state == BUF_LOGGED && b->log_lsn >= j->tail);
 		buf_pin(b);
@@ -184,11 +184,15 @@ int checkpoint_batch(struct journal *j)
 	struct home homes[CHECKPOINT_BATCH];
 	fsblock_t blocks[CHECKPOINT_BATCH] = {0};
 	struct fs *fs = j->fs;
-	unsigned n = collect(j, homes, blocks);
+	lsn_t tail, target;
 	xid_t running;
-	lsn_t tail;
+	unsigned n;
 	int err;
 
+	pthread_mutex_lock(&j->mutex);
+	target = j->target;
+	pthread_mutex_unlock(&j->mutex);
+	n = collect(j, target, homes, blocks);
 	err = write_batch_home(j, homes, blocks, n);
 	fs_wrlock(fs);
 	tail = err ? j->tail : settle(j, homes, n);
@@ -204,7 +208,7 @@ int checkpoint_batch(struct journal *j)
 	}
 	pthread_mutex_lock(&j->mutex);
 	/* Nothing left to write home, yet short of the target: the running group holds the tail. */
-	if (!n && j->tail < j->target)
+	if (!n && j->tail < target)
 		j->force_xid = j->running;
 	pthread_mutex_unlock(&j->mutex);
 	return 0;

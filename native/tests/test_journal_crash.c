@@ -420,13 +420,13 @@ static void every_crash_leaves_a_prefix(void **state)
 {
 	for (uint64_t seed = 1; seed <= 4; seed++)
 		assert_int_equal(run_seed(seed, MUTANT_NONE, 1), 0);
-	for (uint64_t seed = 5; seed <= 30; seed++)
+	for (uint64_t seed = 5; seed <= 20; seed++)
 		assert_int_equal(run_seed(seed, MUTANT_NONE, 17), 0);
 }
 
 static void every_crash_with_another_thread(void **state)
 {
-	for (uint64_t seed = 1; seed <= 20; seed++)
+	for (uint64_t seed = 1; seed <= 10; seed++)
 		assert_int_equal(run_seed(seed, NOISY, 11), 0);
 }
 
