@@ -8,7 +8,8 @@
 
 void file_op_init(struct file_op *fop, enum file_op_kind kind, struct inode *in, struct ioctx *ctx)
 {
-	*fop = (struct file_op){ .op = { .resume = run_resume, .ctx = ctx }, .kind = kind, .in = in };
+	*fop = (struct file_op){ .kind = kind, .in = in };
+	fop->op = (struct op){ .resume = run_resume, .ctx = ctx };
 }
 
 static bool changes(enum file_op_kind kind)
@@ -84,7 +85,7 @@ bool file_cancel(struct file_op *fop)
 	return true;
 }
 
-/* ---- in the calling thread ------------------------------------------------------------------------ */
+/* ---- in the calling thread ------------------------------------------------------------------ */
 
 static void blocking_done(struct file_op *fop)
 {
@@ -110,7 +111,7 @@ int64_t file_run_blocking(struct file_op *fop)
 	return fop->result;
 }
 
-/* ---- seek ------------------------------------------------------------------------------------------ */
+/* ---- seek ----------------------------------------------------------------------------------- */
 
 #define SEEK_BATCH 256u /* extents looked at under one hold of the lock */
 

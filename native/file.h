@@ -2,18 +2,23 @@
  *
  * file.h - the data path: read, write, truncate, fallocate, copy, seek, fsync of regular files.
  *
- * Each is an operation record (struct file_op) that runs on an ioctx: it starts in the caller's thread (the ioctx's owner), may
- * park (segments, journal space, durability, device I/O), goes on from ioctx_run() and ends with one call of done(). done may
- * run inside file_start(). Nothing blocks a thread except metadata reads.
+ * Each is an operation record (struct file_op) that runs on an ioctx: it starts in the caller's
+ * thread (the ioctx's owner), may park (segments, journal space, durability, device I/O), goes on
+ * from ioctx_run() and ends with one call of done(). done may run inside file_start(). Nothing
+ * blocks a thread except metadata reads.
  *
  * Rules that keep old bytes from ever being seen (DESIGN 4):
- *  1. A hole becomes unwritten (transaction), the data is written, the extent becomes written (transaction) after the
- *     device said the write is complete; the journal flushes the device before it logs that.
- *  2. A partial write into a block that is not written writes the whole block, with zeros around; into a written one
- *     it reads, merges and writes the block, under a WRITE_IO segment rounded to blocks.
- *  3. Bytes past EOF in the last block are undefined on the device. Whoever moves EOF up zeroes them first, and the zeroing is
- *     complete before the size changes. It never zeroes in place before the truncate that cut the file there is durable (shrink_xid).
- *  4. Shared blocks are never written in place: new blocks, then the mapping is swapped under a MAP segment.
+ *  1. A hole becomes unwritten (transaction), the data is written, the extent becomes written
+ *     (transaction) after the device said the write is complete; the journal flushes the device
+ *     before it logs that.
+ *  2. A partial write into a block that is not written writes the whole block, with zeros around;
+ *     into a written one it reads, merges and writes the block, under a WRITE_IO segment rounded to
+ *     blocks.
+ *  3. Bytes past EOF in the last block are undefined on the device. Whoever moves EOF up zeroes
+ *     them first, and the zeroing is complete before the size changes. It never zeroes in place
+ *     before the truncate that cut the file there is durable (shrink_xid).
+ *  4. Shared blocks are never written in place: new blocks, then the mapping is swapped under a MAP
+ *     segment.
  *  5. The size grows in the transaction that converts, after the data is on the device.
  */
 #ifndef EXTFS_FILE_H
@@ -25,7 +30,7 @@
 
 enum file_op_kind { FILE_READ, FILE_WRITE, FILE_TRUNCATE, FILE_FALLOCATE, FILE_COPY, FILE_FSYNC };
 
-#define FILE_F_APPEND 0x1u     /* write at EOF, whatever offset says; offset is set to where it went */
+#define FILE_F_APPEND 0x1u     /* write at EOF, whatever offset says; offset becomes that */
 #define FILE_F_DSYNC 0x2u      /* done only when durable */
 #define FILE_F_KILL_PRIV 0x4u  /* clear setuid/setgid/capability (HANDLE_KILLPRIV_V2) */
 #define FILE_F_DATASYNC 0x8u   /* fsync: times may be left out */
@@ -54,16 +59,20 @@ struct file_op {
 };
 
 void file_op_init(struct file_op *fop, enum file_op_kind kind, struct inode *in, struct ioctx *ctx);
-/* Begin. READ: bytes up to EOF; len <= 1 MiB + anything reasonable (limit FILE_IO_MAX). -EINVAL, -EFBIG (beyond 2^63-1), -EISDIR,
- * -ENOSPC, -EIO, ... come in result. COPY: shares whole blocks where offsets agree modulo the block size, copies the rest; result: bytes. */
+/* Begin. READ: bytes up to EOF; len <= 1 MiB + anything reasonable (limit FILE_IO_MAX). -EINVAL,
+ * -EFBIG (beyond 2^63-1), -EISDIR, -ENOSPC, -EIO, ... come in result. COPY: shares whole blocks
+ * where offsets agree modulo the block size, copies the rest; result: bytes. */
 void file_start(struct file_op *fop);
 #define FILE_IO_MAX (16u << 20)
-/* Interrupt a parked operation: true: done() has been or will be called with -EINTR and nothing was done; false: it goes on. */
+/* Interrupt a parked operation: true: done() has been or will be called with -EINTR and nothing was
+ * done; false: it goes on. */
 bool file_cancel(struct file_op *fop);
-/* lseek SEEK_DATA (3) / SEEK_HOLE (4): offset or -ENXIO. Unwritten counts as a hole. Blocking metadata reads only. */
+/* lseek SEEK_DATA (3) / SEEK_HOLE (4): offset or -ENXIO. Unwritten counts as a hole. Blocking
+ * metadata reads only. */
 int64_t file_seek(struct inode *in, uint64_t offset, int whence);
 
-/* The same, waiting in the calling thread on its own ioctx (ioctx_of_thread): tools and tests; never a thread that serves requests. */
+/* The same, waiting in the calling thread on its own ioctx (ioctx_of_thread): tools and tests;
+ * never a thread that serves requests. */
 int64_t file_run_blocking(struct file_op *fop);
 
 #endif

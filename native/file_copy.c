@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
- * file_copy.c - copy_file_range: whole blocks are shared where both offsets have the same place in a block, the rest is read
- * and written.
+ * file_copy.c - copy_file_range: whole blocks are shared where both offsets have the same place in
+ * a block, the rest is read and written.
  *
- * Segments: WRITE_IO on the source (its blocks become shared: no write in place may be under way), MAP on the destination; in order of
- * inode number; one MAP over both ranges when the files are the same.
+ * Segments: WRITE_IO on the source (its blocks become shared: no write in place may be under way),
+ * MAP on the destination; in order of inode number; one MAP over both ranges when the files are the
+ * same.
  *
- * Each step replaces one run of destination blocks in one transaction (unmap, share, size), so after a crash every block holds
- * what it held before or what was to be copied.
+ * Each step replaces one run of destination blocks in one transaction (unmap, share, size), so
+ * after a crash every block holds what it held before or what was to be copied.
  *
- * The source's last block may be shared although it is partly filled when the destination ends at the same byte: what is behind EOF
- * on the device then is behind EOF in both. Such a destination inherits the source's rule about overwriting those bytes (shrink_xid).
+ * The source's last block may be shared although it is partly filled when the destination ends at
+ * the same byte: what is behind EOF on the device then is behind EOF in both. Such a destination
+ * inherits the source's rule about overwriting those bytes (shrink_xid).
  */
 #include "file_run.h"
 
@@ -47,7 +49,7 @@ static enum step copy_fail(struct file_run *r, int rc)
 	return STEP_NEXT;
 }
 
-/* ---- segments --------------------------------------------------------------------------------------- */
+/* ---- segments ------------------------------------------------------------------------------- */
 
 static enum step acquire_on(struct file_run *r, unsigned i)
 {
@@ -79,7 +81,8 @@ static enum step copy_acquire(struct file_run *r)
 	return acquire_on(r, 0);
 }
 
-/* Ranges of one file, after they were cut at its end as copy_file_range(2) does before it compares them. */
+/* Ranges of one file, after they were cut at its end as copy_file_range(2) does before it compares
+ * them. */
 static bool overlaps(const struct file_op *fop, uint64_t len)
 {
 	uint64_t apart = fop->offset > fop->dst_offset ? fop->offset - fop->dst_offset :
@@ -120,10 +123,12 @@ static enum step copy_locked(struct file_run *r)
 	return tail_begin(r, fop->dst, fop->dst_offset, false, copy_next);
 }
 
-/* ---- sharing ------------------------------------------------------------------------------------------- */
+/* ---- sharing -------------------------------------------------------------------------------- */
 
-/* Blocks that one transaction can do at (s, d), at most max: as far as one source extent and COPY_RECORDS of the destination go. */
-static int share_len(struct file_run *r, fileblk_t s, fileblk_t d, nblocks_t max, struct extent *src,
+/* Blocks that one transaction can do at (s, d), at most max: as far as one source extent and
+ * COPY_RECORDS of the destination go. */
+static int share_len(struct file_run *r, fileblk_t s, fileblk_t d, nblocks_t max,
+		     struct extent *src,
 		     nblocks_t *len)
 {
 	struct extent dst[COPY_RECORDS];
@@ -150,7 +155,8 @@ static int share_some(struct file_run *r, struct trans *t, fileblk_t s, fileblk_
 		rc = extmap_remove(t, dst, FORK_DATA, d, d + *len, 4 * COPY_RECORDS, &rest);
 	if (rc < 0)
 		return rc;
-	if (rest > d) { /* room ran low: these blocks are holes until the next step comes back to them */
+	/* room ran low: these blocks are holes until the next step comes back to them */
+	if (rest > d) {
 		*len = 0;
 		return 0;
 	}
@@ -178,7 +184,8 @@ static int share_trans(struct file_run *r, nblocks_t max, uint64_t *bytes)
 	if (!rc && dst != fop->in)
 		rc = trans_join_inode(&t, dst);
 	if (!rc)
-		rc = share_some(r, &t, block_floor(fop->offset + cp->pos), block_floor(d), max, &len);
+		rc = share_some(r, &t, block_floor(fop->offset + cp->pos), block_floor(d), max,
+				&len);
 	if (!rc) {
 		*bytes = MIN(len << BLOCK_SHIFT, cp->len - cp->pos);
 		if (*bytes) {
@@ -214,7 +221,7 @@ static enum step copy_share(struct file_run *r)
 	return run_yield(r, copy_next);
 }
 
-/* ---- reading and writing ---------------------------------------------------------------------------------- */
+/* ---- reading and writing -------------------------------------------------------------------- */
 
 static enum step copy_written(struct file_run *r)
 {
@@ -253,7 +260,8 @@ static enum step copy_next(struct file_run *r)
 	struct file_op *fop = r->fop;
 	struct copy_state *cp = &r->cp;
 	uint64_t left = cp->len - cp->pos;
-	uint64_t s = (fop->offset + cp->pos) & BLOCK_MASK, d = (fop->dst_offset + cp->pos) & BLOCK_MASK;
+	uint64_t s = (fop->offset + cp->pos) & BLOCK_MASK;
+	uint64_t d = (fop->dst_offset + cp->pos) & BLOCK_MASK;
 
 	if (r->err)
 		return copy_fail(r, 0);
@@ -270,7 +278,8 @@ static enum step copy_next(struct file_run *r)
 		cp->mem = run_mem_get(COPY_PIECE + BLOCK_SIZE);
 	if (!cp->mem)
 		return copy_fail(r, -ENOMEM);
-	read_setup(r, fop->in, fop->offset + cp->pos, cp->piece, cp->mem, COPY_PIECE + BLOCK_SIZE, copy_read);
+	read_setup(r, fop->in, fop->offset + cp->pos, cp->piece, cp->mem, COPY_PIECE + BLOCK_SIZE,
+		   copy_read);
 	return STEP_NEXT;
 }
 

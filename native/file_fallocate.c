@@ -2,11 +2,14 @@
  *
  * file_fallocate.c - fallocate: allocate, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE.
  *
- * One MAP segment over the blocks (from the block of EOF on when the size grows). Definitions: the range in bytes is
- * [off, end); its edges are the parts of its first and last block that it covers only partly; the rest are whole blocks.
+ * One MAP segment over the blocks (from the block of EOF on when the size grows). Definitions: the
+ * range in bytes is [off, end); its edges are the parts of its first and last block that it covers
+ * only partly; the rest are whole blocks.
  *
- *   punch      edges that are written are rewritten with zeros, whole blocks are unmapped (intent when there are many)
- *   zero       edges as above; whole written blocks become unwritten, shared ones are unmapped; then allocate
+ *   punch      edges that are written are rewritten with zeros, whole blocks are unmapped (with an
+ *              intent when there are many)
+ *   zero       edges as above; whole written blocks become unwritten, shared ones are unmapped;
+ *              then as allocate
  *   allocate   holes become unwritten; on failure the holes that were filled are holes again
  *
  * An edge whose rest lies behind EOF is no edge: the whole block goes.
@@ -55,9 +58,11 @@ static enum step fa_acquire(struct file_run *r)
 	fs_rdlock(r->fs);
 	size = fop->in->core.size;
 	fs_unlock(r->fs);
-	r->low = block_floor(grows(fop, size) ? MIN(size, fop->offset) : fop->offset) << BLOCK_SHIFT;
+	r->low = grows(fop, size) ? MIN(size, fop->offset) : fop->offset;
+	r->low = block_floor(r->low) << BLOCK_SHIFT;
 	r->step = fa_locked;
-	return run_acquire(r, 0, SEG_MAP, r->low, block_ceil(fop->offset + fop->len) << BLOCK_SHIFT);
+	return run_acquire(r, 0, SEG_MAP, r->low,
+			   block_ceil(fop->offset + fop->len) << BLOCK_SHIFT);
 }
 
 static enum step fa_locked(struct file_run *r)
@@ -97,7 +102,7 @@ static enum step fa_locked(struct file_run *r)
 	return tail_begin(r, in, grow ? fop->offset + fop->len : 0, true, fa_count);
 }
 
-/* ---- edges ------------------------------------------------------------------------------------------ */
+/* ---- edges ---------------------------------------------------------------------------------- */
 
 /* First and last whole block (exclusive) of the range. */
 static void whole_blocks(const struct fallocate_state *fa, fileblk_t *b0, fileblk_t *b1)
@@ -154,7 +159,7 @@ static enum step fa_edges(struct file_run *r)
 	return fa_edges_done(r);
 }
 
-/* ---- zero: written to unwritten ----------------------------------------------------------------------- */
+/* ---- zero: written to unwritten ------------------------------------------------------------- */
 
 static int zero_some(struct trans *t, struct inode *in, fileblk_t *at, fileblk_t b1)
 {
@@ -174,7 +179,8 @@ static int zero_some(struct trans *t, struct inode *in, fileblk_t *at, fileblk_t
 				return rc;
 			len = MIN(len, ext.len);
 			if (shared)
-				rc = extmap_remove(t, in, FORK_DATA, *at, *at + len, STEP_RECORDS, &rest);
+				rc = extmap_remove(t, in, FORK_DATA, *at, *at + len, STEP_RECORDS,
+						   &rest);
 			else
 				rc = extmap_set_state(t, in, FORK_DATA, *at, len, EXT_UNWRITTEN,
 						      STEP_RECORDS, &len);
@@ -225,9 +231,10 @@ static enum step fa_zero(struct file_run *r)
 	return STEP_NEXT;
 }
 
-/* ---- allocate ------------------------------------------------------------------------------------------ */
+/* ---- allocate ------------------------------------------------------------------------------- */
 
-/* Is there room for every hole? Under the MAP segment the answer stays true but for other files' allocations. */
+/* Is there room for every hole? Under the MAP segment the answer stays true but for other files'
+ * allocations. */
 static enum step fa_count(struct file_run *r)
 {
 	struct fallocate_state *fa = &r->fa;
@@ -302,7 +309,8 @@ static int fill_one(struct trans *t, struct inode *in, struct fallocate_state *f
 		rc = extmap_allocate(t, in, FORK_DATA, *at, ext.len, 0, STEP_RECORDS, &done);
 		if (rc < 0)
 			return rc;
-		/* Noted before the commit; one too many is harmless, because undo skips what is a hole again. */
+		/* Noted before the commit; one too many is harmless, because undo skips what is a
+		 * hole again. */
 		if (done)
 			rc = remember_hole(fa, *at, done);
 		else
@@ -344,7 +352,8 @@ static int fill_trans(struct file_run *r, fileblk_t *at)
 		*at = fa->b1;
 	}
 	rc = trans_join_inode(&t, in);
-	for (unsigned n = 0; !rc && *at < fa->b1 && n < STEP_RECORDS && (n == 0 || trans_room(&t) > 96); n++)
+	for (unsigned n = 0; !rc && *at < fa->b1 && n < STEP_RECORDS && (n == 0 ||
+		trans_room(&t) > 96); n++)
 		rc = fill_one(&t, in, fa, at);
 	if (!rc) {
 		settle(r, *at >= fa->b1);
@@ -388,7 +397,7 @@ static enum step fa_allocate(struct file_run *r)
 	return fa_done(r);
 }
 
-/* The holes that were filled become holes again; the failure that led here is what the caller sees. */
+/* The holes that were filled become holes again; the caller sees the failure that led here. */
 static enum step fa_undo(struct file_run *r)
 {
 	struct fallocate_state *fa = &r->fa;
@@ -397,7 +406,8 @@ static enum step fa_undo(struct file_run *r)
 	if (r->err || fa->nholes == 0)
 		return fa_fail(r, fa->undo_err);
 	h = fa->holes[--fa->nholes];
-	return remove_begin(r, r->fop->in, FORK_DATA, h.file, h.file + h.len, INTENT_PUNCH, 0, fa_undo);
+	return remove_begin(r, r->fop->in, FORK_DATA, h.file, h.file + h.len, INTENT_PUNCH, 0,
+			    fa_undo);
 }
 
 enum step file_fallocate_start(struct file_run *r)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * file_fsync.c - fsync: times that are only in memory become a transaction, then the journal makes everything
- * of the inode durable, its data with it.
+ * file_fsync.c - fsync: times that are only in memory become a transaction, then the journal makes
+ * everything of the inode durable, its data with it.
  */
 #include "file_run.h"
 

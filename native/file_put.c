@@ -2,28 +2,32 @@
  *
  * file_put.c - the machine that puts bytes into a file: allocate, merge, write, convert.
  *
- * Chain: write_begin -> write_look -> [write_stage] -> [write_allocate] -> write_merge -> write_out -> write_convert -> then.
+ * Chain: write_begin -> write_look -> [write_stage] -> [write_allocate] -> write_merge -> write_out
+ * -> write_convert -> then.
  *
  * A block of the range is, when it begins:
  *   written, unshared  rewritten in place;
  *   unwritten          written, then converted;
  *   hole               allocated unwritten (a transaction), then as above;
- *   written, shared    a new block is allocated in the staging fork, written, and takes the old one's place in the map
- *                      (remapped) in the transaction that removes it from the staging fork.
+ *   written, shared    a new block is allocated in the staging fork, written, and takes the old
+ *                      one's place in the map (remapped) in the transaction that removes it from
+ *                      the staging fork.
  *
- * Copy on write and crashes: the first staging transaction also writes an intent (PUNCH of the staging fork), the last remap removes it.
- * Whatever the crash leaves in the staging fork in between was never mapped, and the reaper frees it at the next mount: no leak,
- * and no reader ever saw it.
+ * Copy on write and crashes: the first staging transaction also writes an intent (PUNCH of the
+ * staging fork), the last remap removes it. Whatever the crash leaves in the staging fork in
+ * between was never mapped, and the reaper frees it at the next mount: no leak, and no reader ever
+ * saw it.
  *
- * Space that runs out after the first block shortens the write; before it, it fails. What was allocated past EOF
- * for a write that then fails stays as unwritten preallocation, until truncate or deletion.
+ * Space that runs out after the first block shortens the write; before it, it fails. What was
+ * allocated past EOF for a write that then fails stays as unwritten preallocation, until truncate
+ * or deletion.
  */
 #include "file_run.h"
 
 #include <string.h>
 
-/* One conversion or allocation changes the records around it (a split into three), and with them the inode; a remap also
- * the reference counts and the free space of the old block. */
+/* One conversion or allocation changes the records around it (a split into three), and with them
+ * the inode; a remap also the reference counts and the free space of the old block. */
 #define STEP_TRANS_BLOCKS 256u
 #define STEP_RECORDS 64u
 
@@ -71,7 +75,8 @@ int range_shared(struct inode *in, fileblk_t b0, fileblk_t b1, bool *shared)
 	return 0;
 }
 
-enum step write_begin(struct file_run *r, struct inode *in, uint64_t off, uint64_t end, const void *buf,
+enum step write_begin(struct file_run *r, struct inode *in, uint64_t off, uint64_t end,
+		      const void *buf,
 		      bool grow, unsigned touch, step_fn then)
 {
 	xassert(off < end);
@@ -83,7 +88,7 @@ enum step write_begin(struct file_run *r, struct inode *in, uint64_t off, uint64
 	return STEP_NEXT;
 }
 
-/* ---- look: what kind of blocks are these? ------------------------------------------------------ */
+/* ---- look: what kind of blocks are these? --------------------------------------------------- */
 
 struct looks { bool holes, unwritten, shared, eof_written; };
 
@@ -102,7 +107,8 @@ static int look(struct write_body *w, struct looks *l)
 			return rc;
 		l->holes |= ext.state == EXT_HOLE;
 		l->unwritten |= ext.state != EXT_WRITTEN;
-		if (ext.state == EXT_WRITTEN && (w->size & BLOCK_MASK) && at <= eof && eof < at + ext.len)
+		if (ext.state == EXT_WRITTEN && (w->size & BLOCK_MASK) && at <= eof &&
+		    eof < at + ext.len)
 			l->eof_written = true;
 		at += ext.len;
 	}
@@ -135,7 +141,8 @@ static enum step write_look(struct file_run *r)
 	fs_unlock(fs);
 	if (rc)
 		return write_over(r, rc);
-	/* file.h rule 3, and fs.h unshare_xid: what is durable may still need the bytes that we would overwrite. */
+	/* file.h rule 3, and fs.h unshare_xid: what is durable may still need the bytes that we
+	 * would overwrite. */
 	if (l.eof_written && shrink_pending(w->in))
 		unshare = MAX(unshare, w->in->shrink_xid);
 	if (unshare) {
@@ -154,7 +161,7 @@ static enum step write_look(struct file_run *r)
 	return stage_or_allocate(r, &l);
 }
 
-/* ---- allocate ---------------------------------------------------------------------------------- */
+/* ---- allocate ------------------------------------------------------------------------------- */
 
 static int stage_some(struct trans *t, struct write_body *w, uint64_t *intent, fileblk_t *at)
 {
@@ -186,7 +193,8 @@ static int stage_some(struct trans *t, struct write_body *w, uint64_t *intent, f
 			done = MIN(done, ext.len);
 		}
 		if (rc >= 0 && shared) {
-			rc = extmap_allocate(t, in, FORK_STAGING, *at, done, 0, STEP_RECORDS, &done);
+			rc = extmap_allocate(t, in, FORK_STAGING, *at, done, 0, STEP_RECORDS,
+					     &done);
 			if (rc >= 0 && done == 0)
 				return 0; /* room is low */
 		}
@@ -291,7 +299,8 @@ static enum step write_allocate(struct file_run *r)
 	if (!rc) {
 		rc = trans_join_inode(&t, w->in);
 		if (!rc)
-			rc = extmap_allocate(&t, w->in, FORK_DATA, w->at, w->b1 - w->at, 0, STEP_RECORDS,
+			rc = extmap_allocate(&t, w->in, FORK_DATA, w->at, w->b1 - w->at, 0,
+					     STEP_RECORDS,
 					     &done);
 		if (rc >= 0 && done == 0)
 			rc = -ENOSPC;
@@ -312,7 +321,7 @@ static enum step write_allocate(struct file_run *r)
 	return STEP_NEXT;
 }
 
-/* ---- merge: whole blocks in memory ------------------------------------------------------------- */
+/* ---- merge: whole blocks in memory ---------------------------------------------------------- */
 
 static bool head_partial(const struct write_body *w)
 {
@@ -370,7 +379,8 @@ static enum step write_compose(struct file_run *r)
 static enum step write_merge(struct file_run *r)
 {
 	struct write_body *w = &r->wr;
-	uintptr_t odd = ((uintptr_t)w->buf & (r->fs->dev->align - 1)) | ((w->off | w->end) & BLOCK_MASK);
+	uintptr_t odd = ((uintptr_t)w->buf & (r->fs->dev->align - 1)) | ((w->off |
+		w->end) & BLOCK_MASK);
 	int rc = 0;
 
 	if (w->buf && !odd) {
@@ -395,9 +405,10 @@ static enum step write_merge(struct file_run *r)
 	return run_submit(r, write_compose);
 }
 
-/* ---- write -------------------------------------------------------------------------------------- */
+/* ---- write ---------------------------------------------------------------------------------- */
 
-/* Where block `at` is to be written: staging before data. *len blocks at *block. fs->lock shared. */
+/* Where block `at` is to be written, staging before data: *len blocks at *block. fs->lock shared.
+ */
 static int place_of(struct write_body *w, fileblk_t at, fsblock_t *block, nblocks_t *len)
 {
 	nblocks_t max = w->b1 - at;
@@ -458,7 +469,8 @@ static enum step write_out(struct file_run *r)
 		if (rc)
 			break;
 		rc = run_part(r, IO_WRITE, block << BLOCK_SHIFT,
-			      (uint8_t *)w->out + ((at - w->b0) << BLOCK_SHIFT), len << BLOCK_SHIFT);
+			      (uint8_t *)w->out + ((at - w->b0) << BLOCK_SHIFT),
+			      len << BLOCK_SHIFT);
 		at += len;
 	}
 	fs_unlock(r->fs);
@@ -469,9 +481,10 @@ static enum step write_out(struct file_run *r)
 	return run_submit(r, write_out_end);
 }
 
-/* ---- convert ------------------------------------------------------------------------------------ */
+/* ---- convert -------------------------------------------------------------------------------- */
 
-/* Blocks staged at *at take the place of the shared ones; others become written. One extent's worth. */
+/* Blocks staged at *at take the place of the shared ones; others become written. One extent's
+ * worth. */
 static int convert_one(struct trans *t, struct write_body *w, fileblk_t *at)
 {
 	struct inode *in = w->in;
@@ -489,7 +502,8 @@ static int convert_one(struct trans *t, struct write_body *w, fileblk_t *at)
 	if (staged.state != EXT_HOLE) {
 		fileblk_t rest = *at;
 
-		/* The new blocks change forks: for a moment they have two users, so that neither step frees them. */
+		/* The new blocks change forks: for a moment they have two users, so that neither
+		 * step frees them. */
 		rc = refcount_add(t, staged.block, n);
 		if (!rc)
 			rc = extmap_remap(t, in, FORK_DATA, *at, n, staged.block);
@@ -513,7 +527,8 @@ static int convert_some(struct trans *t, struct write_body *w, fileblk_t *at)
 		for (unsigned n = 0; *at < w->b1 && !rc && (n == 0 || trans_room(t) > 96); n++)
 			rc = convert_one(t, w, at);
 	} else if (w->unwritten) {
-		rc = extmap_set_state(t, w->in, FORK_DATA, *at, w->b1 - *at, EXT_WRITTEN, STEP_RECORDS,
+		rc = extmap_set_state(t, w->in, FORK_DATA, *at, w->b1 - *at, EXT_WRITTEN,
+				      STEP_RECORDS,
 				      &done);
 		*at += done;
 	} else {
@@ -536,7 +551,8 @@ static int convert_trans(struct file_run *r, fileblk_t *at)
 	rc = trans_join_inode(&t, in);
 	if (!rc)
 		rc = convert_some(&t, w, at);
-	/* A write that was cut short has staged more than it wrote: write_unstage() takes it from there. */
+	/* A write that was cut short has staged more than it wrote: write_unstage() takes it from
+	 * there. */
 	if (!rc && w->intent && *at == w->stage_end)
 		rc = staging_end(&t, in, w->intent);
 	if (!rc) {

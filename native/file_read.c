@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * file_read.c - reading: straight from the device into the caller's memory where alignment allows, else through a
- * bounce buffer; zeros for everything that was never written.
+ * file_read.c - reading: straight from the device into the caller's memory where alignment allows,
+ * else through a bounce buffer; zeros for everything that was never written.
  *
- * The READ_IO segment keeps the map and the blocks from changing hands between the lookup and the last completion.
+ * The READ_IO segment keeps the map and the blocks from changing hands between the lookup and the
+ * last completion.
  */
 #include "file_run.h"
 
@@ -37,7 +38,8 @@ static enum step read_end(struct file_run *r)
 	return STEP_NEXT;
 }
 
-/* List the transfers for bytes [pos, end) into mem; fs->lock shared. pos and end are multiples of the device's alignment. */
+/* List the transfers for bytes [pos, end) into mem; fs->lock shared. pos and end are multiples of
+ * the device's alignment. */
 static int read_gather(struct file_run *r, uint64_t pos, uint64_t end, uint8_t *mem)
 {
 	struct inode *in = r->rd.in;
@@ -53,7 +55,8 @@ static int read_gather(struct file_run *r, uint64_t pos, uint64_t end, uint8_t *
 			return rc;
 		stop = MIN(end, (at + ext.len) << BLOCK_SHIFT);
 		if (ext.state == EXT_WRITTEN)
-			rc = run_part(r, IO_READ, (ext.block << BLOCK_SHIFT) + (pos & BLOCK_MASK), mem,
+			rc = run_part(r, IO_READ, (ext.block << BLOCK_SHIFT) + (pos & BLOCK_MASK),
+				      mem,
 				      stop - pos);
 		else
 			rc = run_part_zero(r, mem, stop - pos);
@@ -65,10 +68,12 @@ static int read_gather(struct file_run *r, uint64_t pos, uint64_t end, uint8_t *
 	return 0;
 }
 
-void read_setup(struct file_run *r, struct inode *in, uint64_t off, uint64_t len, void *buf, size_t cap,
+void read_setup(struct file_run *r, struct inode *in, uint64_t off, uint64_t len, void *buf,
+		size_t cap,
 		step_fn then)
 {
-	r->rd = (struct read_body){ .in = in, .off = off, .len = len, .buf = buf, .cap = cap, .then = then };
+	r->rd = (struct read_body){ .in = in, .off = off, .len = len, .buf = buf, .cap = cap,
+				    .then = then };
 	r->step = read_begin;
 }
 

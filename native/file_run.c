@@ -3,10 +3,11 @@
  * file_run.c - how a file operation runs: its pool, its waits, its device transfers (file_run.h).
  *
  * Invariants:
- *  1. A run that returned STEP_PARKED is resumed exactly once: by a segment, a journal waiter, the reaper, its own wake,
- *     or the completion of its last transfer.
+ *  1. A run that returned STEP_PARKED is resumed exactly once: by a segment, a journal waiter, the
+ *     reaper, its own wake, or the completion of its last transfer.
  *  2. Between run_submit() and that completion nothing else touches the run.
- *  3. Nothing is allocated in steady state: runs with their parts, and buffers of the two usual sizes, come from the thread's pool.
+ *  3. Nothing is allocated in steady state: runs with their parts, and buffers of the two usual
+ *     sizes, come from the thread's pool.
  */
 #include "file_run.h"
 
@@ -21,7 +22,7 @@
 #define BUSY_TRIES 12u
 #define REAPER_TRIES 10000u
 
-/* ---- pools of a thread ------------------------------------------------------------------------ */
+/* ---- pools of a thread ---------------------------------------------------------------------- */
 
 struct mem_cache {
 	void *kept[SMALL_KEPT];
@@ -144,7 +145,7 @@ void run_mem_put(void *mem, size_t len)
 		io_free(mem);
 }
 
-/* ---- steps ------------------------------------------------------------------------------------ */
+/* ---- steps ---------------------------------------------------------------------------------- */
 
 static void run_finish(struct file_run *r)
 {
@@ -164,7 +165,8 @@ void run_go(struct file_run *r)
 	do {
 		s = r->step(r);
 	} while (s == STEP_NEXT);
-	/* After STEP_PARKED the run may already be running again in no other thread than this one, but later. */
+	/* After STEP_PARKED the run may already be running again in no other thread than this one,
+	 * but later. */
 	if (s == STEP_DONE)
 		run_finish(r);
 }
@@ -194,7 +196,8 @@ enum step run_yield(struct file_run *r, step_fn next)
 	return STEP_PARKED;
 }
 
-enum step run_acquire(struct file_run *r, unsigned i, enum seg_kind kind, uint64_t start, uint64_t end)
+enum step run_acquire(struct file_run *r, unsigned i, enum seg_kind kind, uint64_t start,
+		      uint64_t end)
 {
 	struct seg *s = &r->seg[i];
 	int rc;
@@ -217,7 +220,7 @@ void run_release(struct file_run *r, unsigned i)
 		seg_release(r->seg_in[i], &r->seg[i]);
 }
 
-/* ---- device transfers ------------------------------------------------------------------------- */
+/* ---- device transfers ----------------------------------------------------------------------- */
 
 static struct part *part_new(struct file_run *r)
 {
@@ -293,7 +296,7 @@ enum step run_submit(struct file_run *r, step_fn then)
 	return r->ios_left ? STEP_PARKED : STEP_NEXT;
 }
 
-/* ---- waits ------------------------------------------------------------------------------------ */
+/* ---- waits ---------------------------------------------------------------------------------- */
 
 int run_trans_fail(struct file_run *r, struct trans *t, int rc)
 {
@@ -311,7 +314,8 @@ static int park_journal(struct file_run *r, xid_t xid, bool space)
 
 static int wait_busy(struct file_run *r)
 {
-	/* The first commit makes freed data blocks available; freed metadata blocks also need a checkpoint. */
+	/* The first commit makes freed data blocks available; freed metadata blocks also need a
+	 * checkpoint. */
 	if (++r->space_tries > BUSY_TRIES)
 		return -ENOSPC;
 	if (r->space_tries > 1)
@@ -382,7 +386,8 @@ static enum step durable_flush(struct file_run *r)
 	int rc;
 
 	r->step = durable_end;
-	if (r->waiter.err || !dev->volatile_cache || atomic_load(&dev->flushed_upto) >= r->flush_mark)
+	if (r->waiter.err || !dev->volatile_cache ||
+	    atomic_load(&dev->flushed_upto) >= r->flush_mark)
 		return STEP_NEXT;
 	rc = park_journal(r, 0, false);
 	if (rc < 0)

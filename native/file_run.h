@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: MIT
  *
- * file_run.h - private to file*.c: the running state of one file operation and the machines that operations are put together from.
+ * file_run.h - private to file*.c: the running state of one file operation and the machines that
+ * operations are put together from.
  *
- * An operation is a chain of steps. A step does what it can without waiting, sets r->step to the one that follows, and
- * says STEP_NEXT (go on now), STEP_PARKED (whatever it parked on will resume the operation at r->step) or STEP_DONE.
- * A step that finds the journal full or blocks busy parks and is run again from its beginning: so a step changes its own
- * progress fields only after its transaction was committed.
+ * An operation is a chain of steps. A step does what it can without waiting, sets r->step to the
+ * one that follows, and says STEP_NEXT (go on now), STEP_PARKED (whatever it parked on will resume
+ * the operation at r->step) or STEP_DONE. A step that finds the journal full or blocks busy parks
+ * and is run again from its beginning: so a step changes its own progress fields only after its
+ * transaction was committed.
  *
- * Machines (read_begin, write_begin, tail_begin, remove_begin) are chains that end in the step the caller gave as `then`, with r->err
- * set when they failed. They expect the segments to be held. At most one of each kind runs at a time in an operation; write uses
- * its own reads.
+ * Machines (read_begin, write_begin, tail_begin, remove_begin) are chains that end in the step the
+ * caller gave as `then`, with r->err set when they failed. They expect the segments to be held. At
+ * most one of each kind runs at a time in an operation; write uses its own reads.
  *
- * Concurrency: a run belongs to the thread of its ioctx. Only file_cancel() looks at it from elsewhere, at the segments alone, through
- * inode->lock. A run goes back to its thread's pool after done() returned, so a caller that takes an operation out of its table inside
- * done() may call file_cancel() under that table's lock.
+ * Concurrency: a run belongs to the thread of its ioctx. Only file_cancel() looks at it from
+ * elsewhere, at the segments alone, through inode->lock. A run goes back to its thread's pool after
+ * done() returned, so a caller that takes an operation out of its table inside done() may call
+ * file_cancel() under that table's lock.
  */
 #ifndef EXTFS_FILE_RUN_H
 #define EXTFS_FILE_RUN_H
@@ -49,7 +52,8 @@ struct read_body {
 	size_t bounce_len, pad;
 };
 
-/* Write buf (NULL: zeros) to [off, end). Old EOF must not lie in a block before that of off, unless !grow. */
+/* Write buf (NULL: zeros) to [off, end). Old EOF must not lie in a block before that of off, unless
+ * !grow. */
 struct write_body {
 	struct inode *in;
 	uint64_t off, end; /* end shrinks when space runs out after the first block */
@@ -139,15 +143,18 @@ void run_go(struct file_run *r);
 void run_resume(struct op *op);
 struct file_run *run_get(void);
 void run_put(struct file_run *r);
-/* Memory aligned for I/O from the thread's cache; give it back in the same thread. NULL when out of memory. */
+/* Memory aligned for I/O from the thread's cache; give it back in the same thread. NULL when out of
+ * memory. */
 void *run_mem_get(size_t len);
 void run_mem_put(void *mem, size_t len);
 
 /* Segment i on `in`. STEP_NEXT: held. */
-enum step run_acquire(struct file_run *r, unsigned i, enum seg_kind kind, uint64_t start, uint64_t end);
+enum step run_acquire(struct file_run *r, unsigned i, enum seg_kind kind, uint64_t start,
+		      uint64_t end);
 void run_release(struct file_run *r, unsigned i);
 
-/* Device transfers: list them (memory stays valid until they are complete), then submit all at once. */
+/* Device transfers: list them (memory stays valid until they are complete), then submit all at
+ * once. */
 int run_part(struct file_run *r, enum io_kind kind, uint64_t dev_offset, void *mem, uint64_t len);
 int run_part_zero(struct file_run *r, void *mem, uint64_t len);
 enum step run_submit(struct file_run *r, step_fn then);
@@ -155,17 +162,20 @@ enum step run_submit(struct file_run *r, step_fn then);
 enum step run_end(struct file_run *r, int64_t result);
 /* Give others a turn between the transactions of a long operation. */
 enum step run_yield(struct file_run *r, step_fn next);
-/* The step failed with rc. true: it can be tried again: *how says whether it parked (r->step unchanged).
- * false: rc stands (busy blocks have become -ENOSPC in *rc). */
+/* The step failed with rc. true: it can be tried again: *how says whether it parked (r->step
+ * unchanged). false: rc stands (busy blocks have become -ENOSPC in *rc). */
 bool run_retry(struct file_run *r, int *rc, enum step *how);
 /* Cancel the transaction; remembers which group makes busy blocks free. Returns rc. */
 int run_trans_fail(struct file_run *r, struct trans *t, int rc);
-/* Wait until the group is durable. STEP_NEXT: it is. Otherwise parked, or r->err is set and STEP_DONE means "do not go on". */
+/* Wait until the group is durable. STEP_NEXT: it is. Otherwise parked, or r->err is set and
+ * STEP_DONE means "do not go on". */
 enum step run_await_xid(struct file_run *r, xid_t xid);
-/* Everything of `in` (its metadata up to xid, and data written so far) on stable storage, then the step. r->err. */
+/* Everything of `in` (its metadata up to xid, and data written so far) on stable storage, then the
+ * step. r->err. */
 enum step run_durable(struct file_run *r, struct inode *in, step_fn then);
 
-/* Bytes of a file that must not be rewritten in place yet: a truncate that cut them off is not durable (file.h rule 3). */
+/* Bytes of a file that must not be rewritten in place yet: a truncate that cut them off is not
+ * durable (file.h rule 3). */
 static inline bool shrink_pending(struct inode *in)
 {
 	return unlikely(in->shrink_xid > jrn_durable(in->fs)) &&
@@ -173,20 +183,25 @@ static inline bool shrink_pending(struct inode *in)
 }
 
 /* file_read.c */
-void read_setup(struct file_run *r, struct inode *in, uint64_t off, uint64_t len, void *buf, size_t cap,
+void read_setup(struct file_run *r, struct inode *in, uint64_t off, uint64_t len, void *buf,
+		size_t cap,
 		step_fn then);
 enum step read_begin(struct file_run *r);
 enum step file_read_start(struct file_run *r);
 
 /* file_put.c */
-enum step write_begin(struct file_run *r, struct inode *in, uint64_t off, uint64_t end, const void *buf,
+enum step write_begin(struct file_run *r, struct inode *in, uint64_t off, uint64_t end,
+		      const void *buf,
 		      bool grow, unsigned touch, step_fn then);
 /* Is any written block of [b0, b1) shared? fs->lock held. */
 int range_shared(struct inode *in, fileblk_t b0, fileblk_t b1, bool *shared);
-/* file_tail.c. Zero the written bytes past EOF in its block when EOF is about to move up to `to` (or a write to begin there). Within the
- * same block only if asked: a write that begins there does it itself. */
-enum step tail_begin(struct file_run *r, struct inode *in, uint64_t to, bool same_block, step_fn then);
-/* file_write.c. Clear setuid, setgid and capabilities as FILE_F_KILL_PRIV asks. STEP_NEXT with r->err: done or failed. */
+/* file_tail.c. Zero the written bytes past EOF in its block when EOF is about to move up to `to`
+ * (or a write to begin there). Within the same block only if asked: a write that begins there does
+ * it itself. */
+enum step tail_begin(struct file_run *r, struct inode *in, uint64_t to, bool same_block,
+		     step_fn then);
+/* file_write.c. Clear setuid, setgid and capabilities as FILE_F_KILL_PRIV asks. STEP_NEXT with
+ * r->err: done or failed. */
 enum step run_kill_priv(struct file_run *r, struct inode *in);
 
 /* file_write.c, file_truncate.c, file_fallocate.c, file_copy.c, file_fsync.c */
@@ -196,16 +211,19 @@ enum step file_fallocate_start(struct file_run *r);
 enum step file_copy_start(struct file_run *r);
 enum step file_fsync_start(struct file_run *r);
 
-/* file_truncate.c. Inside a transaction of REMOVE_TRANS_BLOCKS: unmap what fits, keep the intent record: added when something
- * is left, removed with the last piece. *end: where the next call goes on; == file when finished. */
+/* file_truncate.c. Inside a transaction of REMOVE_TRANS_BLOCKS: unmap what fits, keep the intent
+ * record: added when something is left, removed with the last piece. *end: where the next call goes
+ * on; == file when finished. */
 #define REMOVE_TRANS_BLOCKS 384u
 int remove_some(struct trans *t, struct inode *in, enum fork fork, fileblk_t file, fileblk_t *end,
 		uint32_t intent_type, uint64_t *intent);
-enum step remove_begin(struct file_run *r, struct inode *in, enum fork fork, fileblk_t file, fileblk_t end,
+enum step remove_begin(struct file_run *r, struct inode *in, enum fork fork, fileblk_t file,
+		       fileblk_t end,
 		       uint32_t intent_type, uint64_t intent, step_fn then);
 /* In the transaction that removes the last staged extent of an operation. */
 int staging_end(struct trans *t, struct inode *in, uint64_t intent);
-/* To be called in a transaction that may have dropped references of the inode's blocks, before its commit. */
+/* To be called in a transaction that may have dropped references of the inode's blocks, before its
+ * commit. */
 void note_unshare(struct inode *in);
 
 #endif

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * file_tail.c - before EOF moves up: the written bytes behind it in its block become zeros on the device (file.h rule 3).
+ * file_tail.c - before EOF moves up: the written bytes behind it in its block become zeros on the
+ * device (file.h rule 3).
  *
- * A write that begins in the block of EOF does without: it rewrites that block whole. The zeroing itself is an ordinary write
- * without growth, so it waits for shrink_xid and copies a shared block like any other.
+ * A write that begins in the block of EOF does without: it rewrites that block whole. The zeroing
+ * itself is an ordinary write without growth, so it waits for shrink_xid and copies a shared block
+ * like any other.
  */
 #include "file_run.h"
 
@@ -15,7 +17,8 @@ static enum step tail_end(struct file_run *r)
 	return STEP_NEXT;
 }
 
-enum step tail_begin(struct file_run *r, struct inode *in, uint64_t to, bool same_block, step_fn then)
+enum step tail_begin(struct file_run *r, struct inode *in, uint64_t to, bool same_block,
+		     step_fn then)
 {
 	struct extent ext = { 0 };
 	uint64_t size;
@@ -36,5 +39,6 @@ enum step tail_begin(struct file_run *r, struct inode *in, uint64_t to, bool sam
 		return STEP_NEXT;
 	}
 	r->tail_then = then;
-	return write_begin(r, in, size, (block_floor(size) + 1) << BLOCK_SHIFT, NULL, false, 0, tail_end);
+	return write_begin(r, in, size, (block_floor(size) + 1) << BLOCK_SHIFT, NULL, false, 0,
+			   tail_end);
 }

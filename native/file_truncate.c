@@ -1,18 +1,23 @@
 /* SPDX-License-Identifier: MIT
  *
- * file_truncate.c - truncate both ways, and the machine that unmaps a range in rolling transactions.
+ * file_truncate.c - truncate both ways, and the machine that unmaps a range in rolling
+ * transactions.
  *
- * Down: one transaction sets the size, unmaps what fits, and leaves an intent when there is more. From its commit on the truncate
- * cannot fail half-way: a crash is finished by the reaper at the next mount, before anybody can extend the file over what is left
- * (the reaper holds the segment). The MAP segment to the end of all files is held until the last piece is gone.
- * Nothing is zeroed on the way down; the partial last block keeps its bytes, and shrink_xid says from when on they may be overwritten.
+ * Down: one transaction sets the size, unmaps what fits, and leaves an intent when there is more.
+ * From its commit on the truncate cannot fail half-way: a crash is finished by the reaper at the
+ * next mount, before anybody can extend the file over what is left (the reaper holds the segment).
+ * The MAP segment to the end of all files is held until the last piece is gone. Nothing is zeroed
+ * on the way down; the partial last block keeps its bytes, and shrink_xid says from when on they
+ * may be overwritten.
  *
- * Up: the old tail is zeroed on the device, then the size moves. KEEP_SIZE preallocation below the new size stays, as zeros.
+ * Up: the old tail is zeroed on the device, then the size moves. KEEP_SIZE preallocation below the
+ * new size stays, as zeros.
  */
 #include "file_run.h"
 
-/* More records than this below the cut: an intent is written before the first removal. Up to this many fit one transaction
- * for certain: each costs a delete in the extent tree, one in the reference counts, and one free. */
+/* More records than this below the cut: an intent is written before the first removal. Up to this
+ * many fit one transaction for certain: each costs a delete in the extent tree, one in the
+ * reference counts, and one free. */
 #define REMOVE_AT_ONCE 8u
 #define REMOVE_RECORDS 64u
 
@@ -102,7 +107,8 @@ static enum step remove_step(struct file_run *r)
 		t.alloc_flags |= ALLOC_USE_RESERVE;
 		rc = trans_join_inode(&t, m->in);
 		if (!rc)
-			rc = remove_some(&t, m->in, m->fork, m->file, &end, m->intent_type, &intent);
+			rc = remove_some(&t, m->in, m->fork, m->file, &end, m->intent_type,
+					 &intent);
 		if (!rc)
 			rc = inode_write(&t, m->in);
 		if (rc) {
@@ -121,7 +127,8 @@ static enum step remove_step(struct file_run *r)
 	return remove_over(r, 0);
 }
 
-enum step remove_begin(struct file_run *r, struct inode *in, enum fork fork, fileblk_t file, fileblk_t end,
+enum step remove_begin(struct file_run *r, struct inode *in, enum fork fork, fileblk_t file,
+		       fileblk_t end,
 		       uint32_t intent_type, uint64_t intent, step_fn then)
 {
 	r->rm = (struct remove_body){ .in = in, .fork = fork, .file = file, .end = end,
@@ -130,7 +137,7 @@ enum step remove_begin(struct file_run *r, struct inode *in, enum fork fork, fil
 	return STEP_NEXT;
 }
 
-/* ---- truncate ----------------------------------------------------------------------------------- */
+/* ---- truncate ------------------------------------------------------------------------------- */
 
 static enum step truncate_locked(struct file_run *r);
 
@@ -182,7 +189,8 @@ static int truncate_down(struct file_run *r, fileblk_t *end, uint64_t *intent)
 		in->core.size = size;
 		in->core.flags &= ~INODE_F_PREALLOC;
 		inode_touch(in, TOUCH_MTIME | TOUCH_CTIME);
-		rc = remove_some(&t, in, FORK_DATA, block_ceil(size), end, INTENT_FREE_TAIL, intent);
+		rc = remove_some(&t, in, FORK_DATA, block_ceil(size), end, INTENT_FREE_TAIL,
+				 intent);
 	}
 	if (!rc)
 		rc = inode_write(&t, in);
@@ -211,7 +219,8 @@ static enum step truncate_down_step(struct file_run *r)
 			return how;
 		return run_end(r, rc);
 	}
-	return remove_begin(r, r->fop->in, FORK_DATA, block_ceil(r->fop->offset), end, INTENT_FREE_TAIL,
+	return remove_begin(r, r->fop->in, FORK_DATA, block_ceil(r->fop->offset), end,
+			    INTENT_FREE_TAIL,
 			    intent, truncate_done);
 }
 

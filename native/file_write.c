@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * file_write.c - write: which bytes to lock, the fast path of an aligned rewrite, and what follows the data.
+ * file_write.c - write: which bytes to lock, the fast path of an aligned rewrite, and what follows
+ * the data.
  *
- * Segment: WRITE_IO over the blocks written; from the block of EOF on when the write begins behind EOF, because the tail there
- * has to be zeroed. So the size changes only under a segment that covers the block of the old EOF. Blocks that are shared
- * need a MAP segment (their mapping changes under readers).
+ * Segment: WRITE_IO over the blocks written; from the block of EOF on when the write begins behind
+ * EOF, because the tail there has to be zeroed. So the size changes only under a segment that
+ * covers the block of the old EOF. Blocks that are shared need a MAP segment (their mapping changes
+ * under readers).
  */
 #include "file_run.h"
 
@@ -160,7 +162,8 @@ static enum step write_locked(struct file_run *r)
 		fs_unlock(r->fs);
 		return write_again(r, r->kind);
 	}
-	if (likely(!(fop->flags & (FILE_F_APPEND | FILE_F_KILL_PRIV)) && in_place(r, &dev_offset))) {
+	if (likely(!(fop->flags & (FILE_F_APPEND | FILE_F_KILL_PRIV)) && in_place(r,
+		&dev_offset))) {
 		rc = run_part(r, IO_WRITE, dev_offset, fop->buf, fop->len);
 		fs_unlock(r->fs);
 		if (rc)
@@ -218,7 +221,7 @@ enum step file_write_start(struct file_run *r)
 	return STEP_NEXT;
 }
 
-/* ---- setuid, setgid, capabilities ------------------------------------------------------------------ */
+/* ---- setuid, setgid, capabilities ----------------------------------------------------------- */
 
 #define CAPABILITY "security.capability"
 

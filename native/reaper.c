@@ -2,16 +2,20 @@
  *
  * reaper.c - the background thread that frees what orphans and cut-off intents left (reaper.h).
  *
- * Definitions: an item is one inode to delete (orphan) or one intent found at mount. Items are worked off in order, each in
- * rolling transactions; the orphan or intent record disappears in the last one, so a crash anywhere repeats only what is left.
+ * Definitions: an item is one inode to delete (orphan) or one intent found at mount. Items are
+ * worked off in order, each in rolling transactions; the orphan or intent record disappears in the
+ * last one, so a crash anywhere repeats only what is left.
  *
  * Invariants:
  *  1. An orphan item owns a reference to an inode without other users; nobody else changes it.
- *  2. An intent item owns a reference and a held MAP segment, both until it is finished or the thread stops.
- *  3. busy counts items queued or under way, and 1 for the scan of TREE_ORPHAN at mount until it has ended.
+ *  2. An intent item owns a reference and a held MAP segment, both until it is finished or the
+ *     thread stops.
+ *  3. busy counts items queued or under way, and 1 for the scan of TREE_ORPHAN at mount until it
+ *     has ended.
  *
- * The scan: what is on the orphan list and in use belongs to a user (unlinked while open, O_TMPFILE). So the scan only takes and
- * drops a reference; when that was the only one, inode_put() itself hands the orphan over.
+ * The scan: what is on the orphan list and in use belongs to a user (unlinked while open,
+ * O_TMPFILE). So the scan only takes and drops a reference; when that was the only one, inode_put()
+ * itself hands the orphan over.
  */
 #include "reaper.h"
 
@@ -45,7 +49,7 @@ struct reaper {
 	_Atomic unsigned busy;
 };
 
-/* ---- intents on disk -------------------------------------------------------------------------- */
+/* ---- intents on disk ------------------------------------------------------------------------ */
 
 int intent_add(struct trans *t, const struct intent_disk *rec, uint64_t *id)
 {
@@ -66,7 +70,7 @@ int intent_del(struct trans *t, uint64_t id)
 	return bt_delete(t, fs_tree(t->fs, TREE_INTENT), KEY(id, 0));
 }
 
-/* ---- rolling work, on the reaper's own thread -------------------------------------------------- */
+/* ---- rolling work, on the reaper's own thread ----------------------------------------------- */
 
 static bool stopping(struct reaper *rp)
 {
@@ -237,7 +241,7 @@ static void item_free(struct item *it)
 	free(it);
 }
 
-/* ---- the queue -------------------------------------------------------------------------------- */
+/* ---- the queue ------------------------------------------------------------------------------ */
 
 static void enqueue(struct reaper *rp, struct item *it)
 {
@@ -376,7 +380,7 @@ void reaper_orphan(struct fs *fs, struct inode *in)
 	enqueue(rp, it);
 }
 
-/* ---- start and stop --------------------------------------------------------------------------- */
+/* ---- start and stop ------------------------------------------------------------------------- */
 
 /* An intent of the mount. An intent without its inode cannot be: both change in one transaction. */
 static int take_intent(struct reaper *rp, uint64_t id, const struct intent_disk *rec)
@@ -409,9 +413,9 @@ static int take_intent(struct reaper *rp, uint64_t id, const struct intent_disk 
 	seg_init(&it->seg, SEG_MAP, start << BLOCK_SHIFT,
 		 type == INTENT_PUNCH ? end << BLOCK_SHIFT : UINT64_MAX, NULL);
 	rc = seg_try(it->in, &it->seg);
-	if (rc) { /* two intents of one range: the first one's work is a part of the second's, or the reverse */
+	/* Two intents of one range: both are done, in turn. */
+	if (rc)
 		log_msg(LOG_WARN, "intent %llu overlaps another", (unsigned long long)id);
-	}
 	enqueue(rp, it);
 	return 0;
 }

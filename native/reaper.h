@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * reaper.h - the thread that finishes in the background what was decided in one transaction: freeing the blocks of orphans whose last
- * user has gone, and intents (truncate, punch of many extents) that a crash cut off. Works in rolling transactions with ALLOC_USE_RESERVE;
- * after a crash the orphan and intent trees say what is left.
+ * reaper.h - the thread that finishes in the background what was decided in one transaction:
+ * freeing the blocks of orphans whose last user has gone, and intents (truncate, punch of many
+ * extents) that a crash cut off. Works in rolling transactions with ALLOC_USE_RESERVE; after a
+ * crash the orphan and intent trees say what is left.
  *
- * While the system runs, the operation that wrote an intent finishes it itself. Those found at mount hold a MAP segment of their range from
- * before fs_open() returns until they are finished, so nobody sees the extents that are still to go.
+ * While the system runs, the operation that wrote an intent finishes it itself. Those found at
+ * mount hold a MAP segment of their range from before fs_open() returns until they are finished, so
+ * nobody sees the extents that are still to go.
  *
  * Concurrency: a mutex of its own, a leaf, for the queue and the waiters.
  */
@@ -22,10 +24,12 @@ void reaper_stop(struct fs *fs);
 void reaper_orphan(struct fs *fs, struct inode *in);
 /* Wait until nothing is queued (tests, unmount, ENOSPC). Blocking. */
 void reaper_drain(struct fs *fs);
-/* True while something is queued or under way: an allocation that fails may be worth a wait. Lock-free. */
+/* True while something is queued or under way: an allocation that fails may be worth a wait.
+ * Lock-free. */
 bool reaper_busy(struct fs *fs);
 
-/* Park until the reaper has finished one more file or intent. 0: it is idle; else ERR_PARKED, op will be resumed. */
+/* Park until the reaper has finished one more file or intent. 0: it is idle; else ERR_PARKED, op
+ * will be resumed. */
 struct reaper_waiter {
 	struct op *op;
 	struct reaper_waiter *next;

@@ -2,17 +2,18 @@
  *
  * segment.c - held segments in an interval tree, parked ones in a queue.
  *
- * Definitions: two segments clash when their ranges overlap and their kinds conflict (table in segment.h).
+ * Definitions: two segments clash when their ranges overlap and their kinds conflict (table in
+ * segment.h).
  *
  * Invariants, all under inode->lock:
  *  1. No two held segments clash.
  *  2. A parked segment clashes with a held one or with one that was parked before it.
  *  3. The queue is in order of arrival.
- *  4. The tree is a treap: ordered by (start, order), heap by priority, which is a hash of `order`; max_end of a
- *     node is the greatest end in its subtree.
+ *  4. The tree is a treap: ordered by (start, order), heap by priority, which is a hash of `order`;
+ *     max_end of a node is the greatest end in its subtree.
  *
- * Whatever makes a segment smaller or go away (release, shrink, cancel) goes through the queue once, in
- * order, and grants what invariant 2 no longer holds back.
+ * Whatever makes a segment smaller or go away (release, shrink, cancel) goes through the queue
+ * once, in order, and grants what invariant 2 no longer holds back.
  */
 #include "segment.h"
 
@@ -38,7 +39,7 @@ static bool clash(const struct seg *a, const struct seg *b)
 	return conflicts[a->kind][b->kind] && a->start < b->end && b->start < a->end;
 }
 
-/* ---- treap ------------------------------------------------------------------------------------ */
+/* ---- treap ---------------------------------------------------------------------------------- */
 
 static bool before(const struct seg *a, const struct seg *b)
 {
@@ -131,7 +132,7 @@ static bool treap_clashes(const struct seg *n, const struct seg *s)
 	return false;
 }
 
-/* ---- granting --------------------------------------------------------------------------------- */
+/* ---- granting ------------------------------------------------------------------------------- */
 
 static bool held_clashes(const struct seg_tree *st, const struct seg *s)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * file_fixture.h - a filesystem on a simulated device, a model of files as plain bytes, and one description of an operation that
- * both can be given: for the tests of the data path.
+ * file_fixture.h - a filesystem on a simulated device, a model of files as plain bytes, and one
+ * description of an operation that both can be given: for the tests of the data path.
  */
 #ifndef FILE_FIXTURE_H
 #define FILE_FIXTURE_H
@@ -34,7 +34,7 @@
 
 static const struct cred root_cred = { 0, 0, 0 };
 
-/* ---- random numbers, repeatable ---- */
+/* ---- random numbers, repeatable ------------------------------------------------------------- */
 
 static uint64_t rng_state;
 
@@ -56,7 +56,7 @@ static inline uint64_t below(uint64_t n)
 	return rng() % n;
 }
 
-/* ---- the world ---- */
+/* ---- the world ------------------------------------------------------------------------------ */
 
 static struct world {
 	struct sim *sim;
@@ -101,7 +101,8 @@ static inline nblocks_t free_blocks(void)
 static inline void make_files(void)
 {
 	for (unsigned i = 0; i < FILES; i++)
-		OK(namei_create(world.root, name_of(i), strlen(name_of(i)), S_IFREG | 0644, 0, &root_cred,
+		OK(namei_create(world.root, name_of(i), strlen(name_of(i)), S_IFREG | 0644, 0,
+				&root_cred,
 				&world.file[i]));
 }
 
@@ -162,9 +163,10 @@ static inline void delete_all(void)
 	assert_int_equal(free_blocks(), world.free_empty);
 }
 
-/* ---- operations, as both sides understand them ---- */
+/* ---- operations, as both sides understand them ---------------------------------------------- */
 
-enum act { ACT_READ, ACT_WRITE, ACT_APPEND, ACT_TRUNCATE, ACT_ALLOC, ACT_PUNCH, ACT_ZERO, ACT_COPY, ACT_FSYNC, ACTS };
+enum act { ACT_READ, ACT_WRITE, ACT_APPEND, ACT_TRUNCATE, ACT_ALLOC, ACT_PUNCH, ACT_ZERO, ACT_COPY,
+	   ACT_FSYNC, ACTS };
 
 struct todo {
 	enum act act;
@@ -237,7 +239,7 @@ static inline int64_t model_do(struct model *files, const struct todo *t)
 	}
 }
 
-/* ---- the real thing ---- */
+/* ---- the real thing ------------------------------------------------------------------------- */
 
 struct flight {
 	struct file_op fop;
@@ -255,7 +257,8 @@ static inline void flight_start(struct flight *f, const struct todo *t)
 {
 	static const enum file_op_kind kinds[ACTS] = {
 		[ACT_READ] = FILE_READ, [ACT_WRITE] = FILE_WRITE, [ACT_APPEND] = FILE_WRITE,
-		[ACT_TRUNCATE] = FILE_TRUNCATE, [ACT_ALLOC] = FILE_FALLOCATE, [ACT_PUNCH] = FILE_FALLOCATE,
+		[ACT_TRUNCATE] = FILE_TRUNCATE, [ACT_ALLOC] = FILE_FALLOCATE,
+		[ACT_PUNCH] = FILE_FALLOCATE,
 		[ACT_ZERO] = FILE_FALLOCATE, [ACT_COPY] = FILE_COPY, [ACT_FSYNC] = FILE_FSYNC,
 	};
 	bool memory = t->act <= ACT_APPEND;
@@ -307,7 +310,8 @@ static inline int64_t do_one(const struct todo *t)
 
 static inline int64_t do_write(unsigned file, uint64_t off, uint64_t len, uint64_t pattern)
 {
-	return do_one(&(struct todo){ .act = ACT_WRITE, .file = file, .off = off, .len = len, .pattern = pattern });
+	return do_one(&(struct todo){ .act = ACT_WRITE, .file = file, .off = off, .len = len,
+				      .pattern = pattern });
 }
 
 static inline int64_t do_truncate(unsigned file, uint64_t size)
@@ -320,12 +324,14 @@ static inline int64_t do_fsync(unsigned file)
 	return do_one(&(struct todo){ .act = ACT_FSYNC, .file = file });
 }
 
-/* The whole file as read(2) would show it; NULL with *size for an error code. Caller frees with io_free. */
+/* The whole file as read(2) would show it; NULL with *size for an error code. Caller frees with
+ * io_free. */
 static inline uint8_t *read_all(unsigned file, uint64_t *size)
 {
 	struct flight f;
 
-	flight_start(&f, &(struct todo){ .act = ACT_READ, .file = file, .len = MODEL_MAX + BLOCK_SIZE });
+	flight_start(&f, &(struct todo){ .act = ACT_READ, .file = file,
+					 .len = MODEL_MAX + BLOCK_SIZE });
 	flight_wait(&f);
 	OK(f.fop.result);
 	*size = (uint64_t)f.fop.result;
@@ -338,7 +344,8 @@ static inline void same_as_model(unsigned file, const struct model *m, const cha
 	uint8_t *got = read_all(file, &size);
 
 	if (size != m->size)
-		fail_msg("%s: %s has %llu bytes, not %llu", when, name_of(file), (unsigned long long)size,
+		fail_msg("%s: %s has %llu bytes, not %llu", when, name_of(file),
+			 (unsigned long long)size,
 			 (unsigned long long)m->size);
 	for (uint64_t i = 0; i < size; i++)
 		if (got[i] != m->bytes[i])
@@ -347,7 +354,7 @@ static inline void same_as_model(unsigned file, const struct model *m, const cha
 	io_free(got);
 }
 
-/* ---- random operations ---- */
+/* ---- random operations ---------------------------------------------------------------------- */
 
 static inline uint64_t random_off(const struct model *m)
 {
@@ -387,10 +394,13 @@ static inline uint64_t random_len(void)
 
 static inline struct todo random_todo(const struct model *files)
 {
-	static const enum act often[] = { ACT_READ, ACT_WRITE, ACT_WRITE, ACT_WRITE, ACT_WRITE, ACT_APPEND,
-					  ACT_TRUNCATE, ACT_TRUNCATE, ACT_ALLOC, ACT_PUNCH, ACT_ZERO, ACT_COPY,
+	static const enum act often[] = { ACT_READ, ACT_WRITE, ACT_WRITE, ACT_WRITE, ACT_WRITE,
+					  ACT_APPEND,
+					  ACT_TRUNCATE, ACT_TRUNCATE, ACT_ALLOC, ACT_PUNCH, ACT_ZERO,
+					  ACT_COPY,
 					  ACT_COPY, ACT_FSYNC };
-	struct todo t = { .act = often[below(ARRAY_LEN(often))], .file = below(FILES), .dst = below(FILES) };
+	struct todo t = { .act = often[below(ARRAY_LEN(often))], .file = below(FILES),
+			  .dst = below(FILES) };
 
 	t.off = random_off(&files[t.file]);
 	t.len = random_len();

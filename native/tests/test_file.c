@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_file.c - the data path against a model of plain bytes, and its rules one by one. The device starts full of a canary: the
- * model has zeros there, so a comparison with it is also the proof that no old byte is ever seen.
+ * test_file.c - the data path against a model of plain bytes, and its rules one by one. The device
+ * starts full of a canary: the model has zeros there, so a comparison with it is also the proof
+ * that no old byte is ever seen.
  *
  * FILE_SEEDS=n repeats the random tests with n seeds; a failure names its seed.
  */
@@ -36,7 +37,8 @@ static void end(void)
 	world_end();
 	free(files);
 	while (log_next(line, sizeof(line)) > 0)
-		if (strstr(line, "reserved") || strstr(line, "damaged") || strstr(line, "impossible"))
+		if (strstr(line, "reserved") || strstr(line, "damaged") || strstr(line,
+			"impossible"))
 			fail_msg("unexpected in the log: %s", line);
 }
 
@@ -70,7 +72,8 @@ static void check_read(const struct flight *f, const struct model *m)
 
 static void model_write(unsigned file, uint64_t off, uint64_t len, uint64_t pattern)
 {
-	model_do(files, &(struct todo){ .act = ACT_WRITE, .file = file, .off = off, .len = len, .pattern = pattern });
+	model_do(files, &(struct todo){ .act = ACT_WRITE, .file = file, .off = off, .len = len,
+					.pattern = pattern });
 }
 
 /* Both sides, which must agree. */
@@ -82,14 +85,15 @@ static void both(const struct todo *t)
 	flight_start(&f, t);
 	flight_wait(&f);
 	if (f.fop.result != want)
-		fail_msg("act %d on %s: %lld, not %lld", t->act, name_of(t->file), (long long)f.fop.result,
+		fail_msg("act %d on %s: %lld, not %lld", t->act, name_of(t->file),
+			 (long long)f.fop.result,
 			 (long long)want);
 	if (t->act == ACT_READ)
 		check_read(&f, &files[t->file]);
 	flight_end(&f);
 }
 
-/* ---- random operations --------------------------------------------------------------------------- */
+/* ---- random operations ---------------------------------------------------------------------- */
 
 static void random_operations_agree_with_the_model(void **state)
 {
@@ -102,7 +106,8 @@ static void random_operations_agree_with_the_model(void **state)
 			struct todo t = random_todo(files);
 
 			both(&t);
-			snprintf(when, sizeof(when), "seed %llu, operation %u, act %d", (unsigned long long)seed, i,
+			snprintf(when, sizeof(when), "seed %llu, operation %u, act %d",
+				 (unsigned long long)seed, i,
 				 t.act);
 			if (t.act != ACT_READ) {
 				same_as_model(t.file, &files[t.file], when);
@@ -131,7 +136,8 @@ static bool agrees(unsigned file, const struct model *m)
 static void explain(const struct todo *t, struct model **orders)
 {
 	for (unsigned i = 0; i < 2; i++)
-		print_error("act %d file %u dst %u off %llu len %llu dst_off %llu\n", t[i].act, t[i].file, t[i].dst,
+		print_error("act %d file %u dst %u off %llu len %llu dst_off %llu\n", t[i].act,
+			    t[i].file, t[i].dst,
 			    (unsigned long long)t[i].off, (unsigned long long)t[i].len,
 			    (unsigned long long)t[i].dst_off);
 	for (unsigned i = 0; i < FILES; i++) {
@@ -139,9 +145,10 @@ static void explain(const struct todo *t, struct model **orders)
 		uint8_t *got = read_all(i, &size);
 
 		for (unsigned o = 0; o < 2; o++) {
-			for (n = 0; n < MIN(size, orders[o][i].size) && got[n] == orders[o][i].bytes[n]; n++)
+			for (n = 0; n < MIN(size, orders[o][i].size) &&
+			     got[n] == orders[o][i].bytes[n]; n++)
 				;
-			print_error("file %u: was %llu bytes, is %llu; order %u: %llu, same up to %llu\n", i,
+			print_error("file %u: was %llu, is %llu; order %u: %llu, same to %llu\n", i,
 				    (unsigned long long)files[i].size, (unsigned long long)size, o,
 				    (unsigned long long)orders[o][i].size, (unsigned long long)n);
 		}
@@ -211,9 +218,10 @@ static void two_at_once_are_one_after_the_other(void **state)
 	}
 }
 
-/* ---- rules one by one ------------------------------------------------------------------------------ */
+/* ---- rules one by one ----------------------------------------------------------------------- */
 
-static struct todo fallocate_todo(enum act act, unsigned file, uint64_t off, uint64_t len, bool keep)
+static struct todo fallocate_todo(enum act act, unsigned file, uint64_t off, uint64_t len,
+				  bool keep)
 {
 	return (struct todo){ .act = act, .file = file, .off = off, .len = len, .keep_size = keep };
 }
@@ -261,7 +269,8 @@ static void preallocation_past_eof_ends_with_truncate(void **state)
 
 static void limits_are_refused(void **state)
 {
-	struct todo t = { .act = ACT_WRITE, .file = 0, .off = FILE_MAX_BYTES - 10, .len = 100, .pattern = 9 };
+	struct todo t = { .act = ACT_WRITE, .file = 0, .off = FILE_MAX_BYTES - 10, .len = 100,
+			  .pattern = 9 };
 
 	assert_int_equal(do_one(&t), 10);
 	t.off = FILE_MAX_BYTES;
@@ -295,10 +304,13 @@ static void copies_share_blocks_until_written(void **state)
 	assert_true(before - free_blocks() <= 3);
 	compare_all("copied");
 	both(&(struct todo){ .act = ACT_WRITE, .file = 1, .off = 5000, .len = 3000, .pattern = 6 });
-	both(&(struct todo){ .act = ACT_WRITE, .file = 0, .off = 20 * BLOCK_SIZE + 1000, .len = 5000, .pattern = 8 });
+	both(&(struct todo){ .act = ACT_WRITE, .file = 0, .off = 20 * BLOCK_SIZE + 1000,
+			     .len = 5000, .pattern = 8 });
 	both(&(struct todo){ .act = ACT_TRUNCATE, .file = 1, .off = 30 * BLOCK_SIZE });
-	both(&(struct todo){ .act = ACT_PUNCH, .file = 1, .off = 100, .len = 100, .keep_size = true });
-	both(&(struct todo){ .act = ACT_ZERO, .file = 0, .off = 3 * BLOCK_SIZE + 9, .len = 4 * BLOCK_SIZE });
+	both(&(struct todo){ .act = ACT_PUNCH, .file = 1, .off = 100, .len = 100,
+			     .keep_size = true });
+	both(&(struct todo){ .act = ACT_ZERO, .file = 0, .off = 3 * BLOCK_SIZE + 9,
+			     .len = 4 * BLOCK_SIZE });
 	compare_all("written apart");
 	world_close();
 	OK(world_open());
@@ -312,7 +324,7 @@ static void copies_share_blocks_until_written(void **state)
 /* Everything behind the log of the smallest size. */
 #define BEHIND_LOG ((JOURNAL_START_BLOCK + (uint64_t)JOURNAL_MIN_BLOCKS) * BLOCK_SIZE)
 
-/* ---- the device fails ------------------------------------------------------------------------------- */
+/* ---- the device fails ----------------------------------------------------------------------- */
 
 static void failed_write_changes_nothing(void **state)
 {
@@ -345,7 +357,7 @@ static void failed_copy_on_write_leaves_the_old_blocks(void **state)
 	assert_int_equal(bt_records(fs_tree(world.fs, TREE_INTENT)), 0);
 }
 
-/* ---- no space ------------------------------------------------------------------------------------------ */
+/* ---- no space ------------------------------------------------------------------------------- */
 
 #define PIECE (1u << 20)
 
@@ -376,7 +388,8 @@ static void full_device_refuses_and_recovers(void **state)
 	/* What is written stays writable, and what is shared cannot be. */
 	both(&(struct todo){ .act = ACT_WRITE, .file = 2, .off = 100, .len = 30000, .pattern = 6 });
 	assert_int_equal(do_write(0, 5000, 70000, 12), 70000);
-	both(&(struct todo){ .act = ACT_PUNCH, .file = 2, .off = 5000, .len = 9000, .keep_size = true });
+	both(&(struct todo){ .act = ACT_PUNCH, .file = 2, .off = 5000, .len = 9000,
+			     .keep_size = true });
 	same_as_model(2, &files[2], "full");
 	assert_int_equal(do_fsync(0), 0);
 	assert_int_equal(do_truncate(0, 10 * PIECE), 0);
@@ -386,7 +399,8 @@ static void full_device_refuses_and_recovers(void **state)
 	same_as_model(2, &files[2], "room again");
 }
 
-/* A deleted file's blocks come back to a writer that finds none, without anybody waiting for the reaper by hand. */
+/* A deleted file's blocks come back to a writer that finds none, without anybody waiting for the
+ * reaper by hand. */
 static void writer_waits_for_the_reaper(void **state)
 {
 	fill_up(0);
@@ -398,16 +412,19 @@ static void writer_waits_for_the_reaper(void **state)
 
 static void failed_fallocate_takes_nothing(void **state)
 {
-	/* Passes the count, because it asks for what avail promises, to the last block: the map itself needs nodes. */
+	/* Passes the count, because it asks for what avail promises, to the last block: the map
+	 * itself needs nodes. */
 	struct alloc_space sp;
 	struct todo t;
 	nblocks_t before;
 	int64_t rc;
 
 	for (unsigned i = 0; i < 600; i++)
-		assert_int_equal(do_write(1, (uint64_t)i * 2 * BLOCK_SIZE, BLOCK_SIZE, 3), BLOCK_SIZE);
+		assert_int_equal(do_write(1, (uint64_t)i * 2 * BLOCK_SIZE, BLOCK_SIZE, 3),
+				 BLOCK_SIZE);
 	for (unsigned i = 0; i < 600; i += 2)
-		assert_int_equal(do_one(&(struct todo){ .act = ACT_PUNCH, .file = 1, .off = (uint64_t)i * 2 * BLOCK_SIZE,
+		assert_int_equal(do_one(&(struct todo){ .act = ACT_PUNCH, .file = 1,
+							.off = (uint64_t)i * 2 * BLOCK_SIZE,
 							.len = BLOCK_SIZE }), 0);
 	alloc_statfs(world.fs, &sp);
 	before = blocks_of(1);
@@ -432,7 +449,8 @@ static void adopt(unsigned file, const struct model *before)
 	for (uint64_t i = 0; i < size; i++)
 		if (got[i] != (i < before->size ? before->bytes[i] : 0) &&
 		    got[i] != (i < now->size ? now->bytes[i] : 0))
-			fail_msg("byte %llu of %s is %#x", (unsigned long long)i, name_of(file), got[i]);
+			fail_msg("byte %llu of %s is %#x", (unsigned long long)i, name_of(file),
+				 got[i]);
 	memcpy(now->bytes, got, size);
 	now->size = size;
 	io_free(got);
@@ -480,10 +498,10 @@ static void random_operations_on_a_full_device(void **state)
 	assert_true(refused > 20);
 }
 
-/* ---- threads -------------------------------------------------------------------------------------------- */
+/* ---- threads -------------------------------------------------------------------------------- */
 
 #define THREADS 3u
-#define REGION 20000u /* bytes; not a multiple of the block size, so that neighbours meet in a block */
+#define REGION 20000u /* bytes; neighbours meet in the middle of a block */
 
 static void wait_here(struct file_op *fop)
 {
@@ -502,7 +520,8 @@ static void run_on(struct ioctx *ctx, struct file_op *fop)
 	xassert(fop->result >= 0);
 }
 
-/* Each thread writes its own region of one file and reads it back, while the others do the same beside it. */
+/* Each thread writes its own region of one file and reads it back, while the others do the same
+ * beside it. */
 static void *neighbour(void *arg)
 {
 	unsigned me = (unsigned)(uintptr_t)arg;
@@ -531,7 +550,8 @@ static void *neighbour(void *arg)
 		fop.len = REGION;
 		fop.buf = got;
 		run_on(ctx, &fop);
-		/* The end of the file is where the last of the others has written, so the read may be short. */
+		/* The end of the file is where the last of the others has written, so the read may
+		 * be short. */
 		if (i % 40)
 			xassert(memcmp(got, mine, (size_t)fop.result) == 0);
 	}
@@ -551,14 +571,15 @@ static void threads_write_beside_each_other(void **state)
 		pthread_join(t[i], NULL);
 }
 
-/* ---- many extents --------------------------------------------------------------------------------------- */
+/* ---- many extents --------------------------------------------------------------------------- */
 
 #define MANY 3000u
 
 static void scatter(unsigned file)
 {
 	for (unsigned i = 0; i < MANY; i++)
-		assert_int_equal(do_write(file, (uint64_t)i * 2 * BLOCK_SIZE, BLOCK_SIZE, i + 1), BLOCK_SIZE);
+		assert_int_equal(do_write(file, (uint64_t)i * 2 * BLOCK_SIZE, BLOCK_SIZE, i + 1),
+				 BLOCK_SIZE);
 	assert_int_equal(blocks_of(file), MANY);
 }
 
@@ -616,15 +637,17 @@ static void cut_off_truncate_is_finished_at_mount(void **state)
 	assert_int_equal(bt_records(fs_tree(world.fs, TREE_INTENT)), 0);
 }
 
-/* ---- cancelling --------------------------------------------------------------------------------------- */
+/* ---- cancelling ----------------------------------------------------------------------------- */
 
 static void parked_operation_can_be_cancelled(void **state)
 {
 	struct flight writes[2], read;
 
 	both(&(struct todo){ .act = ACT_WRITE, .len = 4 * BLOCK_SIZE, .pattern = 5 });
-	flight_start(&writes[0], &(struct todo){ .act = ACT_WRITE, .len = 2 * BLOCK_SIZE, .pattern = 6 });
-	flight_start(&writes[1], &(struct todo){ .act = ACT_WRITE, .off = 100, .len = 10, .pattern = 7 });
+	flight_start(&writes[0], &(struct todo){ .act = ACT_WRITE, .len = 2 * BLOCK_SIZE,
+						 .pattern = 6 });
+	flight_start(&writes[1], &(struct todo){ .act = ACT_WRITE, .off = 100, .len = 10,
+						 .pattern = 7 });
 	flight_start(&read, &(struct todo){ .act = ACT_READ, .off = 3 * BLOCK_SIZE, .len = 10 });
 	assert_false(writes[1].done);
 	assert_false(file_cancel(&writes[0].fop)); /* with the device */
@@ -651,7 +674,8 @@ static void appends_at_once_do_not_overwrite_each_other(void **state)
 
 	sim_shuffle(world.sim, true);
 	for (unsigned i = 0; i < FLIGHT; i++)
-		flight_start(&f[i], &(struct todo){ .act = ACT_APPEND, .len = 1000 + i, .pattern = i + 1 });
+		flight_start(&f[i], &(struct todo){ .act = ACT_APPEND, .len = 1000 + i,
+						    .pattern = i + 1 });
 	for (unsigned i = 0; i < FLIGHT; i++)
 		flight_wait(&f[i]);
 	got = read_all(0, &size);

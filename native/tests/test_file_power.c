@@ -2,10 +2,11 @@
  *
  * test_file_power.c - power cuts in the middle of file operations.
  *
- * A script of operations, chosen by seed, runs until the device loses power at the n-th write or flush; then the filesystem is mounted
- * again and every file is compared with what may be there: since its last successful fsync a file has had a
- * row of versions; each byte must be that byte in one of them, and the size that of one of them. A canary is in none.
- * Afterwards everything is deleted, and every block must be free again.
+ * A script of operations, chosen by seed, runs until the device loses power at the n-th write or
+ * flush; then the filesystem is mounted again and every file is compared with what may be there:
+ * since its last successful fsync a file has had a row of versions; each byte must be that byte in
+ * one of them, and the size that of one of them. A canary is in none. Afterwards everything is
+ * deleted, and every block must be free again.
  *
  * FILE_CUTS=n sets the number of cuts; a failure names seed and cut.
  */
@@ -77,8 +78,10 @@ static const char *judge(unsigned file)
 
 		while (i < size && allowed(h, i, got[i]))
 			i++;
-		snprintf(text, sizeof(text), "%s: wrong %s: size %llu (known %llu to %llu), byte %llu is %#x", name_of(file),
-			 wrong, (unsigned long long)size, (unsigned long long)least, (unsigned long long)most,
+		snprintf(text, sizeof(text),
+			 "%s: wrong %s: size %llu (known %llu to %llu), byte %llu is %#x",
+			 name_of(file), wrong, (unsigned long long)size,
+			 (unsigned long long)least, (unsigned long long)most,
 			 (unsigned long long)i, i < size ? got[i] : 0);
 		wrong = text;
 	}
@@ -93,7 +96,8 @@ static bool perform(struct model *files, const struct todo *t)
 
 	model_do(files, t);
 	if (t->act != ACT_READ && t->act != ACT_FSYNC) {
-		history_add(&histories[t->act == ACT_COPY ? t->dst : t->file], &files[t->act == ACT_COPY ? t->dst : t->file]);
+		history_add(&histories[t->act == ACT_COPY ? t->dst : t->file],
+			    &files[t->act == ACT_COPY ? t->dst : t->file]);
 	}
 	rc = do_one(t);
 	if (sim_crashed(world.sim))
@@ -102,7 +106,8 @@ static bool perform(struct model *files, const struct todo *t)
 	if (t->act == ACT_FSYNC)
 		now_durable(t->file, &files[t->file]);
 	else if (t->dsync && t->act != ACT_READ && !(t->act == ACT_COPY && rc == 0))
-		now_durable(t->act == ACT_COPY ? t->dst : t->file, &files[t->act == ACT_COPY ? t->dst : t->file]);
+		now_durable(t->act == ACT_COPY ? t->dst : t->file,
+			    &files[t->act == ACT_COPY ? t->dst : t->file]);
 	return true;
 }
 
@@ -121,7 +126,7 @@ static bool random_script(struct model *files)
 	return true;
 }
 
-/* A cut of the last block, and something that moves EOF up again, before the truncate is durable. */
+/* The last block is cut, and EOF moves up again before that is durable. */
 static bool shrink_script(struct model *files)
 {
 	static const struct todo ups[] = {
@@ -135,7 +140,8 @@ static bool shrink_script(struct model *files)
 	struct todo steps[] = {
 		{ .act = ACT_WRITE, .len = 4096, .pattern = 3 }, { .act = ACT_FSYNC },
 		{ .act = ACT_TRUNCATE, .off = 100 }, ups[below(ARRAY_LEN(ups))],
-		{ .act = ACT_WRITE, .file = 1, .off = 0, .len = 10, .pattern = 5 }, { .act = ACT_FSYNC, .file = 1 },
+		{ .act = ACT_WRITE, .file = 1, .off = 0, .len = 10,
+		  .pattern = 5 }, { .act = ACT_FSYNC, .file = 1 },
 	};
 
 	for (unsigned i = 0; i < ARRAY_LEN(steps); i++)
@@ -148,15 +154,20 @@ static bool shrink_script(struct model *files)
 static bool share_script(struct model *files)
 {
 	struct todo steps[] = {
-		{ .act = ACT_WRITE, .file = 0, .len = 5 * BLOCK_SIZE + 123, .pattern = 3 }, { .act = ACT_FSYNC, .file = 0 },
-		{ .act = ACT_COPY, .file = 0, .dst = 1, .len = 1 << 17 }, { .act = ACT_FSYNC, .file = 1 },
+		{ .act = ACT_WRITE, .file = 0, .len = 5 * BLOCK_SIZE + 123,
+		  .pattern = 3 }, { .act = ACT_FSYNC, .file = 0 },
+		{ .act = ACT_COPY, .file = 0, .dst = 1, .len = 1 << 17 }, { .act = ACT_FSYNC,
+			.file = 1 },
 		below(2) ? (struct todo){ .act = ACT_TRUNCATE, .file = 0, .off = below(9000) } :
 			   (struct todo){ .act = ACT_PUNCH, .file = 0, .off = 0, .len = 30000 },
-		{ .act = ACT_WRITE, .file = 1, .off = below(9000), .len = 1 + below(20000), .pattern = 9 },
+		{ .act = ACT_WRITE, .file = 1, .off = below(9000), .len = 1 + below(20000),
+		  .pattern = 9 },
 		{ .act = ACT_APPEND, .file = 1, .len = 300, .pattern = 12 },
-		{ .act = ACT_WRITE, .file = 0, .off = below(9000), .len = 1 + below(20000), .pattern = 10 },
+		{ .act = ACT_WRITE, .file = 0, .off = below(9000), .len = 1 + below(20000),
+		  .pattern = 10 },
 		{ .act = ACT_FSYNC, .file = below(2) },
-		{ .act = ACT_WRITE, .file = 1, .off = below(9000), .len = 1 + below(20000), .pattern = 11 },
+		{ .act = ACT_WRITE, .file = 1, .off = below(9000), .len = 1 + below(20000),
+		  .pattern = 11 },
 	};
 
 	for (unsigned i = 0; i < ARRAY_LEN(steps); i++)
@@ -191,14 +202,17 @@ static bool delete_script(struct model *files)
 	return !sim_crashed(world.sim);
 }
 
-/* The script to the cut, the mount after it, the judgement. NULL: as it should be. *whole: the script ended before the cut. */
-static const char *one_cut(script_fn script, uint64_t seed, uint64_t cut, unsigned mutant, bool *whole)
+/* The script to the cut, the mount after it, the judgement. NULL: as it should be. *whole: the
+ * script ended before the cut. */
+static const char *one_cut(script_fn script, uint64_t seed, uint64_t cut, unsigned mutant,
+			   bool *whole)
 {
 	struct model *files = calloc(FILES, sizeof(*files));
 	const char *wrong = NULL;
 	nblocks_t empty = world.free_empty;
 
-	snprintf(where, sizeof(where), "seed %llu, cut %llu", (unsigned long long)seed, (unsigned long long)cut);
+	snprintf(where, sizeof(where), "seed %llu, cut %llu", (unsigned long long)seed,
+		 (unsigned long long)cut);
 	OK(sim_clone(formatted, &world.sim));
 	world.opt.mutant = mutant;
 	OK(world_open());
@@ -255,7 +269,8 @@ static unsigned cuts(unsigned normal)
 	return s ? (unsigned)atoi(s) : normal;
 }
 
-/* Runs cuts 1, 1 + stride, ... of seeds 1, 2, ... until n cuts have been made; NULL or the first complaint. */
+/* Runs cuts 1, 1 + stride, ... of seeds 1, 2, ... until n cuts have been made; NULL or the first
+ * complaint. */
 static const char *many_cuts(script_fn script, unsigned n, unsigned stride, unsigned mutant)
 {
 	uint64_t seed = 1, cut = 1;
@@ -311,11 +326,14 @@ static void zeroing_a_tail_too_early_is_caught(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(random_operations_survive_power_cuts, setup, teardown),
+		cmocka_unit_test_setup_teardown(random_operations_survive_power_cuts, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(shared_blocks_survive_power_cuts, setup, teardown),
 		cmocka_unit_test_setup_teardown(cut_tails_survive_power_cuts, setup, teardown),
-		cmocka_unit_test_setup_teardown(deletion_cut_anywhere_leaks_nothing, setup, teardown),
-		cmocka_unit_test_setup_teardown(zeroing_a_tail_too_early_is_caught, setup, teardown),
+		cmocka_unit_test_setup_teardown(deletion_cut_anywhere_leaks_nothing, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(zeroing_a_tail_too_early_is_caught, setup,
+						teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_segment.c - segments against a list that is searched by brute force; order of arrival; cancel, shrink; threads.
+ * test_segment.c - segments against a list that is searched by brute force; order of arrival;
+ * cancel, shrink; threads.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -65,7 +66,8 @@ static int teardown(void **state)
 /* The table of segment.h, written down a second time. */
 static bool foes(const struct seg *a, const struct seg *b)
 {
-	bool kinds = a->kind == SEG_MAP || b->kind == SEG_MAP || (a->kind == SEG_WRITE_IO && b->kind == SEG_WRITE_IO);
+	bool kinds = a->kind == SEG_MAP || b->kind == SEG_MAP || (a->kind == SEG_WRITE_IO &&
+								  b->kind == SEG_WRITE_IO);
 
 	return kinds && a->start < b->end && b->start < a->end;
 }
@@ -81,7 +83,8 @@ static void check_all(void)
 
 			if (i == j || a->state == SEG_IDLE || b->state == SEG_IDLE || !foes(a, b))
 				continue;
-			/* No two foes are held together; who waits, waits for somebody that is held or came before. */
+			/* No two foes are held together; who waits, waits for somebody that is held
+			 * or came before. */
 			assert_false(a->state == SEG_HELD && b->state == SEG_HELD);
 			blocked |= b->state == SEG_HELD || actors[j].arrived < actors[i].arrived;
 		}
@@ -90,7 +93,8 @@ static void check_all(void)
 	}
 }
 
-static void random_range(struct actor *a, uint64_t within_start, uint64_t within_end, uint64_t *start, uint64_t *end)
+static void random_range(struct actor *a, uint64_t within_start, uint64_t within_end,
+			 uint64_t *start, uint64_t *end)
 {
 	uint64_t width = MIN(within_end, SPACE) - within_start;
 
@@ -163,7 +167,8 @@ static void agrees_with_brute_force(void **state)
 			/* Whoever was granted from the queue was woken, nobody else. */
 			for (unsigned k = 0; k < SEGS; k++)
 				if (&actors[k] != a)
-					assert_int_equal(waiting[k] && actors[k].seg.state == SEG_HELD,
+					assert_int_equal(waiting[k] &&
+							 actors[k].seg.state == SEG_HELD,
 							 waiting[k] && actors[k].woken);
 		}
 		for (unsigned pass = 0; pass < SEGS; pass++)
