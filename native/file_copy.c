@@ -247,10 +247,19 @@ static enum step copy_read(struct file_run *r)
 			   copy_written);
 }
 
+/* Copied, but not on stable storage, is a failure of the whole. */
+static enum step copy_durable(struct file_run *r)
+{
+	if (r->err)
+		r->cp.pos = 0;
+	r->step = copy_end;
+	return STEP_NEXT;
+}
+
 static enum step copy_done(struct file_run *r)
 {
 	if (r->cp.pos && (r->fop->flags & FILE_F_DSYNC))
-		return run_durable(r, r->fop->dst, copy_end);
+		return run_durable(r, r->fop->dst, copy_durable);
 	r->step = copy_end;
 	return STEP_NEXT;
 }

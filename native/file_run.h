@@ -89,7 +89,6 @@ struct fallocate_state {
 	uint64_t off, end;  /* bytes, end clamped */
 	fileblk_t at;
 	nblocks_t needed;
-	unsigned edge;
 	struct hole *holes; /* filled so far, for the way back */
 	size_t nholes, cap;
 	int undo_err;

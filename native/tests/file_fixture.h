@@ -394,11 +394,10 @@ static inline uint64_t random_len(void)
 
 static inline struct todo random_todo(const struct model *files)
 {
-	static const enum act often[] = { ACT_READ, ACT_WRITE, ACT_WRITE, ACT_WRITE, ACT_WRITE,
-					  ACT_APPEND,
-					  ACT_TRUNCATE, ACT_TRUNCATE, ACT_ALLOC, ACT_PUNCH, ACT_ZERO,
-					  ACT_COPY,
-					  ACT_COPY, ACT_FSYNC };
+	static const enum act often[] = {
+		ACT_READ, ACT_WRITE, ACT_WRITE, ACT_WRITE, ACT_WRITE, ACT_APPEND, ACT_TRUNCATE,
+		ACT_TRUNCATE, ACT_ALLOC, ACT_PUNCH, ACT_ZERO, ACT_COPY, ACT_COPY, ACT_FSYNC,
+	};
 	struct todo t = { .act = often[below(ARRAY_LEN(often))], .file = below(FILES),
 			  .dst = below(FILES) };
 

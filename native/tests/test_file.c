@@ -498,6 +498,47 @@ static void random_operations_on_a_full_device(void **state)
 	assert_true(refused > 20);
 }
 
+/* Device errors hit data alone here: the log and home writes of metadata wait for the end. */
+static void random_operations_with_device_errors(void **state)
+{
+	unsigned failed = 0;
+
+	for (uint64_t seed = 1; seed <= seeds(6); seed++) {
+		struct model *before = malloc(FILES * sizeof(*before));
+
+		begin(64u << 20, 4096, 700 + seed);
+		for (unsigned i = 0; i < 200; i++) {
+			struct todo t = random_todo(files);
+			unsigned changed = t.act == ACT_COPY ? t.dst : t.file;
+			bool faulty = below(3) == 0 && t.act != ACT_FSYNC;
+			int64_t want, got;
+
+			t.dsync = false;
+			memcpy(before, files, FILES * sizeof(*before));
+			want = model_do(files, &t);
+			if (faulty)
+				sim_fail(world.sim, below(3) ? IO_WRITE : IO_READ, BEHIND_LOG, UINT32_MAX, 1);
+			got = do_one(&t);
+			sim_fail(world.sim, IO_WRITE, BEHIND_LOG, UINT32_MAX, 0);
+			sim_fail(world.sim, IO_READ, BEHIND_LOG, UINT32_MAX, 0);
+			if (got == want) {
+				same_as_model(changed, &files[changed], "sound");
+				continue;
+			}
+			if (!faulty || (got < 0 && got != -ERR_DEV_WRITE && got != -ERR_DEV_READ))
+				fail_msg("seed %llu, act %d: %lld", (unsigned long long)seed, t.act,
+					 (long long)got);
+			failed++;
+			if (t.act != ACT_READ)
+				adopt(changed, &before[changed]);
+		}
+		compare_all("after all errors");
+		free(before);
+		end();
+	}
+	assert_true(failed > 50);
+}
+
 /* ---- threads -------------------------------------------------------------------------------- */
 
 #define THREADS 3u
@@ -723,6 +764,7 @@ int main(void)
 		RULE(writer_waits_for_the_reaper),
 		RULE(failed_fallocate_takes_nothing),
 		cmocka_unit_test(random_operations_on_a_full_device),
+		cmocka_unit_test(random_operations_with_device_errors),
 		RULE(threads_write_beside_each_other),
 		RULE(many_extents_roll_through_transactions),
 		RULE(cut_off_truncate_is_finished_at_mount),
