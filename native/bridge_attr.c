@@ -181,20 +181,42 @@ void serve_getxattr(struct request *r)
 	}
 }
 
+/* The value, which follows a name of any length, copied to where it is aligned, since ACLs are read in place: behind the
+ * message, which stays as it is in case the request starts over. */
+static const void *aligned_value(struct request *r, const void *value, size_t len)
+{
+	const uint8_t *end = (const uint8_t *)r->arg + r->arg_len;
+	size_t used = end > r->payload ? (size_t)(end - r->payload) : 0;
+	uint8_t *at = r->payload + ((used + 15) & ~(size_t)15);
+
+	xassert(at + len <= r->payload + BRIDGE_MAX_IO);
+	r->touched = MAX(r->touched, (size_t)(at + len - r->payload));
+	return memcpy(at, value, len);
+}
+
+static int check_setxattr(const struct fuse_setxattr_in *in, size_t value_room)
+{
+	if (in->size > XATTR_VALUE_MAX)
+		return -E2BIG;
+	if (in->size > value_room || (in->flags & ~(XATTR_F_CREATE | XATTR_F_REPLACE)))
+		return -EINVAL;
+	return 0;
+}
+
 void serve_setxattr(struct request *r)
 {
 	const struct fuse_setxattr_in *in = r->arg;
+	unsigned flags = in->flags;
 	size_t at = sizeof(*in), len;
-	int err = request_inode(r, r->head.nodeid, &r->inode);
-	unsigned flags = 0;
-	const char *name;
+	const char *name = request_name(r, &at, &len);
+	int err = name ? check_setxattr(in, r->arg_len - at) : -EINVAL;
 
-	name = err ? NULL : request_name(r, &at, &len);
-	if (!err && (!name || in->size > r->arg_len - at || (in->flags & ~(XATTR_F_CREATE | XATTR_F_REPLACE))))
-		err = -EINVAL;
-	if (!err) {
-		flags = in->flags | (in->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID ? XATTR_F_KILL_SGID : 0);
-		err = xattr_set(r->inode, name, (const uint8_t *)r->arg + at, in->size, flags);
-	}
+	if (in->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID)
+		flags |= XATTR_F_KILL_SGID;
+	if (!err)
+		err = request_inode(r, r->head.nodeid, &r->inode);
+	if (!err)
+		err = xattr_set(r->inode, name, aligned_value(r, (const uint8_t *)r->arg + at, in->size),
+				in->size, flags);
 	request_fail(r, err);
 }
