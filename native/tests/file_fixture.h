@@ -424,4 +424,68 @@ static inline struct todo random_todo(const struct model *files)
 	return t;
 }
 
+/* ---- one round of a test ---- */
+
+/* What the files should hold. */
+static struct model *files;
+
+static inline void begin(uint64_t bytes, uint32_t align, uint64_t seed)
+{
+	world_new(bytes, align, seed);
+	make_files();
+	files = calloc(FILES, sizeof(*files));
+	assert_non_null(files);
+	rng_seed(seed);
+}
+
+static inline void end(void)
+{
+	char line[256];
+
+	delete_all();
+	world_close();
+	world_end();
+	free(files);
+	while (log_next(line, sizeof(line)) > 0)
+		if (strstr(line, "reserved") || strstr(line, "damaged") ||
+		    strstr(line, "impossible"))
+			fail_msg("unexpected in the log: %s", line);
+}
+
+static inline void compare_all(const char *when)
+{
+	for (unsigned i = 0; i < FILES; i++)
+		same_as_model(i, &files[i], when);
+}
+
+static inline void check_read(const struct flight *f, const struct model *m)
+{
+	const uint8_t *got = f->fop.buf;
+
+	for (int64_t i = 0; i < f->fop.result; i++)
+		if (got[i] != m->bytes[f->todo.off + (uint64_t)i])
+			fail_msg("read of %s: byte %llu is %#x", name_of(f->todo.file),
+				 (unsigned long long)(f->todo.off + (uint64_t)i), got[i]);
+}
+
+/* Both sides, which must agree. */
+static inline void both(const struct todo *t)
+{
+	struct flight f;
+	int64_t want = model_do(files, t);
+
+	flight_start(&f, t);
+	flight_wait(&f);
+	if (f.fop.result != want)
+		fail_msg("act %d on %s: %lld, not %lld", t->act, name_of(t->file),
+			 (long long)f.fop.result,
+			 (long long)want);
+	if (t->act == ACT_READ)
+		check_read(&f, &files[t->file]);
+	flight_end(&f);
+}
+
+/* Everything behind the log of the smallest size. */
+#define BEHIND_LOG ((JOURNAL_START_BLOCK + (uint64_t)JOURNAL_MIN_BLOCKS) * BLOCK_SIZE)
+
 #endif
