@@ -25,13 +25,13 @@ BLOCK_SIZE = 4096
 
 
 def make_filesystem(device: str, label: str, journal_size: int, force: bool) -> dict[str, Any]:
-    """Format `device`; returns what was made. CommandError."""
+    """Format `device`; returns what was made. CommandError, click.UsageError."""
     from extfs import core
 
     if len(label.encode()) > 64:
-        raise CommandError("a label has at most 64 bytes")
+        raise click.UsageError("a label has at most 64 bytes")
     if journal_size and (journal_size % BLOCK_SIZE or not 4 << 20 <= journal_size <= 1 << 30):
-        raise CommandError("the journal size is a multiple of 4 KiB between 4 MiB and 1 GiB")
+        raise click.UsageError("the journal size is a multiple of 4 KiB between 4 MiB and 1 GiB")
     with core_errors(device), core.Device.open(device) as handle:
         with waiting("formatting"):
             core.mkfs(handle, label=label, journal_blocks=journal_size // BLOCK_SIZE, force=force)
