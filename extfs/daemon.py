@@ -295,6 +295,7 @@ def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None
             try:
                 session = Session(filesystem, bridge.forward_fd)
                 try:
+                    core.drain_log(log)  # what there was to say is said to whoever mounts
                     ready()
                     log.info("%s is mounted on %s", options.device, options.mountpoint)
                     trio.run(_serve, filesystem, bridge, session, options.mountpoint)
