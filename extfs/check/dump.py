@@ -247,6 +247,8 @@ def dump_journal(image: Image) -> Dump:
 
 def dump_block(image: Image, number: int) -> Dump:
     """Any metadata block, by its magic."""
+    if not 0 <= number < image.volume.super.total_blocks:
+        raise DumpError(f"the filesystem has no block {number}")
     raw = image.volume.read(number)
     magic = int.from_bytes(raw[:4], "little")
     kinds: dict[int, Structure] = {
