@@ -18,7 +18,7 @@ DEAD_DAEMON_SECONDS = 60.0
 def _clear_dead_mount(device: str, mountpoint: str) -> None:
     """Take away what a daemon that died left at the mountpoint; wait until it is really gone."""
     try:
-        os.stat(mountpoint)
+        os.statvfs(mountpoint)  # not stat: the kernel may still know that
         return
     except OSError as error:
         if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
@@ -50,6 +50,21 @@ def _check_environment(mountpoint: str) -> None:
         raise CommandError(f"{mountpoint}: no such directory")
 
 
+class _Warnings(logging.Handler):
+    """What the daemon says before it goes to the background, but for the error it ends with."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.funcName != "_background":
+            complain(record.getMessage())
+
+
+def _show_warnings() -> None:
+    logger = logging.getLogger()
+    for old in logger.handlers[:]:
+        logger.removeHandler(old)
+    logger.addHandler(_Warnings(logging.WARNING))
+
+
 def mount_device(device: str, mountpoint: str, words: str, foreground: bool) -> None:
     """Mount; returns when it can be used, in the foreground when it has been unmounted."""
     from extfs import daemon
@@ -66,6 +81,7 @@ def mount_device(device: str, mountpoint: str, words: str, foreground: bool) -> 
             )
             daemon.run(options)
         else:
+            _show_warnings()
             daemon.start(options)
     except daemon.MountError as error:
         raise CommandError(str(error)) from error
