@@ -47,7 +47,7 @@ def _check_environment(mountpoint: str) -> None:
     if not os.path.exists("/dev/fuse"):
         raise CommandError("there is no /dev/fuse (is the fuse module loaded?)")
     if not os.path.lexists(mountpoint):
-        raise CommandError(f"{mountpoint}: no such directory")
+        raise CommandError(f"{mountpoint}: {os.strerror(errno.ENOENT)}")
 
 
 class _Warnings(logging.Handler):
