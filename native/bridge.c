@@ -2,13 +2,15 @@
  *
  * bridge.c - the bridge's threads: read, serve, submit, wait; from the mount to the unmount.
  *
- * One round of a thread: read requests until there are none or the batch is full, then ioctx_run(): one system call that submits
- * the device I/O of all of them and reaps completions. It sleeps there, with a poll of its /dev/fuse
- * descriptor in the same ring. The poll is armed only by a thread that is about to sleep and is exclusive, so a request
- * wakes one idle thread and no busy one.
+ * One round of a thread: read requests until there are none or the batch is full, then ioctx_run():
+ * one system call that submits the device I/O of all of them and reaps completions. It sleeps
+ * there, with a poll of its /dev/fuse descriptor in the same ring. The poll is armed only by a
+ * thread that is about to sleep and is exclusive, so a request wakes one idle thread and no busy
+ * one.
  *
  * States of a thread:
- *   serving  reads and serves;                         -> leaving, when the read says ENODEV (unmounted or aborted)
+ *   serving  reads and serves;                         -> leaving, when the read says ENODEV
+ *   (unmounted or aborted)
  *   leaving  interrupts what is parked, finishes I/O;  -> ended, when no request is in flight
  *   ended    the last one makes event_fd readable
  */
@@ -40,7 +42,7 @@ static bool serve_one(struct bridge_thread *t)
 	ssize_t n;
 
 	if (!r) {
-		poll(NULL, 0, 1); /* no memory: the requests in flight have to give some back first */
+		poll(NULL, 0, 1); /* no memory: the requests in flight have to give some back */
 		return false;
 	}
 	buf = request_buffer(r, &room);
@@ -56,7 +58,8 @@ static bool serve_one(struct bridge_thread *t)
 	if (n < 0 && errno == EAGAIN)
 		return false;
 	if (n >= 0 || errno != ENODEV)
-		log_msg(LOG_ERROR, "reading /dev/fuse: %s", n < 0 ? strerror(errno) : "a short message");
+		log_msg(LOG_ERROR, "reading /dev/fuse: %s",
+			n < 0 ? strerror(errno) : "a short message");
 	t->gone = true;
 	request_interrupt_all(t);
 	return false;
@@ -264,7 +267,8 @@ static unsigned default_threads(void)
 	return cpus < 1 ? 1 : (unsigned)MIN(cpus, 4);
 }
 
-static int create(struct fs *fs, const struct mount_request *m, unsigned threads, struct bridge **out)
+static int create(struct fs *fs, const struct mount_request *m, unsigned threads,
+		  struct bridge **out)
 {
 	struct bridge *b = calloc(1, sizeof(*b));
 	int err;
@@ -293,8 +297,8 @@ static int create(struct fs *fs, const struct mount_request *m, unsigned threads
 	return err;
 }
 
-int bridge_start(struct fs *fs, const struct mount_request *m, unsigned threads, bool writeback_cache,
-		 struct bridge **out)
+int bridge_start(struct fs *fs, const struct mount_request *m, unsigned threads,
+		 bool writeback_cache, struct bridge **out)
 {
 	struct bridge *b = NULL;
 	int fd, err = create(fs, m, threads, &b);

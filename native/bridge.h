@@ -1,22 +1,26 @@
 /* SPDX-License-Identifier: MIT
  *
- * bridge.h - the way between /dev/fuse and the core: what the bridge's own files share. The public calls are in extfs_core.h.
+ * bridge.h - the way between /dev/fuse and the core: what the bridge's own files share. The public
+ * calls are in extfs_core.h.
  *
- * A bridge mounts one filesystem and serves it with a few threads. Each thread has its own file descriptor of the
- * connection (FUSE_DEV_IOC_CLONE), its own ioctx, its own pool of requests. It reads requests until there are none, then
- * hands all their device I/O to the kernel in one call and waits for completions, wakes and the next request at once.
+ * A bridge mounts one filesystem and serves it with a few threads. Each thread has its own file
+ * descriptor of the connection (FUSE_DEV_IOC_CLONE), its own ioctx, its own pool of requests. It
+ * reads requests until there are none, then hands all their device I/O to the kernel in one call
+ * and waits for completions, wakes and the next request at once.
  *
- * A request belongs to the thread that read it, from begin to end: every step of it runs there, so it needs no lock. It is answered
- * on the descriptor that it was read from. Nothing waits on a bridge thread: what has to wait (locks, journal space, segments,
- * durability) is parked as a record in the request and resumed from ioctx_run(). Other threads touch a request in one way only: the
- * reader of a FUSE_INTERRUPT finds it in the pending table of its thread and wakes its `interrupt` op.
+ * A request belongs to the thread that read it, from begin to end: every step of it runs there, so
+ * it needs no lock. It is answered on the descriptor that it was read from. Nothing waits on a
+ * bridge thread: what has to wait (locks, journal space, segments, durability) is parked as a
+ * record in the request and resumed from ioctx_run(). Other threads touch a request in one way
+ * only: the reader of a FUSE_INTERRUPT finds it in the pending table of its thread and wakes its
+ * `interrupt` op.
  *
- * Requests that the opcode table (bridge_dispatch.c) gives to pyfuse3 go through a socket pair as they are; thread 0 receives the
- * answers and passes them on. Notifications are written by a thread of their own, because the kernel may
- * answer one only after we served a request (bridge_notify.c).
+ * Requests that the opcode table (bridge_dispatch.c) gives to pyfuse3 go through a socket pair as
+ * they are; thread 0 receives the answers and passes them on. Notifications are written by a thread
+ * of their own, because the kernel may answer one only after we served a request (bridge_notify.c).
  *
- * Locks: pending table mutexes, forward mutex, open files mutex, notification mutex: leaves all, except that ioctx_wake() may
- * be called with a pending table's mutex held.
+ * Locks: pending table mutexes, forward mutex, open files mutex, notification mutex: leaves all,
+ * except that ioctx_wake() may be called with a pending table's mutex held.
  *
  * Errors: negative codes of errors.h inside; request_fail() maps them for the kernel.
  */
@@ -38,8 +42,8 @@
 #define BRIDGE_PENDING_BUCKETS 1024u
 #define BRIDGE_EARLY 64u
 
-/* Seconds for which the kernel may believe names and attributes. Long, because whatever changes a file behind the
- * kernel's back has to notify it (bridge_notify_*). */
+/* Seconds for which the kernel may believe names and attributes. Long, because whatever changes a
+ * file behind the kernel's back has to notify it (bridge_notify_*). */
 #define BRIDGE_VALID_SECONDS 86400u
 
 struct bridge;
@@ -73,7 +77,8 @@ int open_file_create(struct bridge *b, struct inode *in, uint32_t flags, uint64_
 void open_file_close(struct bridge *b, struct open_file *of);
 static inline struct open_file *open_file_of(uint64_t fh)
 {
-	struct open_file *of = (struct open_file *)(uintptr_t)fh; /* the kernel gives back what we gave it */
+	/* the kernel gives back what we gave it */
+	struct open_file *of = (struct open_file *)(uintptr_t)fh;
 
 	xassert(of && of->in);
 	return of;
@@ -88,12 +93,13 @@ struct request {
 	struct op interrupt; /* woken by whoever read the FUSE_INTERRUPT */
 	struct bridge_thread *t;
 	const struct opcode_row *row;
-	/* The message. Untouched until the answer, so a request can start over: arguments end before `payload`, or are names that no
-	 * answer overwrites before the end. */
+	/* The message. Untouched until the answer, so a request can start over: arguments end
+	 * before `payload`, or are names that no answer overwrites before the end. */
 	const struct fuse_in_header *in;
 	const void *arg; /* after the header */
 	size_t arg_len;
-	uint8_t *payload; /* BRIDGE_MAX_IO bytes, page-aligned: data of a WRITE, answer of a READ or READDIR */
+	/* BRIDGE_MAX_IO bytes, page-aligned: data of a WRITE, answer of a READ or READDIR. */
+	uint8_t *payload;
 	struct fuse_in_header head; /* copy: `in` is overwritten by an answer in place */
 	enum request_wait waiting;
 	bool interrupted;      /* an interrupt came: do not park any more */
@@ -102,7 +108,6 @@ struct request {
 	bool registered;
 	unsigned stage; /* how far a request that starts over had come */
 	struct inode *inode, *inode2; /* referenced; dropped at the end and before starting over */
-	struct open_file *opened;     /* made by this request; closed again when the answer does not arrive */
 	void (*done)(struct request *r, int64_t result); /* after a file operation */
 	struct file_op fop;
 	struct plock_request lock;
@@ -113,27 +118,38 @@ struct request {
 	size_t touched; /* bytes of the payload that are resident, at most; rounded up */
 };
 
+/* After a failed write of an answer: nobody waits for it any more, or the mount is gone. */
+static inline bool bridge_nobody_waits(int error)
+{
+	return error == ENOENT || error == ENODEV || error == ENOTCONN || error == ECONNABORTED;
+}
+
 /* Answers. Each ends the request. */
 void request_reply(struct request *r, const void *out, size_t len);
 void request_reply_payload(struct request *r, size_t len); /* bytes at r->payload */
-bool request_send_payload(struct request *r, size_t len);  /* without ending it; false: nobody took it */
+/* The same without ending the request; false: nobody took it. */
+bool request_send_payload(struct request *r, size_t len);
 void request_reply_entry(struct request *r, struct inode *in);
 /* CREATE, TMPFILE: entry and open file in one. */
 void request_reply_create(struct request *r, struct inode *in, uint32_t open_flags);
-void request_reply_open(struct request *r, struct inode *in, uint32_t open_flags, uint32_t fopen_flags);
+void request_reply_open(struct request *r, struct inode *in, uint32_t open_flags,
+			uint32_t fopen_flags);
 void request_reply_negative(struct request *r);
-/* code <= 0; 0 is success without content. -ERR_JOURNAL_FULL: not an answer: parks until there is room, then starts over. */
+/* code <= 0; 0 is success without content. -ERR_JOURNAL_FULL: not an answer: parks until there is
+ * room, then starts over. */
 void request_fail(struct request *r, int code);
 void request_end(struct request *r); /* without an answer: FORGET and its like */
 /* 0, or what inode_get() said; into r->inode or r->inode2, which keep the reference. */
 int request_inode(struct request *r, inum_t ino, struct inode **slot);
-/* NUL-terminated name at *at of the arguments; NULL when it does not end inside. *at moves past it. */
+/* NUL-terminated name at *at of the arguments; NULL when it does not end inside. *at moves past
+ * it. */
 const char *request_name(struct request *r, size_t *at, size_t *len);
 struct cred request_cred(const struct request *r, uint32_t umask);
 
 /* Run r->fop (set up with file_op_init()), then done(r, result). */
 void request_start_file(struct request *r, void (*done)(struct request *r, int64_t result));
-/* For the parking of other things: true: registered; false: interrupted already (answered EINTR). */
+/* For the parking of other things: true: registered; false: interrupted already (answered
+ * EINTR). */
 bool request_park(struct request *r, enum request_wait what);
 void request_unpark(struct request *r);
 
@@ -160,7 +176,8 @@ struct bridge_thread {
 	unsigned pooled, pooled_large;
 	pthread_mutex_t pending_mutex;
 	struct request *pending[BRIDGE_PENDING_BUCKETS];
-	uint64_t by_opcode[FUSE_ABI_OPCODES]; /* statistics: written by the thread, read by anybody */
+	/* Statistics: written by the thread, read by anybody. */
+	uint64_t by_opcode[FUSE_ABI_OPCODES];
 	uint64_t parked, interrupted;
 };
 
@@ -180,7 +197,7 @@ struct bridge {
 	int event_fd;
 	unsigned n_threads;
 	struct bridge_thread *threads;
-	_Atomic unsigned running; /* threads that have not seen ENODEV and finished their requests */
+	_Atomic unsigned running; /* threads that have not ended */
 	_Atomic bool unmounted;
 	dev_t dev;                /* of the mount; 0: unknown */
 	pthread_mutex_t early_mutex;
@@ -197,7 +214,8 @@ struct request *request_alloc(struct bridge_thread *t);
 void request_begin(struct request *r, size_t len); /* a message of len bytes was read into it */
 void request_free(struct request *r);              /* to the pool, nothing was read */
 void request_pool_destroy(struct bridge_thread *t);
-void request_interrupt_all(struct bridge_thread *t); /* at the end of the connection: nothing stays parked */
+/* At the end of the connection: nothing stays parked. */
+void request_interrupt_all(struct bridge_thread *t);
 /* Where a message is read to, and how many bytes it may have. */
 void *request_buffer(struct request *r, size_t *len);
 /* bridge_interrupt.c */
@@ -215,14 +233,16 @@ void forward_send(struct request *r);
 bool forward_receive(struct bridge *b);
 uint64_t forward_count(struct bridge *b);
 
-/* bridge_notify.c: any thread; they return at once, the notifier writes. done, unless NULL, is woken when the kernel has
- * acted. 0 or -ENOMEM. */
+/* bridge_notify.c: any thread; they return at once, the notifier writes. done, unless NULL, is
+ * woken when the kernel has acted. 0 or -ENOMEM. */
 int notifier_create(struct bridge *b);
 void notifier_destroy(struct bridge *b);
-/* Bytes of a file changed behind the kernel's back; len 0: to the end; offset -1: attributes only. */
+/* Bytes of a file changed behind the kernel's back; len 0: to the end; offset -1: attributes
+ * only. */
 int bridge_notify_inode(struct bridge *b, inum_t ino, int64_t offset, int64_t len, struct op *done);
 /* A name did. */
-int bridge_notify_entry(struct bridge *b, inum_t dir, const char *name, size_t len, struct op *done);
+int bridge_notify_entry(struct bridge *b, inum_t dir, const char *name, size_t len,
+			struct op *done);
 /* A notification as it is, header included; copied. */
 int bridge_notify_raw(struct bridge *b, const void *message, size_t len);
 

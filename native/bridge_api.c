@@ -14,7 +14,10 @@
 
 int extfs_bridge_start(struct fs *fs, const struct extfs_bridge_options *opt, struct bridge **out)
 {
-	struct mount_request m = {.read_only = opt->read_only, .fsname = opt->fsname ? opt->fsname : "extfs"};
+	struct mount_request m = {
+		.read_only = opt->read_only,
+		.fsname = opt->fsname ? opt->fsname : "extfs",
+	};
 	char bad[208], *path;
 	int err = mount_flags(opt->options, &m.flags, bad, sizeof(bad));
 

@@ -84,7 +84,8 @@ static void size_set(struct request *r, int64_t result)
 	set_others(r);
 }
 
-/* A new owner takes away setuid, setgid and capabilities; the kernel leaves that to us (HANDLE_KILLPRIV_V2). */
+/* A new owner takes away setuid, setgid and capabilities; the kernel leaves that to us
+ * (HANDLE_KILLPRIV_V2). */
 static unsigned kills_privileges(const struct fuse_setattr_in *in, const struct inode *inode)
 {
 	bool owner = in->valid & (FATTR_UID | FATTR_GID), kill = in->valid & FATTR_KILL_SUIDGID;
@@ -131,9 +132,10 @@ static void set_others(struct request *r)
 void serve_setattr(struct request *r)
 {
 	const struct fuse_setattr_in *in = r->arg;
+	uint32_t most = MAX(in->atimensec, MAX(in->mtimensec, in->ctimensec));
 	int err = request_inode(r, r->head.nodeid, &r->inode);
 
-	if (!err && (in->atimensec > 999999999 || in->mtimensec > 999999999 || in->ctimensec > 999999999))
+	if (!err && most > 999999999)
 		err = -EINVAL;
 	if (!err && (in->valid & FATTR_SIZE) && in->size > FILE_MAX_BYTES)
 		err = -EFBIG;
@@ -181,8 +183,8 @@ void serve_getxattr(struct request *r)
 	}
 }
 
-/* The value, which follows a name of any length, copied to where it is aligned, since ACLs are read in place: behind the
- * message, which stays as it is in case the request starts over. */
+/* The value, which follows a name of any length, copied to where it is aligned, since ACLs are read
+ * in place: behind the message, which stays as it is in case the request starts over. */
 static const void *aligned_value(struct request *r, const void *value, size_t len)
 {
 	const uint8_t *end = (const uint8_t *)r->arg + r->arg_len;
@@ -209,6 +211,7 @@ void serve_setxattr(struct request *r)
 	unsigned flags = in->flags;
 	size_t at = sizeof(*in), len;
 	const char *name = request_name(r, &at, &len);
+	const uint8_t *value = (const uint8_t *)r->arg + at;
 	int err = name ? check_setxattr(in, r->arg_len - at) : -EINVAL;
 
 	if (in->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID)
@@ -216,7 +219,6 @@ void serve_setxattr(struct request *r)
 	if (!err)
 		err = request_inode(r, r->head.nodeid, &r->inode);
 	if (!err)
-		err = xattr_set(r->inode, name, aligned_value(r, (const uint8_t *)r->arg + at, in->size),
-				in->size, flags);
+		err = xattr_set(r->inode, name, aligned_value(r, value, in->size), in->size, flags);
 	request_fail(r, err);
 }

@@ -2,12 +2,13 @@
  *
  * bridge_dir.c - directories: OPENDIR, READDIR, READDIRPLUS, RELEASEDIR, FSYNCDIR.
  *
- * An open directory has no position: the offset of an entry is its cookie, which never changes while the entry lives, so a
- * reading goes on at the right place whatever came and went in between. 1 and 2 are the offsets of "." and "..";
- * cookies of names start above.
+ * An open directory has no position: the offset of an entry is its cookie, which never changes
+ * while the entry lives, so a reading goes on at the right place whatever came and went in between.
+ * 1 and 2 are the offsets of "." and ".."; cookies of names start above.
  *
- * READDIRPLUS collects entries under fs->lock held shared, then their inodes, still under it; an entry that the answer
- * cannot carry with attributes (its inode is damaged) is sent without, and the kernel looks it up and gets the error.
+ * READDIRPLUS collects entries under fs->lock held shared, then their inodes, still under it; an
+ * entry that the answer cannot carry with attributes (its inode is damaged) is sent without, and
+ * the kernel looks it up and gets the error.
  */
 #include <string.h>
 #include <sys/stat.h>
@@ -46,7 +47,8 @@ struct listing {
 };
 
 /* Place for one entry; NULL: full. */
-static struct fuse_dirent *listing_place(struct listing *l, size_t name_len, struct fuse_entry_out **entry)
+static struct fuse_dirent *listing_place(struct listing *l, size_t name_len,
+					 struct fuse_entry_out **entry)
 {
 	size_t head = l->plus ? sizeof(struct fuse_entry_out) : 0;
 	size_t need = FUSE_DIRENT_ALIGN(head + FUSE_NAME_OFFSET + name_len);
@@ -60,7 +62,8 @@ static struct fuse_dirent *listing_place(struct listing *l, size_t name_len, str
 	return (void *)(at + head);
 }
 
-/* Attributes of a listed entry; fs->lock held shared. An entry_out of zeros means "look it up yourself". */
+/* Attributes of a listed entry; fs->lock held shared. An entry_out of zeros means "look it up
+ * yourself". */
 static void fill_entry(struct fs *fs, inum_t ino, struct fuse_entry_out *entry)
 {
 	struct inode_stat st = {.ino = ino};
@@ -104,7 +107,12 @@ static bool add_dot(struct listing *l, inum_t ino, uint64_t offset)
 
 	if (!d)
 		return false;
-	*d = (struct fuse_dirent){.ino = ino, .off = offset, .namelen = (uint32_t)offset, .type = S_IFDIR >> 12};
+	*d = (struct fuse_dirent){
+		.ino = ino,
+		.off = offset,
+		.namelen = (uint32_t)offset,
+		.type = S_IFDIR >> 12,
+	};
 	memcpy(d->name, "..", (size_t)offset);
 	return true;
 }

@@ -2,12 +2,13 @@
  *
  * bridge_dispatch.c - who serves which opcode: the one place that says so.
  *
- * C: a handler of the bridge. FORWARD: pyfuse3, extfs/fuse/operations.py. NONE: ENOSYS, for the stated reason.
- * The columns: opcode, server, handler, fixed bytes of arguments that the handler counts on.
+ * C: a handler of the bridge. FORWARD: pyfuse3, extfs/fuse/operations.py. NONE: ENOSYS, for the
+ * stated reason. The columns: opcode, server, handler, fixed bytes of arguments that the handler
+ * counts on.
  *
- * SETXATTR and GETXATTR are served here although pyfuse3 has handlers for them: it loses the flags of setxattr (XATTR_CREATE becomes
- * a separate look, FUSE_SETXATTR_ACL_KILL_SGID disappears), and with POSIX ACLs the kernel reads an ACL for every inode
- * whose mode alone does not grant access.
+ * SETXATTR and GETXATTR are served here although pyfuse3 has handlers for them: it loses the flags
+ * of setxattr (XATTR_CREATE becomes a separate look, FUSE_SETXATTR_ACL_KILL_SGID disappears), and
+ * with POSIX ACLs the kernel reads an ACL for every inode whose mode alone does not grant access.
  */
 #include "bridge.h"
 

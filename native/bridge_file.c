@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * bridge_file.c - requests about open files: OPEN to RELEASE, READ, WRITE, FSYNC, FALLOCATE, LSEEK, COPY_FILE_RANGE, IOCTL.
+ * bridge_file.c - requests about open files: OPEN to RELEASE, READ, WRITE, FSYNC, FALLOCATE, LSEEK,
+ * COPY_FILE_RANGE, IOCTL.
  *
  * Whatever may touch the device is a file operation (file.h) that answers from its done callback.
  */
@@ -49,7 +50,8 @@ void serve_open(struct request *r)
 	const struct fuse_open_in *in = r->arg;
 	int err = request_inode(r, r->head.nodeid, &r->inode);
 
-	/* Pages stay valid until somebody changes the file behind the kernel's back, and that notifies. */
+	/* Pages stay valid until somebody changes the file behind the kernel's back, and that
+	 * notifies. */
 	if (err)
 		request_fail(r, err);
 	else
@@ -169,8 +171,10 @@ void serve_fallocate(struct request *r)
 	uint64_t end;
 
 	/* What the kernel passes on; the rest are calls of the control file. */
-	_Static_assert(FALLOC_KEEP_SIZE == FALLOC_FL_KEEP_SIZE && FALLOC_PUNCH_HOLE == FALLOC_FL_PUNCH_HOLE &&
-			       FALLOC_ZERO_RANGE == FALLOC_FL_ZERO_RANGE, "modes are the kernel's");
+	_Static_assert(FALLOC_KEEP_SIZE == FALLOC_FL_KEEP_SIZE &&
+			       FALLOC_PUNCH_HOLE == FALLOC_FL_PUNCH_HOLE &&
+			       FALLOC_ZERO_RANGE == FALLOC_FL_ZERO_RANGE,
+		       "modes are the kernel's");
 	if (in->mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) {
 		request_fail(r, -EOPNOTSUPP);
 		return;

@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: MIT
  *
- * bridge_forward.c - the requests that pyfuse3 serves: out over a socket pair as they are, and their answers back to the kernel.
+ * bridge_forward.c - the requests that pyfuse3 serves: out over a socket pair as they are, and
+ * their answers back to the kernel.
  *
- * SOCK_SEQPACKET keeps messages whole, so libfuse reads its end as it would read /dev/fuse. What is sent is remembered by
- * `unique` (struct sent): the answer goes to the descriptor that the request came from, and two kinds of answers need a look: the one to INIT
- * is rewritten, because pyfuse3 cannot ask for what the bridge wants; entries count as lookups.
+ * SOCK_SEQPACKET keeps messages whole, so libfuse reads its end as it would read /dev/fuse. What is
+ * sent is remembered by `unique` (struct sent): the answer goes to the descriptor that the request
+ * came from, and two kinds of answers need a look: the one to INIT is rewritten, because pyfuse3
+ * cannot ask for what the bridge wants; entries count as lookups.
  *
- * A full socket means that answers are due, so what did not fit (the backlog) is sent when the next answer has come.
- * Forwarded requests are short and never wait, so a FUSE_INTERRUPT of one is not passed on.
+ * A full socket means that answers are due, so what did not fit (the backlog) is sent when the next
+ * answer has come. Forwarded requests are short and never wait, so a FUSE_INTERRUPT of one is not
+ * passed on.
  *
- * Concurrency: any thread sends, thread 0 receives; the mutex covers the table and the backlog, and is a leaf.
+ * Concurrency: any thread sends, thread 0 receives; the mutex covers the table and the backlog, and
+ * is a leaf.
  */
 #include <fcntl.h>
 #include <string.h>
@@ -24,11 +28,13 @@
 #define ANSWER_MAX (256u << 10) /* the longest is a list of extended attributes, 64 KiB */
 #define SOCKET_BYTES (4 << 20)
 #define READ_AHEAD_BYTES (1u << 20)
-/* Asynchronous direct I/O and read-ahead count as background; the default of 12 would be the depth limit. */
+/* Asynchronous direct I/O and read-ahead count as background; the default of 12 would be the depth
+ * limit. */
 #define MAX_BACKGROUND 64u
 
-/* What pyfuse3 (libfuse 3.14) is shown of the kernel's abilities: what it insists on, and the version it knows. What is in force is
- * init_flags(); messages of features that libfuse does not know must not reach it, so their opcodes are served here. */
+/* What pyfuse3 (libfuse 3.14) is shown of the kernel's abilities: what it insists on, and the
+ * version it knows. What is in force is init_flags(); messages of features that libfuse does not
+ * know must not reach it, so their opcodes are served here. */
 #define SHOWN_MINOR 38u
 #define SHOWN_FLAGS (FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_DO_READDIRPLUS | FUSE_MAX_PAGES)
 
@@ -247,13 +253,18 @@ void forward_send(struct request *r)
 
 /* ---- the answer to INIT ---- */
 
+#define COUNTED_ON (FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT | FUSE_POSIX_ACL)
+
 static uint64_t init_flags(const struct bridge *b, uint64_t offered)
 {
-	uint64_t wanted = FUSE_ASYNC_READ | FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS | FUSE_EXPORT_SUPPORT | FUSE_BIG_WRITES |
-			  FUSE_DONT_MASK | FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO | FUSE_ASYNC_DIO |
-			  FUSE_PARALLEL_DIROPS | FUSE_POSIX_ACL | FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS |
-			  FUSE_EXPLICIT_INVAL_DATA | FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT | FUSE_INIT_EXT |
-			  FUSE_HAS_IOCTL_DIR;
+	uint64_t wanted = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ASYNC_DIO | FUSE_MAX_PAGES;
+
+	wanted |= FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS | FUSE_POSIX_ACL | FUSE_DONT_MASK;
+	wanted |= FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT | FUSE_INIT_EXT;
+	wanted |= FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO | FUSE_PARALLEL_DIROPS;
+	/* Only this mount changes files, or notifies: nothing is to be dropped on suspicion. */
+	wanted |= FUSE_EXPLICIT_INVAL_DATA | FUSE_CACHE_SYMLINKS;
+	wanted |= FUSE_EXPORT_SUPPORT | FUSE_HAS_IOCTL_DIR;
 
 	if (b->writeback_cache)
 		wanted |= FUSE_WRITEBACK_CACHE;
@@ -267,8 +278,9 @@ static void amend_init(const struct bridge *b, const struct sent *s, struct fuse
 	if (offered & FUSE_INIT_EXT)
 		offered |= (uint64_t)s->init.flags2 << 32;
 	flags = init_flags(b, offered);
-	if (!(flags & FUSE_HANDLE_KILLPRIV_V2) || !(flags & FUSE_SETXATTR_EXT) || !(flags & FUSE_POSIX_ACL))
-		log_msg(LOG_WARN, "this kernel (FUSE 7.%u) lacks features that extfs counts on", s->init.minor);
+	if ((flags & COUNTED_ON) != COUNTED_ON)
+		log_msg(LOG_WARN, "this kernel (FUSE 7.%u) lacks features that extfs counts on",
+			s->init.minor);
 	*out = (struct fuse_init_out){
 		.major = FUSE_KERNEL_VERSION,
 		.minor = MIN(s->init.minor, FUSE_ABI_MINOR),
@@ -291,7 +303,8 @@ static void raise_read_ahead(const struct bridge *b)
 
 	if (!b->dev)
 		return;
-	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(b->dev), minor(b->dev));
+	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(b->dev),
+		 minor(b->dev));
 	fd = open(path, O_WRONLY | O_CLOEXEC);
 	if (fd < 0)
 		return;
@@ -309,7 +322,8 @@ static bool is_entry(uint32_t opcode)
 }
 
 /* Pass one answer on. The space behind it is ours too. */
-static void pass_on(struct bridge *b, const struct sent *s, struct fuse_out_header *head, size_t len)
+static void pass_on(struct bridge *b, const struct sent *s, struct fuse_out_header *head,
+		    size_t len)
 {
 	struct fuse_entry_out *entry = (void *)(head + 1);
 	bool counted = false;
@@ -324,8 +338,9 @@ static void pass_on(struct bridge *b, const struct sent *s, struct fuse_out_head
 			inode_lookup_add(b->fs, entry->nodeid, 1);
 	}
 	if (write(s->fd, head, len) < 0) {
-		if (errno != ENOENT && errno != ENODEV && errno != ENOTCONN)
-			log_msg(LOG_WARN, "the kernel refused the answer to a forwarded request: %s", strerror(errno));
+		if (!bridge_nobody_waits(errno))
+			log_msg(LOG_WARN, "the kernel refused a forwarded answer: %s",
+				strerror(errno));
 		if (counted)
 			inode_lookup_forget(b->fs, entry->nodeid, 1);
 	} else if (s->opcode == FUSE_INIT) {
@@ -339,7 +354,11 @@ static void answer_all(struct forward *f)
 	for (unsigned i = 0; i < SENT_BUCKETS; i++) {
 		while (f->sent[i]) {
 			struct sent *s = f->sent[i];
-			struct fuse_out_header head = {.len = sizeof(head), .error = -EIO, .unique = s->unique};
+			struct fuse_out_header head = {
+				.len = sizeof(head),
+				.error = -EIO,
+				.unique = s->unique,
+			};
 
 			f->sent[i] = s->next;
 			if (write(s->fd, &head, sizeof(head)) < 0)
@@ -359,7 +378,7 @@ static void peer_closed(struct bridge *b)
 	answer_all(f);
 	pthread_mutex_unlock(&f->mutex);
 	if (!atomic_load(&b->unmounted) && !b->threads[0].gone)
-		log_msg(LOG_ERROR, "pyfuse3 stopped before the unmount: its requests fail with EIO");
+		log_msg(LOG_ERROR, "pyfuse3 stopped before the unmount: requests fail with EIO");
 }
 
 bool forward_receive(struct bridge *b)
@@ -377,7 +396,8 @@ bool forward_receive(struct bridge *b)
 			peer_closed(b);
 			return false;
 		}
-		if ((size_t)n < sizeof(*head) || (size_t)n > sizeof(f->answer) || head->len != (size_t)n) {
+		if ((size_t)n < sizeof(*head) || (size_t)n > sizeof(f->answer) ||
+		    head->len != (size_t)n) {
 			log_msg(LOG_ERROR, "pyfuse3 sent a malformed answer of %zd bytes", n);
 			continue;
 		}

@@ -2,12 +2,15 @@
  *
  * bridge_interrupt.c - FUSE_INTERRUPT: finding the request that it names.
  *
- * Every request that may park is registered, by `unique`, in the pending table of its thread. The interrupt is read by any thread.
- * It can overtake its request: the kernel sends it as soon as the request was copied out, which may be before the request's thread
- * has registered it. So an interrupt whose request is not found is remembered for a second (`early`), and registering looks there.
- * Either order is safe: the reader of the interrupt first remembers, then looks; the request first registers, then looks.
+ * Every request that may park is registered, by `unique`, in the pending table of its thread. The
+ * interrupt is read by any thread. It can overtake its request: the kernel sends it as soon as the
+ * request was copied out, which may be before the request's thread has registered it. So an
+ * interrupt whose request is not found is remembered for a second (`early`), and registering looks
+ * there. Either order is safe: the reader of the interrupt first remembers, then looks; the request
+ * first registers, then looks.
  *
- * A request that is not parked when its interrupt comes goes on, and answers EINTR where it would park the next time.
+ * A request that is not parked when its interrupt comes goes on, and answers EINTR where it would
+ * park the next time.
  */
 #include <time.h>
 

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: MIT
  *
- * bridge_lock.c - POSIX and flock locks: GETLK, SETLK, SETLKW. A SETLKW that must wait is parked; nobody waits for it here.
+ * bridge_lock.c - POSIX and flock locks: GETLK, SETLK, SETLKW. A SETLKW that must wait is parked;
+ * nobody waits for it here.
  */
 #include <fcntl.h>
 #include <string.h>
 
 #include "bridge.h"
 
-_Static_assert((int)PLOCK_READ == F_RDLCK && (int)PLOCK_WRITE == F_WRLCK && (int)PLOCK_UNLOCK == F_UNLCK,
+_Static_assert((int)PLOCK_READ == F_RDLCK && (int)PLOCK_WRITE == F_WRLCK &&
+		       (int)PLOCK_UNLOCK == F_UNLCK,
 	       "FUSE says lock types as fcntl does");
 
 static bool lock_of(const struct fuse_lk_in *in, struct plock *lock)
@@ -42,7 +44,10 @@ void serve_getlk(struct request *r)
 static void set_lock(struct request *r, bool wait)
 {
 	const struct fuse_lk_in *in = r->arg;
-	struct plock_request req = {.op = wait ? &r->op : NULL, .flock = in->lk_flags & FUSE_LK_FLOCK};
+	struct plock_request req = {
+		.op = wait ? &r->op : NULL,
+		.flock = in->lk_flags & FUSE_LK_FLOCK,
+	};
 	int err;
 
 	if (!lock_of(in, &req.lock)) {

@@ -2,7 +2,8 @@
  *
  * bridge_mount.c - mount(2) and umount2(2) of a FUSE connection.
  *
- * extfs mounts by itself instead of through fusermount3: the descriptor of /dev/fuse is the bridge's, and root is needed for the device anyway.
+ * extfs mounts by itself instead of through fusermount3: the descriptor of /dev/fuse is the
+ * bridge's, and root is needed for the device anyway.
  */
 #include <fcntl.h>
 #include <string.h>
@@ -74,8 +75,8 @@ static void unescape(char *s)
 	*to = 0;
 }
 
-/* The device number of the topmost mount at exactly this path; 0: nothing is mounted there. Asks nobody but the kernel, so a
- * dead or unserved mount does no harm. */
+/* The device number of the topmost mount at exactly this path; 0: nothing is mounted there. Asks
+ * nobody but the kernel, so a dead or unserved mount does no harm. */
 static dev_t mounted_device(const char *mountpoint)
 {
 	FILE *f = fopen("/proc/self/mountinfo", "re");
@@ -122,10 +123,12 @@ int mount_fuse(const struct mount_request *m, dev_t *dev)
 	fd = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
 		return errno == ENOENT || errno == ENXIO ? -ENODEV : -errno;
-	/* POSIX ACLs make default_permissions the kernel's own choice; asking for it says so in /proc/mounts. */
+	/* POSIX ACLs make default_permissions the kernel's own choice; asking for it says so in
+	 * /proc/mounts. */
 	snprintf(data, sizeof(data),
-		 "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read=%u", fd,
-		 BRIDGE_MAX_IO);
+		 "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,"
+		 "max_read=%u",
+		 fd, BRIDGE_MAX_IO);
 	if (mount(m->fsname, m->mountpoint, "fuse.extfs", flags, data) < 0) {
 		err = -errno;
 		close(fd);
@@ -145,7 +148,8 @@ static int write_abort(dev_t dev)
 	char path[96];
 	int fd, err = 0;
 
-	/* A connection's name is the number that the kernel makes of the device, which is the minor: FUSE's major is 0. */
+	/* A connection's name is the number that the kernel makes of the device, which is the
+	 * minor: FUSE's major is 0. */
 	snprintf(path, sizeof(path), CONNECTIONS "/%u/abort", minor(dev));
 	fd = open(path, O_WRONLY | O_CLOEXEC);
 	if (fd < 0)

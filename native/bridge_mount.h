@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * bridge_mount.h - mount(2) and umount2(2) of a FUSE connection, and the beginning and end of a bridge.
+ * bridge_mount.h - mount(2) and umount2(2) of a FUSE connection, and the beginning and end of a
+ * bridge.
  *
  * Errors: negative errno values. No locks.
  */
@@ -16,11 +17,11 @@ struct mount_request {
 	bool read_only;
 };
 
-/* Words of mount(8)'s -o into MS_* flags: ro, rw, nosuid, nodev, noexec, noatime, ... -EINVAL: one that the kernel does not
- * take as a flag; it is copied to `bad`. */
+/* Words of mount(8)'s -o into MS_* flags: ro, rw, nosuid, nodev, noexec, noatime, ... -EINVAL: one
+ * that the kernel does not take as a flag; it is copied to `bad`. */
 int mount_flags(const char *options, unsigned long *flags, char *bad, size_t bad_len);
-/* Opens /dev/fuse and mounts; returns its descriptor, and the device number of the mount. -EBUSY: something is mounted there
- * already; -ENODEV: no /dev/fuse. */
+/* Opens /dev/fuse and mounts; returns its descriptor, and the device number of the mount. -EBUSY:
+ * something is mounted there already; -ENODEV: no /dev/fuse. */
 int mount_fuse(const struct mount_request *m, dev_t *dev);
 /* lazy: the mountpoint is free at once, the connection ends when the last user has gone. */
 int unmount_fuse(const char *mountpoint, bool lazy);
@@ -28,9 +29,10 @@ int unmount_fuse(const char *mountpoint, bool lazy);
 int abort_fuse(dev_t dev);
 
 /* Mounts and serves. */
-int bridge_start(struct fs *fs, const struct mount_request *m, unsigned threads, bool writeback_cache,
-		 struct bridge **out);
-/* Waits until all requests have ended; frees. A mount that is still there is detached and aborted first. */
+int bridge_start(struct fs *fs, const struct mount_request *m, unsigned threads,
+		 bool writeback_cache, struct bridge **out);
+/* Waits until all requests have ended; frees. A mount that is still there is detached and aborted
+ * first. */
 void bridge_stop(struct bridge *b);
 
 #endif

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * bridge_name.c - requests about names: LOOKUP, FORGET, CREATE, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, TMPFILE.
+ * bridge_name.c - requests about names: LOOKUP, FORGET, CREATE, MKNOD, MKDIR, UNLINK, RMDIR,
+ * RENAME, TMPFILE.
  *
- * Each handler is one call of namei.h. When that finds the journal full, nothing was done, and request_fail() has the handler run
- * again from its first line when there is room: so no handler keeps anything across that call but request.stage.
+ * Each handler is one call of namei.h. When that finds the journal full, nothing was done, and
+ * request_fail() has the handler run again from its first line when there is room: so no handler
+ * keeps anything across that call but request.stage.
  */
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -35,7 +37,8 @@ void serve_lookup(struct request *r)
 	if (!directory_and_name(r, 0, &name, &len))
 		return;
 	if (len == 1 && name[0] == '.') {
-		/* A file handle being opened: the inode itself is meant, and it need not be a directory. */
+		/* A file handle being opened: the inode itself is meant, and it need not be a
+		 * directory. */
 		request_reply_entry(r, r->inode);
 		return;
 	}
@@ -142,7 +145,8 @@ void serve_create(struct request *r)
 
 	if (!directory_and_name(r, sizeof(*in), &name, &len))
 		return;
-	err = namei_create(r->inode, name, len, S_IFREG | (in->mode & ALLPERMS), 0, &cred, &r->inode2);
+	err = namei_create(r->inode, name, len, S_IFREG | (in->mode & ALLPERMS), 0, &cred,
+			   &r->inode2);
 	if (!err) {
 		request_reply_create(r, r->inode2, in->flags);
 		return;

@@ -2,9 +2,10 @@
  *
  * bridge_notify.c - telling the kernel that a file or a name changed behind its back.
  *
- * The write of an invalidation returns only after the kernel has dropped its pages, which may take locks that are held
- * until we have answered some other request, and may write dirty pages of a mapping first, as WRITE requests to us. So
- * a thread that serves nothing writes them, one after the other, in the order in which they were asked for.
+ * The write of an invalidation returns only after the kernel has dropped its pages, which may take
+ * locks that are held until we have answered some other request, and may write dirty pages of a
+ * mapping first, as WRITE requests to us. So a thread that serves nothing writes them, one after
+ * the other, in the order in which they were asked for.
  */
 #include <string.h>
 #include <sys/uio.h>
@@ -54,8 +55,8 @@ static void *notify(void *arg)
 	pthread_setname_np(pthread_self(), "extfs-notify");
 	while ((first = next_notification(n))) {
 		/* ENOENT: the kernel knows nothing of it, as good as done. */
-		if (write(n->fd, first->message, first->len) < 0 && errno != ENOENT && errno != ENODEV &&
-		    errno != ENOTCONN && errno != ENOTDIR)
+		if (write(n->fd, first->message, first->len) < 0 && !bridge_nobody_waits(errno) &&
+		    errno != ENOTDIR)
 			log_msg(LOG_WARN, "the kernel refused a notification: %s", strerror(errno));
 		if (first->done)
 			ioctx_wake(first->done);
@@ -131,7 +132,10 @@ static int enqueue(struct bridge *b, const struct iovec *parts, unsigned n_parts
 /* The error field of a notification is its code, and unique is 0. */
 static struct fuse_out_header notify_head(int code, size_t len)
 {
-	return (struct fuse_out_header){.len = (uint32_t)(sizeof(struct fuse_out_header) + len), .error = code};
+	return (struct fuse_out_header){
+		.len = (uint32_t)(sizeof(struct fuse_out_header) + len),
+		.error = code,
+	};
 }
 
 int bridge_notify_inode(struct bridge *b, inum_t ino, int64_t offset, int64_t len, struct op *done)
@@ -148,7 +152,10 @@ int bridge_notify_entry(struct bridge *b, inum_t dir, const char *name, size_t l
 	struct fuse_notify_inval_entry_out out = {.parent = dir, .namelen = (uint32_t)len};
 	struct fuse_out_header head = notify_head(FUSE_NOTIFY_INVAL_ENTRY, sizeof(out) + len + 1);
 	struct iovec parts[] = {
-		{&head, sizeof(head)}, {&out, sizeof(out)}, {(void *)(uintptr_t)name, len}, {(void *)"", 1},
+		{&head, sizeof(head)},
+		{&out, sizeof(out)},
+		{(void *)(uintptr_t)name, len},
+		{(void *)"", 1},
 	};
 
 	return enqueue(b, parts, ARRAY_LEN(parts), done);

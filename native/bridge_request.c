@@ -4,18 +4,21 @@
  *
  * Memory of a request, one mapping:
  *
- *     | unused | message header, arguments | payload, page-aligned ...           |
- *     0        4016                        4096                                  4096 + BRIDGE_MAX_IO + 4096
+ *     | unused | message header, arguments | payload, page-aligned        |
+ *     0        4016                        4096                  8192 + BRIDGE_MAX_IO
  *
- * A message is read to 4096 - 80: header and write_in are 80 bytes, so the data of a WRITE is aligned for O_DIRECT. The answer of a
- * READ is written from 4080 on: its 16 header bytes end where the payload begins. A request that never has a large
- * payload touches two pages of its mapping.
+ * A message is read to 4096 - 80: header and write_in are 80 bytes, so the data of a WRITE is
+ * aligned for O_DIRECT. The answer of a READ is written from 4080 on: its 16 header bytes end where
+ * the payload begins. A request that never has a large payload touches two pages of its mapping.
  *
  * States of a request:
- *   reading   in request_buffer(); -> served (request_begin) | pooled (request_free)
- *   served    its handler runs;    -> parked (request_park) | ended (request_reply*, request_fail, request_end)
- *   parked    registered in the pending table; -> served (its op or file operation is resumed) | ended (EINTR)
- *   ended     -> pooled at once, or when the interrupt op that is on its way has arrived
+ *   reading  in request_buffer();
+ *            -> served (request_begin) | pooled (request_free)
+ *   served   its handler runs;
+ *            -> parked (request_park) | ended (request_reply*, request_fail, request_end)
+ *   parked   registered in the pending table;
+ *            -> served (its op or file operation is resumed) | ended (EINTR)
+ *   ended    -> pooled at once, or when the interrupt op that is on its way has arrived
  */
 #include <string.h>
 #include <sys/mman.h>
@@ -29,7 +32,8 @@
 #define HEAD_BYTES 4096u
 #define MESSAGE_AT (HEAD_BYTES - sizeof(struct fuse_in_header) - sizeof(struct fuse_write_in))
 #define MEMORY_BYTES (HEAD_BYTES + BRIDGE_MAX_IO + 4096u)
-/* Mappings that a thread keeps for reuse; and how many of these may keep a large payload resident. */
+/* Mappings that a thread keeps for reuse; and how many of these may keep a large payload
+ * resident. */
 #define POOL_MAX 64u
 #define POOL_LARGE 8u
 #define LARGE_BYTES (64u << 10)
@@ -51,7 +55,8 @@ struct request *request_alloc(struct bridge_thread *t)
 	r = calloc(1, sizeof(*r));
 	if (!r)
 		return NULL;
-	r->memory = mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	r->memory = mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			 -1, 0);
 	if (r->memory == MAP_FAILED) {
 		free(r);
 		return NULL;
@@ -75,12 +80,14 @@ void request_free(struct request *r)
 		request_destroy(r);
 		return;
 	}
-	/* Some stay as they are, for the next ones of their kind; a burst of large requests must not stay in memory. */
+	/* Some stay as they are, for the next ones of their kind; a burst of large requests must
+	 * not stay in memory. */
 	if (r->touched > LARGE_BYTES) {
 		if (t->pooled_large < POOL_LARGE) {
 			t->pooled_large++;
 		} else {
-			madvise(r->payload + LARGE_BYTES, BRIDGE_MAX_IO - LARGE_BYTES, MADV_DONTNEED);
+			madvise(r->payload + LARGE_BYTES, BRIDGE_MAX_IO - LARGE_BYTES,
+				MADV_DONTNEED);
 			r->touched = LARGE_BYTES;
 		}
 	}
@@ -157,7 +164,6 @@ void request_begin(struct request *r, size_t len)
 	r->interrupted = r->interrupt_queued = r->ended = r->registered = false;
 	r->stage = 0;
 	r->inode = r->inode2 = NULL;
-	r->opened = NULL;
 	r->op = (struct op){.resume = wait_over, .ctx = t->ctx};
 	r->interrupt = (struct op){.resume = interrupt_arrived, .ctx = t->ctx};
 	r->row = bridge_opcode(in->opcode);
@@ -178,7 +184,7 @@ void request_begin(struct request *r, size_t len)
 /* false: the request is gone in the kernel (aborted, unmounted), nobody takes the answer. */
 static bool taken(const struct request *r, ssize_t n, size_t len)
 {
-	if (n < 0 && errno != ENOENT && errno != ENODEV && errno != ENOTCONN)
+	if (n < 0 && !bridge_nobody_waits(errno))
 		log_msg(LOG_WARN, "the kernel refused the answer to %s (%zu bytes): %s",
 			r->row ? r->row->name : "an unknown opcode", len, strerror(errno));
 	return n >= 0;
@@ -206,7 +212,10 @@ bool request_send_payload(struct request *r, size_t len)
 {
 	struct fuse_out_header *head = (void *)(r->payload - sizeof(*head));
 
-	*head = (struct fuse_out_header){.len = (uint32_t)(sizeof(*head) + len), .unique = r->head.unique};
+	*head = (struct fuse_out_header){
+		.len = (uint32_t)(sizeof(*head) + len),
+		.unique = r->head.unique,
+	};
 	r->touched = MAX(r->touched, len);
 	return taken(r, write(r->t->fd, head, sizeof(*head) + len), len);
 }
@@ -296,7 +305,8 @@ void request_reply_negative(struct request *r)
 	request_reply(r, &out, sizeof(out));
 }
 
-void request_reply_open(struct request *r, struct inode *in, uint32_t open_flags, uint32_t fopen_flags)
+void request_reply_open(struct request *r, struct inode *in, uint32_t open_flags,
+			uint32_t fopen_flags)
 {
 	struct fuse_open_out out = {.open_flags = fopen_flags};
 	int err = open_file_create(bridge_of(r), in, open_flags, &out.fh);
@@ -421,7 +431,8 @@ static void wait_for_space(struct request *r)
 	err = jrn_wait_space(bridge_of(r)->fs, &r->wait);
 	if (err == ERR_PARKED)
 		return;
-	/* There is room already. Through the wake queue all the same, so that handlers never recurse. */
+	/* There is room already. Through the wake queue all the same, so that handlers never
+	 * recurse. */
 	r->wait.err = err;
 	ioctx_wake(&r->op);
 }
@@ -454,7 +465,8 @@ static void interrupt(struct request *r)
 	case WAIT_NONE:
 		return;
 	case WAIT_FILE:
-		/* Answers through file_done(), perhaps within this call: r may be gone afterwards. */
+		/* Answers through file_done(), perhaps within this call: r may be gone
+		 * afterwards. */
 		file_cancel(&r->fop);
 		return;
 	case WAIT_LOCK:
