@@ -71,6 +71,9 @@ def mount_device(device: str, mountpoint: str, words: str, foreground: bool) -> 
 
     try:
         options = daemon.parse_options(device, mountpoint, words)
+    except daemon.MountError as error:
+        raise click.UsageError(str(error)) from error
+    try:
         _check_environment(mountpoint)
         _clear_dead_mount(device, mountpoint)
         if find_mount(mountpoint) is not None:
