@@ -10,7 +10,6 @@
  *
  * States of a thread:
  *   serving  reads and serves;                         -> leaving, when the read says ENODEV
- *   (unmounted or aborted)
  *   leaving  interrupts what is parked, finishes I/O;  -> ended, when no request is in flight
  *   ended    the last one makes event_fd readable
  */
