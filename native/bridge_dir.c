@@ -67,16 +67,11 @@ static struct fuse_dirent *listing_place(struct listing *l, size_t name_len,
 static void fill_entry(struct fs *fs, inum_t ino, struct fuse_entry_out *entry)
 {
 	struct inode_stat st = {.ino = ino};
-	struct inode *in;
 
-	if (inode_get(fs, ino, &in))
+	if (inode_peek(fs, ino, &st.core))
 		return;
-	pthread_mutex_lock(&in->lock);
-	st.core = in->core;
-	pthread_mutex_unlock(&in->lock);
 	bridge_entry(&st, entry);
 	inode_lookup_add(fs, ino, 1);
-	inode_put(in);
 }
 
 static int add_entry(void *arg, const struct dirent *ent)

@@ -68,6 +68,9 @@ void inode_table_destroy(struct fs *fs);
 
 /* Reference to an inode. fs->lock held (shared is enough). -ENOENT: no such number. */
 int inode_get(struct fs *fs, inum_t ino, struct inode **out);
+/* The core of an inode for a look, without an object in memory: for listings, which would turn the cache over. fs->lock
+ * held (shared is enough). -ENOENT. */
+int inode_peek(struct fs *fs, inum_t ino, struct inode_core *core);
 /* The same for a handle: -ERR_STALE_HANDLE when gone or of another generation. Takes fs->lock
  * shared itself. */
 int inode_get_handle(struct fs *fs, inum_t ino, uint32_t generation, struct inode **out);

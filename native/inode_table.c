@@ -329,6 +329,22 @@ int inode_get(struct fs *fs, inum_t ino, struct inode **out)
 	return err;
 }
 
+int inode_peek(struct fs *fs, inum_t ino, struct inode_core *core)
+{
+	struct inode *in;
+	int err = get_cached(fs->inodes, ino, &in);
+
+	if (err == -EAGAIN)
+		return read_core(fs, ino, core);
+	if (err)
+		return err;
+	pthread_mutex_lock(&in->lock);
+	*core = in->core;
+	pthread_mutex_unlock(&in->lock);
+	inode_put(in);
+	return 0;
+}
+
 int inode_get_handle(struct fs *fs, inum_t ino, uint32_t generation, struct inode **out)
 {
 	struct inode *in = NULL;
