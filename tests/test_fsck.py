@@ -18,7 +18,7 @@ from surgeon import Surgeon
 
 from extfs import core
 from extfs.check import layout
-from extfs.check.fsck import Result, VolumeError, fsck
+from extfs.check.fsck import Result, VolumeError, fsck, refuse_when_mounted_elsewhere
 from extfs.check.layout import BLOCK_SIZE, ROOT, InodeFlag, Tree
 from extfs.check.log import place_of
 from extfs.check.mapping import Image
@@ -267,6 +267,21 @@ def xattr_record(part: int) -> Callable[[int, int, bytes], bool]:
     return lambda _hi, lo, record: lo & 0xFFFF == part and (part > 0 or len(record) > 1000)
 
 
+def longer_value(record: bytearray) -> None:
+    record[4:8] = number(9000, 4)
+
+
+def move_part(ino: int) -> Break:
+    def damage(s: Surgeon, _inos: dict[str, int]) -> None:
+        keys: list[int] = []
+        s.find(
+            Tree.XATTR, lambda hi, lo, _r: hi == ino and lo & 0xFFFF == 4 and not keys.append(lo)
+        )
+        s.edit_key(Tree.XATTR, lambda hi, lo, _r: (hi, lo) == (ino, keys[0]), ino, keys[0] + 1)
+
+    return damage
+
+
 def swap_keys(s: Surgeon, _inos: dict[str, int]) -> None:
     block, _content = next(s.leaves(Tree.INODE))
     content = s.read(block)
@@ -404,9 +419,10 @@ CASES = [
         {"EXTENT_SHAPE"},
         4,
     ),
+    Case("part of a value lost", lambda s, i: move_part(i["three"])(s, i), {"XATTR_SHAPE"}, 4),
     Case(
-        "part of a value lost",
-        lambda s, _i: s.remove(Tree.XATTR, xattr_record(2)),
+        "end of a value lost",
+        lambda s, _i: s.edit(Tree.XATTR, xattr_record(0), longer_value),
         {"XATTR_SHAPE"},
         4,
     ),
@@ -550,6 +566,26 @@ def test_a_torn_last_record_is_the_end_and_a_torn_earlier_one_is_damage(image: P
     assert image.read_bytes() == broken, "a damaged log must not be thrown away"
 
 
+def test_attributes_of_an_orphan_may_be_half_gone(image: Path) -> None:
+    fs = core.Filesystem.open(core.Device.open(str(image)), commit_ms=60_000)
+    orphan = fs.mknod(1, b"doomed", stat.S_IFREG | 0o644).ino
+    fs.setxattr(orphan, b"user.big", b"v" * (1024 - 8 - 3 + 4 * 1024))  # the last part is full
+    fs.open_inode(orphan)
+    fs.unlink(1, b"doomed")
+    fs.sync()
+    fs.abandon()
+    fsck(image, repair=True)
+    surgeon = Surgeon(image)
+    # As if the last parts were gone: the head speaks of more than there is.
+    surgeon.edit(Tree.XATTR, lambda hi, lo, _r: hi == orphan and not lo & 0xFFFF, longer_value)
+    assert codes(fsck(image)) == set()
+    surgeon.edit_inode(orphan, nlink=1)
+    assert "XATTR_SHAPE" in codes(fsck(image))
+    surgeon.edit_inode(orphan, nlink=0)
+    move_part(orphan)(surgeon, {})
+    assert "XATTR_SHAPE" in codes(fsck(image)), "a part in the middle"
+
+
 def test_orphans_with_a_name_and_orphans_of_nothing(image: Path, inos: dict[str, int]) -> None:
     orphan = leave_a_log(image)
     fsck(image, repair=True)
@@ -605,6 +641,7 @@ def break_much(surgeon: Surgeon, inos: dict[str, int]) -> None:
     surgeon.flip(layout.SUPER_BLOCK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_an_interrupted_repair_is_finished_by_the_next(
     seed: int, image: Path, inos: dict[str, int], monkeypatch: pytest.MonkeyPatch
@@ -692,6 +729,33 @@ def test_what_cannot_be_checked(
     with pytest.raises(VolumeError) as error:
         fsck(image)
     assert error.value.code == "SB_DAMAGED"
+
+
+def test_a_device_that_another_host_has_mounted_is_refused(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surgeon = Surgeon(image)
+    beat = {"state": 1, "pid": 77, "boot_id": b"another boot ..", "interval_ms": 2000}
+
+    def write_beat(seq: int) -> None:
+        surgeon.set_fields(layout.HEARTBEAT_BLOCK, layout.HEARTBEAT, host=b"far", seq=seq, **beat)
+
+    write_beat(5)
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with Volume(image) as volume:
+        volume.load_super()
+        refuse_when_mounted_elsewhere(volume, waited.append)
+        assert waited == [3.0], "silent: it died"
+        with pytest.raises(VolumeError, match="host far by process 77"):
+            refuse_when_mounted_elsewhere(volume, lambda _seconds: write_beat(6))
+
+
+def test_repair_takes_the_mounted_mark_away(image: Path) -> None:
+    leave_a_log(image)
+    assert fsck(image).report.has("NOT_UNMOUNTED")
+    fsck(image, repair=True)
+    assert fsck(image).report.findings == []
 
 
 def test_a_device_in_use_is_refused(image: Path) -> None:

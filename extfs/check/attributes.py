@@ -81,9 +81,12 @@ class Attributes:
         self._next_part = 1
 
     def _finish(self) -> None:
-        if self._open is not None and self._rest and not self.inv.has_damage(Tree.XATTR):
+        inv = self.inv
+        if self._open is not None and self._rest and not inv.has_damage(Tree.XATTR):
             ino, key = self._open
-            self._bad(ino, key << 16, f"the last {self._rest} bytes of the value are missing")
+            # Attributes of a deleted inode go record by record, from the end.
+            if inv.nlink[inv.index[ino]]:
+                self._bad(ino, key << 16, f"the last {self._rest} bytes of the value are missing")
         self._open = None
         self._rest = 0
 
@@ -121,7 +124,7 @@ class Attributes:
                     f"counts {inv.xattrs[row]} attributes, there are {inv.found_xattrs[row]}",
                     "set the count",
                 )
-            if inv.flags[row] & acls != inv.found_flags[row] & acls:
+            if inv.nlink[row] and inv.flags[row] & acls != inv.found_flags[row] & acls:
                 fields = inv.fixes.inodes[ino]
                 flags = fields.get("flags", inv.flags[row])
                 fields["flags"] = flags & ~acls | inv.found_flags[row] & acls

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from extfs.check import layout
@@ -61,6 +64,48 @@ class _State:
     log: Log
     inventory: Inventory | None = None
     space: Space | None = None
+
+
+def _this_boot() -> tuple[bytes, bytes]:
+    """(boot id, host name) as a heartbeat has them."""
+    try:
+        boot = bytes.fromhex(
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+        )
+    except (OSError, ValueError):
+        boot = bytes(16)
+    return boot, socket.gethostname().encode()[:63]
+
+
+def _read_heartbeat(volume: Volume) -> dict[str, Any] | None:
+    try:
+        block = volume.read_meta(layout.HEARTBEAT_BLOCK, Magic.HEARTBEAT, 0)
+    except DamageError:
+        return None
+    return layout.HEARTBEAT.unpack(block)
+
+
+def refuse_when_mounted_elsewhere(
+    volume: Volume, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """`VolumeError` MOUNTED when another host keeps writing its heartbeat.
+
+    On this host the device's lock says so; a heartbeat of this boot is one of a process that died.
+    Any other is watched for half an interval more than it promises.
+    """
+    before = _read_heartbeat(volume)
+    if before is None or before["state"] != layout.HEARTBEAT_MOUNTED:
+        return
+    if (before["boot_id"], before["host"].rstrip(b"\0")) == _this_boot() and any(before["boot_id"]):
+        return
+    sleep(min(before["interval_ms"], 60_000) * 1.5 / 1000)
+    volume.forget_cached(layout.HEARTBEAT_BLOCK)
+    now = _read_heartbeat(volume)
+    if now is None or now["seq"] != before["seq"]:
+        host = before["host"].rstrip(b"\0").decode("utf-8", "replace")
+        raise VolumeError(
+            "MOUNTED", f"{volume.path}: mounted on host {host} by process {before['pid']}"
+        )
 
 
 def check_volume(volume: Volume, progress: Progress | None = None) -> _State:
@@ -230,6 +275,8 @@ def fsck(
 ) -> Result:
     """Check; with `repair` put right what needs no guess. `VolumeError`: cannot check at all."""
     with Volume(path, writable=repair) as volume:
+        volume.load_super()
+        refuse_when_mounted_elsewhere(volume)
         state = check_volume(volume, progress)
         if not repair:
             code = EXIT_CLEAN if state.report.clean else EXIT_ERRORS_LEFT
@@ -249,6 +296,9 @@ def fsck(
             ]
             if state.report.findings == before.findings:
                 break
+        if state.log.usable and state.report.has("NOT_UNMOUNTED"):
+            beat = _read_heartbeat(volume)
+            reset_heartbeat(volume, beat["seq"] if beat else 0)
         if not state.report.clean:
             code = EXIT_ERRORS_LEFT
         else:

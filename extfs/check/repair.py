@@ -469,11 +469,11 @@ def restore_super(volume: Volume) -> None:
         volume.flush()
 
 
-def reset_heartbeat(volume: Volume) -> None:
-    """A heartbeat that says: not mounted."""
+def reset_heartbeat(volume: Volume, seq: int = 0) -> None:
+    """A heartbeat that says: not mounted. `seq`: of the one before."""
     block = new_block(Magic.HEARTBEAT, layout.HEARTBEAT_BLOCK, volume.super.uuid)
     values = layout.HEARTBEAT.unpack(block) | {
-        "seq": 1,
+        "seq": seq + 1,
         "sec": int(time.time()),
         "interval_ms": 2000,
     }

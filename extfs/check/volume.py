@@ -303,6 +303,11 @@ class Volume:
         except OSError as error:
             raise DamageError("DEV_READ", number, f"cannot be read: {error.strerror}") from error
 
+    def forget_cached(self, number: int) -> None:
+        """Have the next read of a block ask the device: another host may have written it."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._fd, number << BLOCK_SHIFT, BLOCK_SIZE, os.POSIX_FADV_DONTNEED)
+
     def read(self, number: int) -> bytes:
         """A block with the overlay's changes."""
         block = self.overlay.get(number)
