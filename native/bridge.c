@@ -78,7 +78,10 @@ static void completed(void *arg, uint64_t tag, int res, unsigned flags)
 
 	if (tag == TAG_FUSE) {
 		t->armed = false;
-		t->readable = true;
+		if (res == -EINVAL)
+			t->not_exclusive = true; /* older kernels: all idle threads wake up */
+		else
+			t->readable = true;
 	} else {
 		t->forward_armed = false;
 		t->forward_open = forward_receive(t->b);
@@ -106,7 +109,8 @@ static void arm(struct bridge_thread *t, int fd, unsigned events, uint64_t tag, 
 static void sleep_in_ring(struct bridge_thread *t)
 {
 	if (!t->gone && !t->readable)
-		arm(t, t->fd, POLLIN | EPOLLEXCLUSIVE, TAG_FUSE, &t->armed);
+		arm(t, t->fd, POLLIN | (t->not_exclusive ? 0 : EPOLLEXCLUSIVE), TAG_FUSE,
+		    &t->armed);
 	if (t->forward_open && !t->gone)
 		arm(t, forward_fd(t->b), POLLIN, TAG_FORWARD, &t->forward_armed);
 	ioctx_run(t->ctx, !t->readable);

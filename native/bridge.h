@@ -169,6 +169,7 @@ struct bridge_thread {
 	struct io_uring *ring; /* NULL: poll(2) */
 	bool readable;         /* there may be requests */
 	bool armed;            /* a poll of fd is out */
+	bool not_exclusive;    /* the kernel refused an exclusive poll */
 	bool gone;             /* ENODEV: unmounted */
 	bool forward_open, forward_armed; /* thread 0: pyfuse3's socket */
 	uint64_t inflight;     /* requests begun and not ended */
@@ -194,6 +195,7 @@ struct bridge {
 	struct fs *fs;
 	char *mountpoint;
 	bool read_only, writeback_cache;
+	_Atomic uint64_t negotiated; /* FUSE_* flags of the answer to INIT */
 	int event_fd;
 	unsigned n_threads;
 	struct bridge_thread *threads;

@@ -196,6 +196,17 @@ static const void *aligned_value(struct request *r, const void *value, size_t le
 	return memcpy(at, value, len);
 }
 
+/* The arguments; kernels before 7.33 send a shorter form, without setxattr_flags. */
+static struct fuse_setxattr_in setxattr_in(const struct request *r, size_t *len)
+{
+	struct fuse_setxattr_in in = {0};
+	bool extended = atomic_load(&r->t->b->negotiated) & FUSE_SETXATTR_EXT;
+
+	*len = MIN(extended ? sizeof(in) : FUSE_COMPAT_SETXATTR_IN_SIZE, r->arg_len);
+	memcpy(&in, r->arg, *len);
+	return in;
+}
+
 static int check_setxattr(const struct fuse_setxattr_in *in, size_t value_room)
 {
 	if (in->size > XATTR_VALUE_MAX)
@@ -207,18 +218,18 @@ static int check_setxattr(const struct fuse_setxattr_in *in, size_t value_room)
 
 void serve_setxattr(struct request *r)
 {
-	const struct fuse_setxattr_in *in = r->arg;
-	unsigned flags = in->flags;
-	size_t at = sizeof(*in), len;
+	size_t at, len;
+	const struct fuse_setxattr_in in = setxattr_in(r, &at);
 	const char *name = request_name(r, &at, &len);
 	const uint8_t *value = (const uint8_t *)r->arg + at;
-	int err = name ? check_setxattr(in, r->arg_len - at) : -EINVAL;
+	int err = name ? check_setxattr(&in, r->arg_len - at) : -EINVAL;
+	unsigned flags = in.flags;
 
-	if (in->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID)
+	if (in.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID)
 		flags |= XATTR_F_KILL_SGID;
 	if (!err)
 		err = request_inode(r, r->head.nodeid, &r->inode);
 	if (!err)
-		err = xattr_set(r->inode, name, aligned_value(r, value, in->size), in->size, flags);
+		err = xattr_set(r->inode, name, aligned_value(r, value, in.size), in.size, flags);
 	request_fail(r, err);
 }

@@ -34,7 +34,7 @@
 	FORWARD(STATFS)                                                                         \
 	C(RELEASE,            serve_release,         ARG(fuse_release_in))                      \
 	C(FSYNC,              serve_fsync,           ARG(fuse_fsync_in))                        \
-	C(SETXATTR,           serve_setxattr,        ARG(fuse_setxattr_in))                     \
+	C(SETXATTR,           serve_setxattr,        FUSE_COMPAT_SETXATTR_IN_SIZE)              \
 	C(GETXATTR,           serve_getxattr,        ARG(fuse_getxattr_in))                     \
 	FORWARD(LISTXATTR)                                                                      \
 	FORWARD(REMOVEXATTR)                                                                    \

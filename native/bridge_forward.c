@@ -271,13 +271,14 @@ static uint64_t init_flags(const struct bridge *b, uint64_t offered)
 	return wanted & offered;
 }
 
-static void amend_init(const struct bridge *b, const struct sent *s, struct fuse_init_out *out)
+static void amend_init(struct bridge *b, const struct sent *s, struct fuse_init_out *out)
 {
 	uint64_t offered = s->init.flags, flags;
 
 	if (offered & FUSE_INIT_EXT)
 		offered |= (uint64_t)s->init.flags2 << 32;
 	flags = init_flags(b, offered);
+	atomic_store(&b->negotiated, flags);
 	if ((flags & COUNTED_ON) != COUNTED_ON)
 		log_msg(LOG_WARN, "this kernel (FUSE 7.%u) lacks features that extfs counts on",
 			s->init.minor);
