@@ -2,9 +2,10 @@
  *
  * extfs_ioctl.h - ioctl(2) calls on files of a mounted extfs, for C programs.
  *
- * Every struct begins with its own size and with flags. The size is sizeof the struct of this header; unknown flags
- * and non-zero reserved fields are EINVAL, so that later versions can give them a meaning. All numbers are in the host's byte
- * order; offsets and lengths are bytes. A file that is not on extfs answers ENOTTY.
+ * Every struct begins with its own size and with flags. The size is sizeof the struct of this header;
+ * unknown flags and non-zero reserved fields are EINVAL, so that later versions can give them a
+ * meaning. All numbers are in the host's byte order; offsets and lengths are bytes. A file that is
+ * not on extfs answers ENOTTY.
  */
 #ifndef EXTFS_IOCTL_H
 #define EXTFS_IOCTL_H
@@ -30,9 +31,10 @@ struct extfs_ioc_extent {
 
 #define EXTFS_IOC_MAP_EXTENTS 500
 
-/* MAP: the extents of a regular file in [start, start + length), in order; what no extent covers is a hole. The answer is one
- * consistent view, cut to whole blocks around the range. When `next` is below the end of the range, there are more:
- * ask again with start = next. The map may change at any time afterwards. */
+/* MAP: the extents of a regular file in [start, start + length), in order; what no extent covers is
+ * a hole. The answer is one consistent view, cut to whole blocks around the range. When `next` is
+ * below the end of the range, there are more: ask again with start = next. The map may change at
+ * any time afterwards. */
 struct extfs_ioc_map {
 	uint32_t size;
 	uint32_t flags;     /* none defined: 0 */

@@ -650,6 +650,23 @@ def test_a_closed_pipe_is_no_traceback(formatted: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1"])
+def test_any_name_in_any_locale(formatted: Path, locale: str, extfs: ExtfsRunner) -> None:
+    program = Path(sys.executable).with_name("extfs")
+    name = os.fsencode(formatted) + b"-\xff\xfe\xe2\x96\x88"
+    os.rename(formatted, name)
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    try:
+        for command in ("fsck", "info", "map"):
+            result = subprocess.run(
+                [program, command, name], capture_output=True, check=False, env=environment
+            )
+            assert result.returncode == (1 if command == "map" else 0), result.stderr
+            assert b"internal error" not in result.stderr
+    finally:
+        os.rename(name, formatted)
+
+
 def test_commands_start_quickly(extfs: ExtfsRunner) -> None:
     """Nothing heavy is imported for a command that does not need it."""
     code = (

@@ -9,6 +9,7 @@ that mkfs(8), fsck(8) and mount(8) pass; ``extfs install-helpers`` links them.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -103,6 +104,9 @@ def run(command: click.Command, arguments: Sequence[str], name: str, usage_code:
 
 def main() -> None:
     """Entry point, under any of the names."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # any name can be printed, in any locale
+            stream.reconfigure(errors="backslashreplace")
     name = PurePath(sys.argv[0]).name
     if name in _NAMES:
         command, usage_code = _NAMES[name]

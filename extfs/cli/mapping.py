@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 
-from extfs.cli.output import CommandError, console, print_json, size_text
+from extfs.cli.output import CommandError, print_json, size_text
 
 BLOCK_SIZE = 4096
 
@@ -148,34 +149,36 @@ def bar(size: int, extents: list[MapExtent], width: int) -> str:
 
 
 def _table(size: int, extents: list[MapExtent]) -> None:
-    from rich.table import Table
-
-    out = console()
-    table = Table(box=None, pad_edge=False)
-    for title in ("#", "file offset", "length", "device offset", "block"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+    titles = ("#", "file offset", "length", "device offset", "block", "state")
+    rows = []
     for number, extent in enumerate(extents):
         state = extent.state
         state += ", shared" if extent.shared else ""
         state += ", for a layout" if extent.layout else ""
         state += ", past the end" if extent.offset >= size else ""
-        table.add_row(
-            str(number),
-            f"{extent.offset:,}",
-            size_text(extent.length),
-            f"{extent.physical:,}",
-            f"{extent.physical // BLOCK_SIZE:,}",
-            state,
+        rows.append(
+            (
+                str(number),
+                f"{extent.offset:,}",
+                size_text(extent.length),
+                f"{extent.physical:,}",
+                f"{extent.physical // BLOCK_SIZE:,}",
+                state,
+            )
         )
-    if extents:
-        out.print(table)
+    if rows:
+        columns = zip(titles, *rows, strict=True)
+        *widths, _last = [max(map(len, column)) for column in columns]
+        for row in (titles, *rows):
+            cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
+            click.echo("  ".join([*cells, row[-1]]))
     mapped = sum(extent.length for extent in extents)
-    out.print(f"{len(extents)} extents map {size_text(mapped)}; the file has {size_text(size)}")
-    picture = bar(size, extents, max(20, min(out.width, 120) - 2))
+    click.echo(f"{len(extents):,} extents map {size_text(mapped)}; the file has {size_text(size)}")
+    width = shutil.get_terminal_size().columns
+    picture = bar(size, extents, max(20, min(width, 120) - 2))
     if picture:
-        out.print(f"[{picture}]")
-        out.print(LEGEND)
+        click.echo(f"[{picture}]")
+        click.echo(LEGEND)
 
 
 @click.command("map")

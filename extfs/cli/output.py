@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     _SizeBase = click.ParamType[int]
 else:
     _SizeBase = click.ParamType  # generic only from click 8.2 on
@@ -42,13 +40,6 @@ def complain(text: str) -> None:
 def print_json(value: Any) -> None:
     """Indented JSON on standard output."""
     click.echo(json.dumps(value, indent=2))
-
-
-def console() -> Console:
-    """Standard output for tables; markup and highlighting off, names are shown as they are."""
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
 def size_text(size: int) -> str:
