@@ -21,12 +21,14 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "bridge_mount.h"
 #include "log.h"
 
 #define RING_DEPTH 256u
+#define LINGER_NS 20000
 /* Tags of our completions in the thread's ring; bit 0 says that they are ours (device.h). */
 enum { TAG_FUSE = 1, TAG_FORWARD = 3 };
 
@@ -64,10 +66,41 @@ static bool serve_one(struct bridge_thread *t)
 	return false;
 }
 
-static void read_batch(struct bridge_thread *t)
+/* How many it served. */
+static unsigned read_batch(struct bridge_thread *t)
 {
-	for (unsigned n = 0; n < BRIDGE_BATCH && serve_one(t); n++)
-		;
+	unsigned n = 0;
+
+	while (n < BRIDGE_BATCH && serve_one(t))
+		n++;
+	return n;
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+/* A process that works alone sends its next request microseconds after the last answer, and waking a
+ * thread on an idle CPU costs more than that. So a thread with nothing else to do looks a little
+ * longer before it sleeps; one thread at a time, or idle threads would take the CPUs from those
+ * that they wait for. */
+static void linger(struct bridge_thread *t)
+{
+	struct bridge *b = t->b;
+	int64_t end;
+
+	if (!b->may_linger || t->readable || t->inflight || atomic_exchange(&b->lingering, true))
+		return;
+	end = now_ns() + LINGER_NS;
+	while (!t->gone && !t->readable && now_ns() < end) {
+		if (serve_one(t))
+			t->readable = true; /* there may be more: the usual way again */
+	}
+	atomic_store(&b->lingering, false);
 }
 
 /* ---- sleeping with a ring ---- */
@@ -158,8 +191,8 @@ static void *serve_thread(void *arg)
 	t->readable = true;
 	t->forward_open = t->index == 0;
 	while (!t->gone || t->inflight) {
-		if (t->readable && !t->gone)
-			read_batch(t);
+		if (t->readable && !t->gone && read_batch(t))
+			linger(t);
 		if (t->gone && !t->inflight)
 			break;
 		if (t->ring)
@@ -280,6 +313,7 @@ static int create(struct fs *fs, const struct mount_request *m, unsigned threads
 		return -ENOMEM;
 	b->fs = fs;
 	b->read_only = m->read_only;
+	b->may_linger = sysconf(_SC_NPROCESSORS_ONLN) > 1;
 	b->n_threads = MIN(threads ? threads : default_threads(), BRIDGE_THREADS_MAX);
 	b->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	err = b->event_fd < 0 ? -errno : 0;

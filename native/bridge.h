@@ -201,6 +201,8 @@ struct bridge {
 	struct bridge_thread *threads;
 	_Atomic unsigned running; /* threads that have not ended */
 	_Atomic bool unmounted;
+	bool may_linger;          /* there is a CPU for those that a lingering thread waits for */
+	_Atomic bool lingering;   /* a thread does */
 	dev_t dev;                /* of the mount; 0: unknown */
 	pthread_mutex_t early_mutex;
 	struct early_interrupt early[BRIDGE_EARLY];
