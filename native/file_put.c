@@ -2,8 +2,8 @@
  *
  * file_put.c - the machine that puts bytes into a file: allocate, merge, write, convert.
  *
- * Chain: write_begin -> write_look -> [write_stage] -> [write_allocate] -> write_merge -> write_out
- * -> write_convert -> then.
+ * Chain: write_begin -> write_look -> [write_stage] -> [write_allocate] -> write_settle ->
+ * write_merge -> write_out -> write_convert -> then.
  *
  * A block of the range is, when it begins:
  *   written, unshared  rewritten in place;
@@ -130,35 +130,48 @@ static enum step write_look(struct file_run *r)
 	struct write_body *w = &r->wr;
 	struct fs *fs = r->fs;
 	struct looks l;
-	xid_t unshare = 0;
 	int rc;
 
 	fs_rdlock(fs);
 	w->size = w->in->core.size;
 	rc = look(w, &l);
-	if (w->in->core.flags & INODE_F_SHARED)
-		unshare = atomic_load(&fs->unshare_xid);
 	fs_unlock(fs);
 	if (rc)
 		return write_over(r, rc);
-	/* file.h rule 3, and fs.h unshare_xid: what is durable may still need the bytes that we
-	 * would overwrite. */
-	if (l.eof_written && shrink_pending(w->in))
-		unshare = MAX(unshare, w->in->shrink_xid);
-	if (unshare) {
-		enum step s = run_await_xid(r, unshare);
-
-		if (s == STEP_DONE)
-			return write_over(r, r->err);
-		if (s == STEP_PARKED)
-			return s;
-	}
 	xassert(!l.shared || may_remap(r, w->in));
+	if (l.eof_written && shrink_pending(w->in))
+		w->settle_xid = w->in->shrink_xid;
 	w->unwritten = l.unwritten;
 	w->cow = l.shared;
 	w->at = w->b0;
 	w->stage_end = w->b1;
 	return stage_or_allocate(r, &l);
+}
+
+static enum step write_leave(struct file_run *r, int rc);
+
+/* Where every block goes is decided. What is durable may still need the bytes that we would
+ * overwrite in place: file.h rule 3, and fs.h unshare_xid. A block may have lost its other user
+ * after write_look(), while others were staged, so this comes last; and it asks once, or whoever
+ * unshares other files all the time would keep us waiting. */
+static enum step write_settle(struct file_run *r)
+{
+	struct write_body *w = &r->wr;
+	enum step s;
+
+	if (!w->settling) {
+		fs_rdlock(r->fs);
+		if (w->in->core.flags & INODE_F_SHARED)
+			w->settle_xid = MAX(w->settle_xid, atomic_load(&r->fs->unshare_xid));
+		fs_unlock(r->fs);
+		w->settling = true;
+	}
+	s = run_await_xid(r, w->settle_xid);
+	if (s == STEP_DONE)
+		return write_leave(r, r->err);
+	if (s == STEP_NEXT)
+		r->step = write_merge;
+	return s;
 }
 
 /* ---- allocate ------------------------------------------------------------------------------- */
@@ -269,7 +282,7 @@ static enum step stage_or_allocate(struct file_run *r, const struct looks *l)
 	if (l->shared)
 		r->step = write_stage;
 	else
-		r->step = l->holes ? write_allocate : write_merge;
+		r->step = l->holes ? write_allocate : write_settle;
 	return STEP_NEXT;
 }
 
@@ -281,7 +294,7 @@ static enum step allocate_failed(struct file_run *r, int rc)
 	if (rc == -ENOSPC && w->at > w->b0 && w->buf) {
 		w->end = MIN(w->end, w->at << BLOCK_SHIFT);
 		w->b1 = w->at;
-		r->step = write_merge;
+		r->step = write_settle;
 		return STEP_NEXT;
 	}
 	return write_leave(r, rc);
@@ -317,7 +330,7 @@ static enum step write_allocate(struct file_run *r)
 	r->space_tries = r->reaper_tries = 0;
 	if (w->at < w->b1)
 		return run_yield(r, write_allocate);
-	r->step = write_merge;
+	r->step = write_settle;
 	return STEP_NEXT;
 }
 

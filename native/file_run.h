@@ -66,6 +66,8 @@ struct write_body {
 	uint64_t size;     /* before */
 	fileblk_t b0, b1, at, stage_end;
 	bool cow, unwritten;
+	bool settling;     /* settle_xid is final */
+	xid_t settle_xid;  /* nothing is overwritten in place before this group is durable */
 	uint64_t intent;   /* id; 0: none */
 	const uint8_t *out; /* what goes to the device from byte b0 on */
 	void *bounce;
