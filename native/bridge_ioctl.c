@@ -2,8 +2,9 @@
  *
  * bridge_ioctl.c - the calls of extfs_ioctl.h.
  *
- * FUSE's restricted ioctls carry their argument by the size that the command number encodes, in and out; so one request is one
- * struct, at most 16383 bytes, and a longer answer continues from a cursor.
+ * FUSE's restricted ioctls carry their argument by the size that the command number encodes, in and
+ * out; so one request is one struct, at most 16383 bytes, and a longer answer continues from a
+ * cursor.
  */
 #include "bridge_ioctl.h"
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * fuse_abi.h - the kernel interface of FUSE up to 7.45: <linux/fuse.h>, and what Debian 12's copy of it (7.38) does not know yet.
- * Names are the kernel's, so that a newer <linux/fuse.h> replaces each of them here.
+ * fuse_abi.h - the kernel interface of FUSE up to 7.45: <linux/fuse.h>, and what Debian 12's copy
+ * of it (7.38) does not know yet. Names are the kernel's, so that a newer <linux/fuse.h> replaces
+ * each of them here.
  */
 #ifndef EXTFS_FUSE_ABI_H
 #define EXTFS_FUSE_ABI_H
