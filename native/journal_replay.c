@@ -21,6 +21,9 @@
 #include "log.h"
 
 #define READ_BLOCKS 256u
+/* Log positions and group numbers that a header may name: they rise by one a block and a group, so
+ * none comes near, and sums do not overflow. */
+#define POSITION_MAX ((uint64_t)1 << 62)
 
 int jrn_write_header(struct device *dev, const uint8_t *uuid, fsblock_t start, nblocks_t log_blocks,
 		     uint64_t seq, lsn_t tail, xid_t tail_xid)
@@ -107,7 +110,8 @@ static int read_headers(struct replay *r)
 			return err;
 		err = meta_verify(r->blocks, MAGIC_JHEAD, place, j->fs->super.uuid, OWNER_ANY);
 		if (!err && (get64(h->log_blocks) != j->log_blocks || (get64(h->seq) & 1) != i ||
-			     !get64(h->tail_lsn) || !get64(h->tail_xid)))
+			     !get64(h->tail_lsn) || get64(h->tail_lsn) > POSITION_MAX ||
+			     !get64(h->tail_xid) || get64(h->tail_xid) > POSITION_MAX))
 			err = -ERR_RECORD_SHAPE;
 		if (err) {
 			log_msg(LOG_NOTE, "journal header copy %u: %s", i, err_text(err));
@@ -432,12 +436,16 @@ static int apply(struct replay *r, bool may_write)
 		err = write_images_home(r);
 	if (err)
 		return err;
-	/* One turn further: no position is used twice, and the place on the device is the same. */
+	/* One turn further: no position is used twice, and the place on the device is the same.
+	 * In both copies: after the jump the older one would name a log that ends where this
+	 * mount's records begin, and nothing would tell that they are missing. */
 	j->tail = r->end + j->log_blocks;
 	j->tail_xid = r->xid;
-	j->head_seq = r->seq + 1;
-	return jrn_write_header(j->fs->dev, j->fs->super.uuid, j->start, j->log_blocks, j->head_seq,
-				j->tail, j->tail_xid);
+	j->head_seq = r->seq;
+	for (unsigned i = 0; i < 2 && !err; i++)
+		err = jrn_write_header(j->fs->dev, j->fs->super.uuid, j->start, j->log_blocks,
+				       ++j->head_seq, j->tail, j->tail_xid);
+	return err;
 }
 
 int replay(struct journal *j, struct jrn_replay_report *report)
