@@ -247,20 +247,19 @@ def _repair(volume: Volume, state: _State, messages: list[str]) -> bool:
         if fixes.any:
             messages.append("the journal is damaged: nothing that depends on it is repaired")
         return acted
-    writer = None
-    if state.log.records or fixes.headers or fixes.metadata:
-        writer = Writer.after_replay(volume, state.log)
-        acted = acted or bool(state.log.records) or fixes.headers
-    if writer is None or not fixes.metadata:
-        return acted
     inventory, space = state.inventory, state.space
-    if inventory is None or space is None:
-        return acted
-    if inventory.core_damaged:
+    change = fixes.metadata and inventory is not None
+    if change and inventory is not None and inventory.core_damaged:
         messages.append(
-            "part of a tree is not readable: what it held is unknown, so counts, links and free "
-            "space are left as they are"
+            "part of a tree is not readable or contradicts the rest: what it held is unknown, so "
+            "counts, links and free space are left as they are"
         )
+        change = False
+    if not (change or state.log.records or fixes.headers):
+        return acted
+    writer = Writer.after_replay(volume, state.log)
+    acted = acted or bool(state.log.records) or fixes.headers
+    if not change or inventory is None or space is None:
         return acted
     try:
         Repair(inventory, space, writer).run()
@@ -303,7 +302,7 @@ def fsck(
             code = EXIT_ERRORS_LEFT
         else:
             code = EXIT_REPAIRED if repaired else EXIT_CLEAN
-        return Result(code, state.report, repaired, messages)
+        return Result(code, state.report, repaired, list(dict.fromkeys(messages)))
 
 
 __all__ = [

@@ -104,6 +104,8 @@ class Inventory:
     ext_end: array[int] = field(default_factory=_numbers)
     ext_row: array[int] = field(default_factory=_numbers)
 
+    conflict: bool = False
+    """Two owners claim a block, and neither claim can be derived from others."""
     orphans: set[int] = field(default_factory=set)
     intents: dict[int, dict[str, Any]] = field(default_factory=dict)
     quarantine: list[tuple[int, int]] = field(default_factory=list)
@@ -121,8 +123,16 @@ class Inventory:
 
     @property
     def core_damaged(self) -> bool:
-        """Whether a tree that cannot be rebuilt is not readable as a whole."""
-        return any((int(tree), 0) in self.walker.damaged for tree in CORE_TREES)
+        """Whether it is unknown which inodes there are, or which blocks are in use.
+
+        A tree that cannot be built anew is not readable as a whole, or owners contradict each
+        other.
+        """
+        return self.conflict or any((int(tree), 0) in self.walker.damaged for tree in CORE_TREES)
+
+    def mark_damaged(self, tree: Tree) -> None:
+        """A record of a global tree makes no sense: what it stood for is unknown."""
+        self.walker.damaged.add((int(tree), 0))
 
     def has_damage(self, tree: Tree) -> bool:
         """Whether part of a global tree is not readable."""
@@ -218,6 +228,7 @@ class Inventory:
             mode, size = v[1], v[6]
             if lo or not hi or stat.S_IFMT(mode) not in _FORMATS or mode >> 16:
                 self.report.add("INODE_SHAPE", f"inode {hi}", f"mode {mode:#o}, key {hi}/{lo}")
+                self.mark_damaged(Tree.INODE)
                 continue
             if size > layout.FILE_MAX_BYTES or v[5] & ~KNOWN_FLAGS or max(v[12:16]) > 999_999_999:
                 self.report.add("INODE_SHAPE", f"inode {hi}", f"size {size}, flags {v[5]:#x}")
@@ -295,6 +306,7 @@ class Inventory:
                     self.report.add(
                         "QUARANTINE_SHAPE", f"quarantine {hi}", f"{length} blocks, key {hi}/{lo}"
                     )
+                    self.mark_damaged(Tree.QUARANTINE)
                     continue
                 end = hi + length
                 total += length

@@ -59,6 +59,7 @@ class Names:
             name = data[offset + head : offset + length]
             if not name_len or length != head + name_len:
                 inv.report.add("DIRENT_SHAPE", f"directory {hi}", f"entry {lo:#x}: {length} bytes")
+                inv.mark_damaged(Tree.DIRENT)
                 continue
             if not usable:
                 self._stray(hi, lo, name, row)

@@ -88,6 +88,7 @@ class Space:
                 or not block
             ):
                 self._bad(hi, file_block, f"blocks {block} + {length}, state {state}, fork {fork}")
+                inv.mark_damaged(Tree.EXTENT)
                 continue
             if not stat.S_ISREG(inv.mode[row]):
                 self._bad(hi, file_block, "the inode is not a regular file")
@@ -327,6 +328,8 @@ class Space:
         if one in free | free_trees or other in free | free_trees:
             self._mark(start, length)
             repair = "build the AG's free space anew"
+        else:
+            self.inv.conflict = True
         self.inv.report.add(
             "BLOCKS_SHARED", f"blocks {start} + {length}", f"owned by {one} and {other}", repair
         )
