@@ -46,8 +46,12 @@ def _check_environment(mountpoint: str) -> None:
         raise CommandError("mounting needs root")
     if not os.path.exists("/dev/fuse"):
         raise CommandError("there is no /dev/fuse (is the fuse module loaded?)")
-    if not os.path.lexists(mountpoint):
-        raise CommandError(f"{mountpoint}: {os.strerror(errno.ENOENT)}")
+    try:
+        os.lstat(mountpoint)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CommandError(f"{mountpoint}: {error.strerror}") from error
+    except OSError:
+        pass  # what a dead daemon left answers nothing, and is there
 
 
 class _Warnings(logging.Handler):
