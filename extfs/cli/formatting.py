@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import stat
@@ -83,18 +84,22 @@ def _when(seconds: int) -> str:
 
 
 def _device_facts(device: str, mounts: list[Mount]) -> dict[str, Any]:
-    """What the device says, whether it is mounted or not."""
+    """What the device says, whether it is mounted or not. Mounts of dead daemons do not count."""
     from extfs.check import layout
     from extfs.check.mapping import Image
     from extfs.check.volume import VolumeError
 
+    live: dict[str, os.statvfs_result] = {}
+    for mount in mounts:
+        with contextlib.suppress(OSError):
+            live[mount.mountpoint] = os.statvfs(mount.mountpoint)
     try:
         with Image(device) as image:
             sb = image.volume.super
             beat = layout.HEARTBEAT.unpack(image.volume.read(layout.HEARTBEAT_BLOCK))
             facts: dict[str, Any] = {
                 "device": device,
-                "mountpoints": [mount.mountpoint for mount in mounts],
+                "mountpoints": list(live),
                 "label": sb.label.decode("utf-8", "backslashreplace"),
                 "uuid": str(uuid.UUID(bytes=sb.uuid)),
                 "created_sec": sb.created_sec,
@@ -116,8 +121,7 @@ def _device_facts(device: str, mounts: list[Mount]) -> dict[str, Any]:
             }
     except VolumeError as error:
         raise CommandError(error.text) from error
-    for mount in mounts:
-        numbers = os.statvfs(mount.mountpoint)
+    for numbers in live.values():
         facts["free"] = numbers.f_bfree * numbers.f_frsize
         facts["inodes"] = numbers.f_files - numbers.f_ffree
         break
