@@ -231,7 +231,9 @@ static int list_push(struct trans *t, struct ag *ag, fsblock_t block)
 
 	if (err)
 		return err;
-	xassert(n < AG_FREELIST_MAX);
+	/* Never with trees that we wrote: FREELIST_HIGH leaves room. */
+	if (n >= AG_FREELIST_MAX)
+		return corrupt(t->fs, ag, "freelist is full", block, 1);
 	d->freelist[n] = put64(block);
 	d->freelist_count = put32(n + 1);
 	atomic_fetch_add(&alloc_of(t->fs)->freelists, 1);

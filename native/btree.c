@@ -30,7 +30,7 @@ struct tree fs_tree(struct fs *fs, enum tree_type type)
 static int leaf_verify(const struct node_disk *n)
 {
 	const struct leaf_slot *s = (const struct leaf_slot *)n->slots;
-	unsigned count = node_count(n), heap = get16(n->heap), bytes = get16(n->dead);
+	unsigned count = node_count(n), heap = get16(n->heap), bytes = get16(n->dead), space = 0;
 
 	if (heap > BLOCK_SIZE || heap < NODE_HEAD + count * NODE_SLOT_SIZE)
 		return -ERR_NODE_BOUNDS;
@@ -42,7 +42,11 @@ static int leaf_verify(const struct node_disk *n)
 		if (len ? off < heap || off + len > BLOCK_SIZE || (off & 7) : off != 0)
 			return -ERR_NODE_BOUNDS;
 		bytes += len;
+		space += record_space(len);
 	}
+	/* A compaction has room for them all, each padded. */
+	if (space > BLOCK_SIZE - heap)
+		return -ERR_NODE_BOUNDS;
 	/* Overlapping records would make the sum too large, unless a hole makes up for it. */
 	return bytes == BLOCK_SIZE - heap ? 0 : -ERR_NODE_BOUNDS;
 }

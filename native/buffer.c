@@ -485,6 +485,13 @@ int buf_new(struct trans *t, fsblock_t block, const struct buf_type *type, uint6
 	if (b) {
 		/* Freed before in this very transaction: its old content is kept for a cancel. */
 		xassert(!b->loading);
+		if (!b->forgotten) {
+			pthread_mutex_unlock(&c->mutex);
+			fs_shutdown_writes(fs, -ERR_FREE_CORRUPT,
+					   "metadata block %llu is in use and was free",
+					   (unsigned long long)block);
+			return -ERR_FREE_CORRUPT;
+		}
 		b->pins++;
 	} else {
 		b = buf_create(c, block, type);

@@ -70,7 +70,7 @@ void buf_cache_destroy(struct fs *fs); /* drops everything, dirty or not */
 int buf_get(struct fs *fs, fsblock_t block, const struct buf_type *type, uint64_t owner,
 	    struct buf **out);
 /* Pinned, zeroed buf for a block that was just allocated, joined to the transaction; header filled
- * in. */
+ * in. -ERR_FREE_CORRUPT: it is in use, the free space records lie. */
 int buf_new(struct trans *t, fsblock_t block, const struct buf_type *type, uint64_t owner,
 	    struct buf **out);
 void buf_put(struct buf *b);

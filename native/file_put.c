@@ -522,7 +522,12 @@ static int convert_one(struct trans *t, struct write_body *w, fileblk_t *at)
 			rc = extmap_remap(t, in, FORK_DATA, *at, n, staged.block);
 		if (!rc)
 			rc = extmap_remove(t, in, FORK_STAGING, *at, *at + n, 1, &rest);
-		xassert(rc < 0 || rest == *at);
+		if (rc >= 0 && rest != *at) {
+			fs_shutdown_writes(t->fs, -ERR_FREE_CORRUPT,
+					   "block %llu was free and has reference counts",
+					   (unsigned long long)staged.block);
+			rc = -ERR_FREE_CORRUPT;
+		}
 	} else if (old.state == EXT_UNWRITTEN) {
 		rc = extmap_set_state(t, in, FORK_DATA, *at, n, EXT_WRITTEN, STEP_RECORDS, &n);
 	}

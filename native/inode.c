@@ -206,7 +206,10 @@ int inode_delete(struct trans *t, struct inode *in)
 		err = trans_on_end(t, on_delete_end, in);
 	if (err)
 		return err;
-	xassert(get64(root->inodes) > 0);
+	if (get64(root->inodes) == 0) {
+		fs_shutdown_writes(t->fs, -ERR_RECORD_SHAPE, "more inodes than are counted");
+		return -ERR_RECORD_SHAPE;
+	}
 	root->inodes = put64(get64(root->inodes) - 1);
 	return 0;
 }

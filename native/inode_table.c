@@ -20,6 +20,7 @@
 #include "inode_table.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 #include "btree.h"
 #include "errors.h"
@@ -255,11 +256,36 @@ void inode_table_destroy(struct fs *fs)
 	fs->inodes = NULL;
 }
 
+/* What the code relies on: sizes that can be rounded up and added to, times that are times. */
+static bool plausible(const struct inode_core *core)
+{
+	static const uint32_t nsec_end = 1000000000;
+
+	if (core->atime.nsec >= nsec_end || core->mtime.nsec >= nsec_end ||
+	    core->ctime.nsec >= nsec_end || core->btime.nsec >= nsec_end)
+		return false;
+	switch (core->mode & S_IFMT) {
+	case S_IFREG:
+		return core->size <= FILE_MAX_BYTES;
+	case S_IFLNK:
+		return core->size <= SYMLINK_MAX;
+	case S_IFDIR:
+	case S_IFCHR:
+	case S_IFBLK:
+	case S_IFIFO:
+	case S_IFSOCK:
+		return true;
+	default:
+		return false;
+	}
+}
+
 static int read_core(struct fs *fs, inum_t ino, struct inode_core *core)
 {
 	struct inode_disk d;
 	unsigned len;
-	int err = bt_lookup(fs_tree(fs, TREE_INODE), KEY(ino, 0), &d, sizeof(d), &len);
+	/* 0 is none everywhere, whatever the tree holds. */
+	int err = !ino ? -ENOENT : bt_lookup(fs_tree(fs, TREE_INODE), KEY(ino, 0), &d, sizeof(d), &len);
 
 	if (err)
 		return err;
@@ -269,6 +295,11 @@ static int read_core(struct fs *fs, inum_t ino, struct inode_core *core)
 		return -ERR_RECORD_SHAPE;
 	}
 	inode_decode(&d, core);
+	if (!plausible(core)) {
+		fs_shutdown_writes(fs, -ERR_RECORD_SHAPE, "inode %llu: impossible record",
+				   (unsigned long long)ino);
+		return -ERR_RECORD_SHAPE;
+	}
 	return 0;
 }
 

@@ -32,14 +32,19 @@ static struct tree refcounts(struct fs *fs) { return fs_tree(fs, TREE_REFCOUNT);
 
 static int read_run(struct bt_cursor *c, struct run *r)
 {
+	nblocks_t total = c->tree.fs->super.total_blocks;
 	unsigned len;
 	const struct refcount_disk *rec = bt_record(c, &len);
 
 	if (len != sizeof(*rec))
 		return -ERR_RECORD_SHAPE;
 	*r = (struct run){ bt_key(c).hi, get64(rec->length), get32(rec->refs) };
-	if (!r->len || r->refs < 2 || r->len > c->tree.fs->super.total_blocks)
+	if (!r->len || r->refs < 2 || r->start >= total || r->len > total - r->start || bt_key(c).lo) {
+		fs_shutdown_writes(c->tree.fs, -ERR_RECORD_SHAPE,
+				   "the reference count of block %llu is impossible",
+				   (unsigned long long)r->start);
 		return -ERR_RECORD_SHAPE;
+	}
 	return 0;
 }
 

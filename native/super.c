@@ -170,13 +170,19 @@ int super_write(struct device *dev, const struct super *sb)
 
 /* ---- root block ---- */
 
+/* Numbers rise by one from FIRST_INODE: nobody comes near. */
+#define NEXT_INODE_MAX ((uint64_t)1 << 62)
+/* A record takes more than 200 bytes of a leaf. */
+#define INODES_A_BLOCK 20u
+
 static int verify_root(const struct fs *fs, const void *block)
 {
 	const struct root_disk *r = block;
 	nblocks_t total = fs->super.total_blocks;
 
 	if (get64(r->free_blocks) > total || get64(r->quarantined_blocks) > total ||
-	    get64(r->next_inode) < 2)
+	    get64(r->next_inode) < 2 || get64(r->next_inode) > NEXT_INODE_MAX ||
+	    get64(r->inodes) / INODES_A_BLOCK > total)
 		return -ERR_RECORD_SHAPE;
 	for (unsigned i = 0; i < TREE_ROOT_COUNT; i++) {
 		const struct tree_root_disk *t = &r->trees[i];

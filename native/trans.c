@@ -161,8 +161,13 @@ int trans_join_as(struct trans *t, struct buf *b, bool fresh)
 
 int trans_join(struct trans *t, struct buf *b)
 {
-	/* The block is free in this transaction: only buf_new() makes it something again. */
-	xassert(!b->forgotten);
+	/* The block is free in this transaction: only buf_new() makes it something again. Who comes
+	 * here has followed a second pointer to it. */
+	if (unlikely(b->forgotten)) {
+		fs_shutdown_writes(t->fs, -ERR_FREE_CORRUPT, "metadata block %llu has two owners",
+				   (unsigned long long)b->block);
+		return -ERR_FREE_CORRUPT;
+	}
 	return trans_join_as(t, b, false);
 }
 
