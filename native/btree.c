@@ -134,6 +134,7 @@ int bt_node_get(struct tree tree, fsblock_t block, unsigned level, struct buf **
 				   (unsigned long long)block, tree.type,
 				   node_level(buf_node(*out)), level);
 		buf_put(*out);
+		*out = NULL; /* or the cursor, whose path it lies in, would put it again */
 		return -ERR_NODE_LEVEL;
 	}
 	return 0;
