@@ -11,6 +11,7 @@ import mmap
 import os
 import subprocess
 from collections.abc import Callable
+from io import RawIOBase
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def end_after_error(extfs: ExtfsRunner, mounted: Mounted) -> None:
     """Unmount what turned read-only: the daemon ends with exit code 1 and says why."""
     extfs("umount", mounted.mountpoint)
     assert mounted.daemon.wait(60) == 1
-    assert "closing: the filesystem is shut down after an error" in mounted.log.read_text()
+    assert f"{mounted.device}: closing: " in mounted.log.read_text()
 
 
 def refuses_changes(root: Path) -> None:
@@ -373,3 +374,61 @@ def fail_writes(mounted: Mounted, log_watch: LogWatch, place: Path, direct: bool
         assert direct_read(root / "big", offset, MIB)[:length] == page[:length], offset
     os.close(big)
     check_safe(root)
+
+
+def test_a_device_that_fails_the_journal(
+    run_directory: rundir.RunDirectory,
+    extfs: ExtfsRunner,
+    mount_extfs: Callable[..., Mounted],
+    log_watch: LogWatch,
+) -> None:
+    """No place of the log that is not written yet can be: fsync says so, all turns read-only."""
+    with small_tmpfs(run_directory, 48 * MIB) as place:
+        image, ballast = place / "image", place / "ballast"
+        image.touch()
+        os.truncate(image, 256 * MIB)
+        extfs("mkfs", image)
+        mounted = mount_extfs(image)
+        try:
+            root = mounted.mountpoint
+            (root / "safe").mkdir()
+            for number in range(100):
+                (root / "safe" / f"file{number}").write_bytes(safe_content(number))
+            durable: list[int] = []
+            with open(ballast, "wb", buffering=0) as file:
+                assert errno_of(lambda: exhaust(file)) == errno.ENOSPC
+                assert errno_of(lambda: create_and_sync(root, durable)) == errno.EIO
+            log_watch.expect(r"write of \d+ bytes at byte \d+ failed")
+            log_watch.expect(r"journal: .*read-only from now on")
+            log_watch.expect(REQUEST)
+            refuses_changes(root)
+            check_safe(root)
+            end_after_error(extfs, mounted)
+            ballast.unlink()
+            subprocess.run(["mount", "-o", "remount,size=300M", place], check=True)
+            assert "clean" in extfs("fsck", "--repair", image, check=False).stdout
+            mounted = mount_extfs(image)
+            check_safe(mounted.mountpoint)
+            for number in durable:
+                assert (mounted.mountpoint / f"durable-{number}").is_dir()
+            mounted.unmount()
+        finally:
+            mounted.force_off()
+            image.unlink()
+
+
+def exhaust(file: RawIOBase) -> None:
+    while True:
+        file.write(bytes(64 << 10))
+
+
+def create_and_sync(root: Path, durable: list[int]) -> None:
+    """New directories, which need no data; appended to `durable` when fsync said so."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        for number in range(100_000):
+            (root / f"durable-{number}").mkdir()
+            os.fsync(descriptor)
+            durable.append(number)
+    finally:
+        os.close(descriptor)
