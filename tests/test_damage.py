@@ -60,6 +60,20 @@ def safe_content(number: int) -> bytes:
     return b"safe %d " % number * 1000
 
 
+def make_safe(root: Path) -> None:
+    """The unrelated files, durable."""
+    (root / "safe").mkdir()
+    for number in range(100):
+        with open(root / "safe" / f"file{number}", "wb") as file:
+            file.write(safe_content(number))
+            file.flush()
+            os.fsync(file.fileno())
+    for path in (root / "safe", root):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
 def check_safe(root: Path) -> None:
     """All of the unrelated files, byte for byte."""
     assert sorted(os.listdir(root / "safe")) == sorted(f"file{n}" for n in range(100))
@@ -69,9 +83,7 @@ def check_safe(root: Path) -> None:
 
 def populate(root: Path) -> None:
     """Unrelated files in `safe`; a directory, a file with many extents, attributes, to damage."""
-    (root / "safe").mkdir()
-    for number in range(100):
-        (root / "safe" / f"file{number}").write_bytes(safe_content(number))
+    make_safe(root)
     (root / "victim").mkdir()
     for number in range(300):
         (root / "victim" / f"a rather long name to fill leaves {number:4}").touch()
@@ -263,9 +275,7 @@ def test_a_device_that_fails_reads(
     extfs("mkfs", device)
     mounted = mount_extfs(device)
     root = mounted.mountpoint
-    (root / "safe").mkdir()
-    for number in range(100):
-        (root / "safe" / f"file{number}").write_bytes(safe_content(number))
+    make_safe(root)
     with open(root / "big", "wb") as file:
         file.write(os.urandom(150 * MIB))
         os.fsync(file.fileno())
@@ -342,13 +352,7 @@ def test_a_device_that_fails_writes(
 def fail_writes(mounted: Mounted, log_watch: LogWatch, place: Path, direct: bool) -> None:
     """Write until the device fails; every failure reaches the caller."""
     root = mounted.mountpoint
-    (root / "safe").mkdir()
-    for number in range(100):
-        (root / "safe" / f"file{number}").write_bytes(safe_content(number))
-    os.sync()
-    descriptor = os.open(root / "safe", os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    make_safe(root)
     log_watch.expect(r"write of \d+ bytes at byte \d+ failed")
     log_watch.expect(REQUEST)
     page = mmap.mmap(-1, MIB)
@@ -391,9 +395,7 @@ def test_a_device_that_fails_the_journal(
         mounted = mount_extfs(image)
         try:
             root = mounted.mountpoint
-            (root / "safe").mkdir()
-            for number in range(100):
-                (root / "safe" / f"file{number}").write_bytes(safe_content(number))
+            make_safe(root)
             durable: list[int] = []
             with open(ballast, "wb", buffering=0) as file:
                 assert errno_of(lambda: exhaust(file)) == errno.ENOSPC
