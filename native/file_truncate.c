@@ -89,6 +89,10 @@ static enum step remove_over(struct file_run *r, int rc)
 {
 	if (rc && !r->err)
 		r->err = rc;
+	/* The intent is left: the next mount would punch what is written there from now on. */
+	if (rc && r->rm.intent && r->rm.fork == FORK_DATA)
+		fs_shutdown_writes(r->fs, rc, "inode %llu: its blocks could not be freed to the end",
+				   (unsigned long long)r->rm.in->ino);
 	r->step = r->rm.then;
 	return STEP_NEXT;
 }

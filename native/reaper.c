@@ -228,6 +228,11 @@ static void finish_item(struct reaper *rp, struct item *it)
 {
 	int rc = it->is_intent ? roll(rp, it, intent_piece) : reap_orphan(rp, it);
 
+	/* The segment goes, the intent stays: whoever extended the file now would find what was cut
+	 * off, and the next mount would take away what he wrote. */
+	if (rc && rc != -ECANCELED && it->is_intent)
+		fs_shutdown_writes(rp->fs, rc, "inode %llu: what a crash cut off could not be finished",
+				   (unsigned long long)it->in->ino);
 	if (rc && rc != -ECANCELED && !fs_is_shutdown(rp->fs))
 		log_msg(LOG_ERROR, "inode %llu: its blocks could not be freed: %s",
 			(unsigned long long)it->in->ino, err_text(rc));
@@ -304,7 +309,8 @@ static int scan_orphans(struct fs *fs, inum_t *from, inum_t *found)
 	fs_rdlock(fs);
 	bt_cursor_init(&c, fs_tree(fs, TREE_ORPHAN));
 	rc = bt_seek(&c, KEY(*from, 0), BT_GE);
-	while (!rc && n < (int)SCAN_BATCH) {
+	/* No inode has the greatest number: the scan could not go on behind it. */
+	while (!rc && n < (int)SCAN_BATCH && bt_key(&c).hi < UINT64_MAX) {
 		found[n++] = bt_key(&c).hi;
 		rc = bt_next(&c);
 	}
@@ -449,7 +455,8 @@ static int take_intents(struct reaper *rp)
 			rc = take_intent(rp, from, &rec);
 		if (rc)
 			return rc == -ENOENT ? 0 : rc;
-		from++;
+		if (++from == 0) /* no intent that we wrote: numbers begin at 1 */
+			return -ERR_RECORD_SHAPE;
 	}
 }
 
