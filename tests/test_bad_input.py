@@ -336,18 +336,19 @@ def test_a_mountpoint_that_is_taken(mounted: Mounted, image: Path, extfs: ExtfsR
 @fuse
 def test_without_root(
     image: Path,
-    loop_device: rundir.LoopDevice,
+    make_loop: Loop,
     extfs: ExtfsRunner,
     target: Path,
     run_directory: rundir.RunDirectory,
 ) -> None:
-    extfs("mkfs", loop_device)
+    device = make_loop(SMALL)
+    extfs("mkfs", device)
     image.chmod(0o666)
-    with unchanged(image, loop_device.image):
+    with unchanged(image, device.image):
         assert_says(as_nobody(run_directory, "mount", image, target), 1, "mounting needs root")
         for command, code in (("mkfs", 1), ("info", 1), ("fsck", 8)):
-            result = as_nobody(run_directory, command, loop_device)
-            assert_says(result, code, str(loop_device), "Permission denied")
+            result = as_nobody(run_directory, command, device)
+            assert_says(result, code, str(device), "Permission denied")
     # An image of one's own needs no root.
     result = as_nobody(run_directory, "fsck", image)
     assert (result.returncode, result.stderr) == (0, "")
