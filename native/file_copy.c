@@ -21,6 +21,7 @@
 #define COPY_TRANS_BLOCKS 384u
 #define COPY_RECORDS 8u          /* destination records unmapped in a transaction */
 #define COPY_PIECE (1u << 20)    /* bytes read and written at a time */
+#define TOO_MANY_PIECES E2BIG    /* for one transaction */
 
 static enum step copy_locked(struct file_run *r);
 static enum step copy_next(struct file_run *r);
@@ -143,11 +144,13 @@ static int share_len(struct file_run *r, fileblk_t s, fileblk_t d, nblocks_t max
 	return MIN(rc, 0);
 }
 
+/* -TOO_MANY_PIECES: what was unmapped would be holes at the end of the transaction. */
 static int share_some(struct file_run *r, struct trans *t, fileblk_t s, fileblk_t d, nblocks_t max,
 		      nblocks_t *len)
 {
 	struct inode *src = r->fop->in, *dst = r->fop->dst;
 	fileblk_t rest = d;
+	nblocks_t shared;
 	struct extent ext;
 	int rc = share_len(r, s, d, max, &ext, len);
 
@@ -155,18 +158,18 @@ static int share_some(struct file_run *r, struct trans *t, fileblk_t s, fileblk_
 		rc = extmap_remove(t, dst, FORK_DATA, d, d + *len, 4 * COPY_RECORDS, &rest);
 	if (rc < 0)
 		return rc;
-	/* room ran low: these blocks are holes until the next step comes back to them */
-	if (rest > d) {
-		*len = 0;
-		return 0;
+	if (rest > d)
+		return -TOO_MANY_PIECES;
+	if (ext.state == EXT_WRITTEN) {
+		rc = extmap_share(t, src, s, *len, dst, d, 4 * COPY_RECORDS, &shared);
+		if (!rc && shared < *len)
+			return -TOO_MANY_PIECES;
 	}
-	if (ext.state == EXT_WRITTEN)
-		rc = extmap_share(t, src, s, *len, dst, d, 4 * COPY_RECORDS, len);
 	return MIN(rc, 0);
 }
 
-/* *bytes: how far the copy got. */
-static int share_trans(struct file_run *r, nblocks_t max, uint64_t *bytes)
+/* *bytes: how far the copy got. *blocks: what was tried. */
+static int share_trans(struct file_run *r, nblocks_t max, uint64_t *bytes, nblocks_t *blocks)
 {
 	struct file_op *fop = r->fop;
 	struct copy_state *cp = &r->cp;
@@ -186,6 +189,7 @@ static int share_trans(struct file_run *r, nblocks_t max, uint64_t *bytes)
 	if (!rc)
 		rc = share_some(r, &t, block_floor(fop->offset + cp->pos), block_floor(d), max,
 				&len);
+	*blocks = len;
 	if (!rc) {
 		*bytes = MIN(len << BLOCK_SHIFT, cp->len - cp->pos);
 		if (*bytes) {
@@ -211,12 +215,17 @@ static enum step copy_share(struct file_run *r)
 {
 	struct copy_state *cp = &r->cp;
 	uint64_t left = cp->len - cp->pos, bytes = 0;
-	nblocks_t max = cp->whole_tail ? block_ceil(left) : block_floor(left);
+	nblocks_t max = cp->whole_tail ? block_ceil(left) : block_floor(left), blocks = 0;
 	enum step how;
-	int rc = share_trans(r, max, &bytes);
+	int rc = share_trans(r, MIN(max, cp->limit), &bytes, &blocks);
 
+	if (rc == -TOO_MANY_PIECES && blocks > 1) {
+		cp->limit = blocks / 2;
+		return run_yield(r, copy_share);
+	}
 	if (rc)
 		return run_retry(r, &rc, &how) ? how : copy_fail(r, rc);
+	cp->limit = MIN(2 * cp->limit, FILE_MAX_BLOCKS);
 	cp->pos += bytes;
 	return run_yield(r, copy_next);
 }
@@ -305,6 +314,7 @@ enum step file_copy_start(struct file_run *r)
 	fop->len = MIN(fop->len, FILE_MAX_BYTES - MAX(fop->dst_offset, fop->offset));
 	if (fop->len == 0)
 		return run_end(r, 0);
+	r->cp.limit = FILE_MAX_BLOCKS;
 	r->step = copy_acquire;
 	return STEP_NEXT;
 }

@@ -99,6 +99,7 @@ struct fallocate_state {
 struct copy_state {
 	uint64_t pos, len;
 	uint64_t piece;
+	nblocks_t limit; /* blocks that one transaction can share: it falls and rises by trying */
 	bool whole_tail; /* the source's partial last block may be shared */
 	void *mem;
 };

@@ -122,10 +122,71 @@ static void writer_is_not_starved_by_others(void **state)
 	world_close();
 }
 
+#define PIECES 64u
+
+/* Blocks alternate between one user and two, so one transaction cannot replace them all. After any
+ * crash a block holds what it held, or what was to be copied: never zeros. */
+static void copy_over_many_pieces(unsigned alternating)
+{
+	const uint64_t len = (uint64_t)PIECES * BLOCK_SIZE;
+	struct flight f;
+	struct ioctx *ctx;
+
+	for (unsigned i = 0; i < PIECES; i++) {
+		OK(do_write(0, (uint64_t)i * BLOCK_SIZE, BLOCK_SIZE, 100 + i));
+		OK(do_write(1, (uint64_t)i * BLOCK_SIZE, BLOCK_SIZE, 300 + i));
+	}
+	OK(do_copy(alternating, 2, len));
+	for (unsigned i = 0; i < PIECES; i += 2)
+		OK(do_write(2, (uint64_t)i * BLOCK_SIZE, BLOCK_SIZE, 500));
+	OK(do_fsync(1));
+	OK(ioctx_create(16, &ctx));
+	start_on(ctx, &f, &(struct todo){ .act = ACT_COPY, .file = 0, .dst = 1, .len = len });
+	assert_false(f.done); /* after its first transaction */
+	OK(jrn_force_blocking(world.fs, jrn_running(world.fs)));
+	sim_crash_at(world.sim, sim_events(world.sim) + 1);
+	jrn_kick_checkpoint(world.fs);
+	drive(ctx, &f);
+	flight_end(&f);
+	ioctx_destroy(ctx);
+	put_files();
+	inode_put(world.root);
+	fs_abandon(world.fs);
+	sim_restart(world.sim, 5);
+	OK(world_open());
+	find_files();
+	for (unsigned i = 0; i < PIECES; i++) {
+		uint8_t *mem;
+
+		flight_start(&f, &(struct todo){ .act = ACT_READ, .file = 1, .len = BLOCK_SIZE,
+						 .off = (uint64_t)i * BLOCK_SIZE });
+		flight_wait(&f);
+		assert_int_equal(f.fop.result, BLOCK_SIZE);
+		mem = f.fop.buf;
+		if (mem[9] != pattern_byte(100 + i, 9) && mem[9] != pattern_byte(300 + i, 9))
+			fail_msg("block %u holds %#x: neither old nor new", i, mem[9]);
+		flight_end(&f);
+	}
+	world_close();
+}
+
+static void copied_pieces_are_old_or_new_destination(void **state)
+{
+	copy_over_many_pieces(1);
+}
+
+static void copied_pieces_are_old_or_new_source(void **state)
+{
+	copy_over_many_pieces(0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(block_let_go_during_staging, setup, teardown),
+		cmocka_unit_test_setup_teardown(copied_pieces_are_old_or_new_destination, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(copied_pieces_are_old_or_new_source, setup, teardown),
 		cmocka_unit_test_setup_teardown(writer_is_not_starved_by_others, setup, teardown),
 	};
 
