@@ -113,7 +113,7 @@ int extfs_close(struct fs *fs) { return fs_close(fs); }
 void extfs_abandon(struct fs *fs) { fs_abandon(fs); }
 int extfs_is_shutdown(struct fs *fs)
 {
-	return fs_is_shutdown(fs) ? atomic_load(&fs->shutdown_code) : 0;
+	return fs_is_shutdown(fs) ? fs_shutdown_cause(fs) : 0;
 }
 
 static void super_out(const struct super *sb, struct extfs_super *out)

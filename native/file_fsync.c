@@ -32,7 +32,7 @@ enum step file_fsync_start(struct file_run *r)
 	if (r->fs->read_only)
 		return run_end(r, 0);
 	if (fs_is_shutdown(r->fs))
-		return run_end(r, -ERR_SHUTDOWN);
+		return run_end(r, fs_shutdown_cause(r->fs));
 	r->step = fsync_flush_times;
 	return STEP_NEXT;
 }

@@ -361,7 +361,7 @@ enum step run_await_xid(struct file_run *r, xid_t xid)
 	if (xid <= jrn_durable(r->fs))
 		return STEP_NEXT;
 	if (fs_is_shutdown(r->fs)) {
-		r->err = -ERR_SHUTDOWN;
+		r->err = fs_shutdown_cause(r->fs);
 		return STEP_DONE;
 	}
 	rc = park_journal(r, xid, false);

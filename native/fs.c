@@ -214,7 +214,7 @@ int fs_close(struct fs *fs)
 		write_last_lazy_times(fs);
 		err = jrn_stop(fs);
 		if (!err && fs_is_shutdown(fs))
-			err = -ERR_SHUTDOWN;
+			err = fs_shutdown_cause(fs);
 		heartbeat_stop(fs, true);
 	}
 	fs_free(fs);

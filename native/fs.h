@@ -94,6 +94,13 @@ static inline bool fs_is_shutdown(const struct fs *fs)
 {
 	return atomic_load(&((struct fs *)fs)->shutdown);
 }
+/* Why: a negative code, for those who have to be told that something will not become durable. */
+static inline int fs_shutdown_cause(const struct fs *fs)
+{
+	int code = atomic_load(&((struct fs *)fs)->shutdown_code);
+
+	return code < 0 ? code : -EIO; /* set just after the flag; an abandoned fs has none */
+}
 
 /* Superblock. */
 /* -ERR_NOT_EXTFS, -ERR_SB_DAMAGED, -ERR_INCOMPAT, -ERR_DEV_SMALL */

@@ -272,7 +272,6 @@ def test_a_failed_journal_write_shuts_writes_down(sim: SimDevice) -> None:
         fs.mknod(1, b"g", FILE)
     assert fs.getattr(1).size == 1, "reading goes on"
     fs.abandon()
-    assert any(level >= logging.ERROR for level, _text in core.log_lines())
 
 
 def write_fails(handle: Device) -> bool:

@@ -223,8 +223,10 @@ static void full_log_goes_on(void **state)
 	xid_t xid;
 
 	assert_int_equal(bare_open(sim, 0, 0, &fs), 0);
+	for (unsigned i = 0; i < 1300; i += 325)
+		assert_int_equal(bare_write(fs, i, 325, 0, true, &xid), 0);
 	for (unsigned round = 0; round < 40; round++)
-		assert_int_equal(bare_write(fs, round % 3 * 400, 500, round, round < 3, &xid), 0);
+		assert_int_equal(bare_write(fs, round % 3 * 400, 500, round, false, &xid), 0);
 	st = stats_of(fs);
 	assert_true(st.waits_for_space > 10);
 	assert_true(st.images >= 39 * 500);
@@ -517,8 +519,9 @@ static void *work(void *arg)
 	struct worker *w = arg;
 	xid_t xid;
 
+	xassert(bare_write(w->fs, w->first, 7, 0, true, &xid) == 0);
 	for (unsigned i = 1; i <= w->rounds; i++) {
-		xassert(bare_write(w->fs, w->first, 1 + i % 7, i, i <= 7, &xid) == 0);
+		xassert(bare_write(w->fs, w->first, 1 + i % 7, i, false, &xid) == 0);
 		if (i % 3 == 0)
 			xassert(jrn_force_blocking(w->fs, xid) == 0);
 		if (i % 5 == 0)

@@ -124,7 +124,7 @@ static void errors_have_names(void **state)
 	assert_int_equal(err_errno(-ENOSPC), ENOSPC);
 	assert_string_equal(err_name(-ENOSPC), "ENOSPC");
 	assert_int_equal(err_errno(-ERR_JOURNAL_FULL), EAGAIN);
-	assert_int_equal(err_errno(-ERR_SHUTDOWN), EIO);
+	assert_int_equal(err_errno(-ERR_SHUTDOWN), EROFS);
 	assert_string_equal(err_name(-ERR_META_CRC), "ERR_META_CRC");
 	assert_string_equal(err_text(-ERR_DEV_IN_USE), "the device is in use");
 	assert_string_equal(err_text(-3000), "unknown error");

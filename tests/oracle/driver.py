@@ -83,7 +83,7 @@ class Driver:
     def apply(self, op: Op) -> None:
         """One operation on both. AssertionError when the answers differ.
 
-        EIO (the device is gone) goes up; the model has then done the operation that may or may not
+        EIO or EROFS (the device is gone) goes up; the model has then done the operation that may or may not
         have happened, as its last step. A new file of that step has inode number 0.
         """
         kind, *numbers = op
@@ -147,7 +147,7 @@ class Driver:
             answer = subject_call()
         except OSError as error:
             refused = error.errno or errno.EIO
-            if refused == errno.EIO:
+            if refused in (errno.EIO, errno.EROFS):
                 with contextlib.suppress(Refused):
                     model_call()
                 raise
