@@ -19,6 +19,7 @@ import errno
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -32,6 +33,7 @@ OWN_SECTORS = 256
 SHARED = 3
 SHARED_BYTES = 200_000
 ROOT = 1
+IO_READ, IO_WRITE, IO_FLUSH = range(3)
 TOLERATED = {errno.ENOENT, errno.ESTALE, errno.EEXIST, errno.ENOSPC, errno.EINVAL}
 
 
@@ -76,6 +78,7 @@ class Stress:
         self.fs = open_fs(sim)
         self.clones: list[Clone] = []
         self.failures: list[str] = []
+        self.errors_expected = False
         self.shared = [self.make(b"shared%d" % i) for i in range(SHARED)]
         self.owns = [Own(self.make(b"own%d" % i), b"own%d:" % i) for i in range(2)]
         for own in self.owns:
@@ -185,8 +188,8 @@ class Stress:
                 self.failures.append(f"inode {ino}, byte {at}: {sector[:32]!r}")
                 return
 
-    def run(self) -> None:
-        """Until the power goes, in four threads."""
+    def run(self, trouble: Callable[[], None] = lambda: None) -> None:
+        """Until the power goes, in four threads; `trouble` comes meanwhile."""
         steps: list[Callable[[random.Random], None]] = [
             lambda rng, own=own: self.mixed(lambda r: self.owner(own, r), rng) for own in self.owns
         ] + [lambda rng: self.mixed(self.reader, rng)] * 2
@@ -196,6 +199,7 @@ class Stress:
         ]
         for thread in threads:
             thread.start()
+        trouble()
         for thread in threads:
             thread.join(60)
         assert not any(thread.is_alive() for thread in threads), "a thread hangs"
@@ -210,6 +214,8 @@ class Stress:
             try:
                 step(rng)
             except OSError as error:
+                if error.errno in (errno.EIO, errno.EROFS) and self.errors_expected:
+                    return
                 if error.errno not in TOLERATED and not self.sim.crashed:
                     self.failures.append(f"{error!r}, shut down: {self.fs.shutdown_error!r}")
             except BaseException as error:
@@ -261,9 +267,11 @@ def free_blocks(fs: core.Filesystem) -> int:
     return fs.statfs().free
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("EXTFS_STRESS_SEEDS", "6"))))
-def test_threads_meet_a_power_cut(seed: int) -> None:
-    rng = random.Random(seed)
+SEEDS = range(int(os.environ.get("EXTFS_STRESS_SEEDS", "6")))
+
+
+def begin(seed: int) -> tuple[core.SimDevice, int]:
+    """A fresh filesystem, and its free blocks."""
     sim = core.SimDevice(48 << 20, seed=seed + 1)
     device = sim.device()
     core.mkfs(device, journal_blocks=1024)
@@ -272,12 +280,13 @@ def test_threads_meet_a_power_cut(seed: int) -> None:
     empty = free_blocks(fs)
     fs.close()
     sim.settle()
-    stress = Stress(sim, seed)
-    sim.shuffle(True)
-    sim.crash_at(sim.events + rng.randrange(200, 6000))
-    stress.run()
+    return sim, empty
+
+
+def judge(stress: Stress, restart: int, empty: int) -> None:
+    sim = stress.sim
     assert not stress.failures
-    sim.restart(rng.getrandbits(32))
+    sim.restart(restart)
     hold_to_fsck(sim)
     stress.verify()
     assert not stress.failures
@@ -286,3 +295,39 @@ def test_threads_meet_a_power_cut(seed: int) -> None:
     stress.fs.close()
     hold_to_fsck(sim)
     sim.close()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_threads_meet_a_power_cut(seed: int) -> None:
+    rng = random.Random(seed)
+    sim, empty = begin(seed)
+    stress = Stress(sim, seed)
+    sim.shuffle(True)
+    sim.crash_at(sim.events + rng.randrange(200, 6000))
+    stress.run()
+    judge(stress, rng.getrandbits(32), empty)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_threads_meet_device_errors(seed: int) -> None:
+    """A read, write or flush that fails, somewhere, ends what met it: nobody hangs, nothing lies."""
+    rng = random.Random(seed)
+    sim, empty = begin(seed)
+    stress = Stress(sim, seed)
+    stress.errors_expected = True
+    sim.shuffle(True)
+    start = sim.events
+    sim.crash_at(start + 3000)
+
+    def trouble() -> None:
+        for _ in range(rng.randint(1, 4)):
+            target = sim.events + rng.randrange(300)
+            until = time.monotonic() + 0.2
+            while sim.events < target and time.monotonic() < until:
+                time.sleep(0.001)
+            kind = rng.choices([IO_READ, IO_WRITE, IO_FLUSH], [1, 4, 1])[0]
+            sim.fail(kind, 0, 48 << 20, rng.randint(1, 3))
+
+    stress.run(trouble)
+    sim.fail(IO_READ, 0, 0, 0)
+    judge(stress, rng.getrandbits(32), empty)
