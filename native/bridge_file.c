@@ -120,12 +120,20 @@ static void done_write(struct request *r, int64_t result)
 		request_reply(r, &out, sizeof(out));
 }
 
-static unsigned write_flags(const struct fuse_write_in *in)
+/* A write for the end of the file. Not for our end, but where the kernel says: pages written back;
+ * direct I/O, which comes in parallel pieces that would line up in the order of their arrival; and
+ * with writeback_cache everything, since the kernel's file may be longer than ours. */
+static bool goes_to_the_end(const struct bridge *b, const struct fuse_write_in *in)
+{
+	return (in->flags & O_APPEND) && !(in->flags & O_DIRECT) &&
+	       !(in->write_flags & FUSE_WRITE_CACHE) && !b->writeback_cache;
+}
+
+static unsigned write_flags(const struct bridge *b, const struct fuse_write_in *in)
 {
 	unsigned flags = 0;
 
-	/* Pages written back have their place; only what a user writes now goes to the end. */
-	if ((in->flags & O_APPEND) && !(in->write_flags & FUSE_WRITE_CACHE))
+	if (goes_to_the_end(b, in))
 		flags |= FILE_F_APPEND;
 	if (in->flags & O_DSYNC) /* part of O_SYNC */
 		flags |= FILE_F_DSYNC;
@@ -151,7 +159,7 @@ void serve_write(struct request *r)
 	r->fop.offset = in->offset;
 	r->fop.len = in->size;
 	r->fop.buf = r->payload;
-	r->fop.flags = write_flags(in);
+	r->fop.flags = write_flags(r->t->b, in);
 	request_start_file(r, done_write);
 }
 
