@@ -7,10 +7,13 @@
  */
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "bridge.h"
 #include "bridge_ioctl.h"
+#include "log.h"
 
 /* ---- open files ---- */
 
@@ -80,9 +83,39 @@ void serve_flush(struct request *r)
 
 /* ---- data ---- */
 
+/* The kernel leaves it to us to clear setuid and setgid, and would go on running the file with the
+ * mode it knows; so it has to hear of it before the writer can. Attributes only, of an inode that
+ * the kernel holds for this request: the write takes no lock that waits for one of our answers. */
+static void tell_privileges_are_gone(struct request *r, struct inode *in)
+{
+	struct fuse_notify_inval_inode_out out = {.ino = in->ino, .off = -1};
+	struct fuse_out_header head = {
+		.len = sizeof(head) + sizeof(out),
+		.error = FUSE_NOTIFY_INVAL_INODE,
+	};
+	struct iovec parts[] = {{&head, sizeof(head)}, {&out, sizeof(out)}};
+
+	if (!(r->fop.flags & FILE_F_PRIV_KILLED))
+		return;
+	if (writev(r->t->fd, parts, ARRAY_LEN(parts)) < 0 && !bridge_nobody_waits(errno))
+		log_msg(LOG_WARN, "the kernel refused a notification: %s", strerror(errno));
+}
+
+/* Of calls whose message does not say whether privileges go: only root keeps them. */
+static unsigned kill_by_caller(const struct request *r)
+{
+	return r->head.uid ? FILE_F_KILL_PRIV : 0;
+}
+
 static void done_empty(struct request *r, int64_t result)
 {
 	request_fail(r, result < 0 ? (int)result : 0);
+}
+
+static void done_fallocate(struct request *r, int64_t result)
+{
+	tell_privileges_are_gone(r, r->fop.in);
+	done_empty(r, result);
 }
 
 static void done_read(struct request *r, int64_t result)
@@ -114,6 +147,7 @@ static void done_write(struct request *r, int64_t result)
 {
 	struct fuse_write_out out = {.size = (uint32_t)result};
 
+	tell_privileges_are_gone(r, r->fop.in);
 	if (result < 0)
 		request_fail(r, (int)result);
 	else
@@ -195,7 +229,8 @@ void serve_fallocate(struct request *r)
 	r->fop.mode = in->mode;
 	r->fop.offset = in->offset;
 	r->fop.len = in->length;
-	request_start_file(r, done_empty);
+	r->fop.flags = kill_by_caller(r);
+	request_start_file(r, done_fallocate);
 }
 
 void serve_lseek(struct request *r)
@@ -222,6 +257,7 @@ static void done_copy(struct request *r, int64_t result)
 	struct fuse_write_out out = {.size = (uint32_t)result};
 	struct fuse_copy_file_range_out out64 = {.bytes_copied = (uint64_t)result};
 
+	tell_privileges_are_gone(r, r->fop.dst);
 	if (result < 0)
 		request_fail(r, (int)result);
 	else if (r->head.opcode == FUSE_COPY_FILE_RANGE_64)
@@ -251,6 +287,7 @@ void serve_copy_file_range(struct request *r)
 	r->fop.dst = open_file_of(in->fh_out)->in;
 	r->fop.dst_offset = in->off_out;
 	r->fop.len = len;
+	r->fop.flags = kill_by_caller(r);
 	request_start_file(r, done_copy);
 }
 

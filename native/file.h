@@ -35,6 +35,7 @@ enum file_op_kind { FILE_READ, FILE_WRITE, FILE_TRUNCATE, FILE_FALLOCATE, FILE_C
 #define FILE_F_KILL_PRIV 0x4u  /* clear setuid/setgid/capability (HANDLE_KILLPRIV_V2) */
 #define FILE_F_DATASYNC 0x8u   /* fsync: times may be left out */
 #define FILE_F_NOATIME 0x10u
+#define FILE_F_PRIV_KILLED 0x20u /* set by the operation: KILL_PRIV found something to clear */
 
 #define FALLOC_KEEP_SIZE 0x1u
 #define FALLOC_PUNCH_HOLE 0x2u

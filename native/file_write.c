@@ -246,8 +246,10 @@ enum step run_kill_priv(struct file_run *r, struct inode *in)
 		return STEP_NEXT;
 	do {
 		rc = namei_setattr(in, &change);
-		if (!rc)
+		if (!rc) {
+			r->fop->flags |= FILE_F_PRIV_KILLED;
 			return STEP_NEXT;
+		}
 		if (rc != -ERR_JOURNAL_FULL || !run_retry(r, &rc, &how)) {
 			r->err = rc;
 			return STEP_NEXT;
