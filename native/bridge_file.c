@@ -239,6 +239,12 @@ void serve_lseek(struct request *r)
 	struct fuse_lseek_out out;
 	int64_t at;
 
+	/* What is still in the kernel's cache would be a hole. The kernel stops asking, and takes
+	 * every file for data. */
+	if (r->t->b->writeback_cache) {
+		request_fail(r, -ENOSYS);
+		return;
+	}
 	if (in->whence != SEEK_DATA && in->whence != SEEK_HOLE) {
 		request_fail(r, -EINVAL);
 		return;
