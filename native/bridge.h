@@ -102,7 +102,7 @@ struct request {
 	uint8_t *payload;
 	struct fuse_in_header head; /* copy: `in` is overwritten by an answer in place */
 	enum request_wait waiting;
-	bool interrupted;      /* an interrupt came: do not park any more */
+	bool interrupted;      /* an interrupt came: park only as long as gives_up() says */
 	bool interrupt_queued; /* op `interrupt` is on its way; pending table's mutex */
 	bool ended;            /* only the interrupt op is still on its way */
 	bool registered;
@@ -223,6 +223,8 @@ void request_interrupt_all(struct bridge_thread *t);
 /* Where a message is read to, and how many bytes it may have. */
 void *request_buffer(struct request *r, size_t *len);
 /* bridge_interrupt.c */
+/* Is the caller, a thread, being killed? Otherwise it was some other signal. */
+bool interrupt_is_fatal(uint32_t tid);
 void bridge_interrupt(struct bridge *b, uint64_t unique);
 void pending_add(struct request *r);
 void pending_del(struct request *r);

@@ -10,9 +10,15 @@
  * first registers, then looks.
  *
  * A request that is not parked when its interrupt comes goes on, and answers EINTR where it would
- * park the next time.
+ * park the next time. The kernel sends an interrupt for the first signal only, of whatever kind;
+ * whether the caller is being killed is told by its pending signals.
  */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "bridge.h"
 
@@ -29,6 +35,28 @@ static int64_t now_ms(void)
 static unsigned bucket_of(uint64_t unique)
 {
 	return (unsigned)(unique >> 1) % BRIDGE_PENDING_BUCKETS; /* bit 0 marks interrupts */
+}
+
+/* A thread that is being killed, by whatever signal, has SIGKILL among its own pending ones. */
+bool interrupt_is_fatal(uint32_t tid)
+{
+	static const char field[] = "\nSigPnd:";
+	char path[40], text[4096];
+	const char *at;
+	ssize_t n;
+	int fd;
+
+	if (!tid)
+		return false; /* of a namespace that is not ours to see */
+	snprintf(path, sizeof(path), "/proc/%u/status", tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	text[MAX(n, 0)] = 0;
+	at = strstr(text, field);
+	return at && (strtoull(at + sizeof(field) - 1, NULL, 16) >> (SIGKILL - 1) & 1);
 }
 
 /* ---- interrupts that came first; early_mutex held ---- */

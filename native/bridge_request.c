@@ -380,12 +380,20 @@ struct cred request_cred(const struct request *r, uint32_t umask)
 
 /* ---- parking ---- */
 
+/* Waiting for a lock ends with any signal. Nothing else may: programs do not expect EINTR of
+ * write(2) or fsync(2), and the kernel sends its interrupt for every signal, even one that is
+ * handled with SA_RESTART. So what waits otherwise goes on unless its caller is being killed. */
+static bool gives_up(const struct request *r, enum request_wait what)
+{
+	return what == WAIT_LOCK || r->t->gone || interrupt_is_fatal(r->head.pid);
+}
+
 bool request_park(struct request *r, enum request_wait what)
 {
 	xassert(r->waiting == WAIT_NONE && what != WAIT_NONE);
 	if (!r->registered)
 		pending_add(r);
-	if (r->interrupted) {
+	if (unlikely(r->interrupted) && gives_up(r, what)) {
 		r->t->interrupted++;
 		pending_del(r);
 		request_fail(r, -EINTR);
@@ -461,6 +469,8 @@ static void interrupt(struct request *r)
 	bool out = false;
 
 	r->interrupted = true;
+	if (r->waiting == WAIT_NONE || !gives_up(r, r->waiting))
+		return;
 	switch (r->waiting) {
 	case WAIT_NONE:
 		return;
