@@ -70,11 +70,19 @@ const struct opcode_row *bridge_opcode(uint32_t opcode);
 struct open_file {
 	struct inode *in; /* opened (inode_open) */
 	uint32_t flags;   /* of open(2) */
+	struct lock_owner *lock_owners; /* of POSIX locks set through it; open files mutex */
 	struct open_file *prev, *next;
 };
 
 int open_file_create(struct bridge *b, struct inode *in, uint32_t flags, uint64_t *fh);
 void open_file_close(struct bridge *b, struct open_file *of);
+/* Locks of open file descriptions (F_OFD_SETLK) arrive as POSIX locks of an owner of their own, for
+ * which no FLUSH ever comes: they go with the RELEASE. So whoever sets a lock is remembered, and
+ * forgotten at its FLUSH. -ENOLCK. */
+int open_file_add_owner(struct bridge *b, struct open_file *of, uint64_t owner);
+void open_file_flush_owner(struct bridge *b, struct open_file *of, uint64_t owner);
+/* All that are left, and their locks. */
+void open_file_release_owners(struct bridge *b, struct open_file *of);
 static inline struct open_file *open_file_of(uint64_t fh)
 {
 	/* the kernel gives back what we gave it */

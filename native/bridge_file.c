@@ -43,6 +43,7 @@ void open_file_close(struct bridge *b, struct open_file *of)
 	if (of->next)
 		of->next->prev = of->prev;
 	pthread_mutex_unlock(&b->open_mutex);
+	open_file_release_owners(b, of);
 	inode_close(of->in);
 	of->in = NULL;
 	free(of);
@@ -77,7 +78,7 @@ void serve_flush(struct request *r)
 {
 	const struct fuse_flush_in *in = r->arg;
 
-	plock_release_owner(open_file_of(in->fh)->in, false, in->lock_owner);
+	open_file_flush_owner(r->t->b, open_file_of(in->fh), in->lock_owner);
 	request_fail(r, 0);
 }
 

@@ -4,6 +4,7 @@
  * nobody waits for it here.
  */
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "bridge.h"
@@ -11,6 +12,51 @@
 _Static_assert((int)PLOCK_READ == F_RDLCK && (int)PLOCK_WRITE == F_WRLCK &&
 		       (int)PLOCK_UNLOCK == F_UNLCK,
 	       "FUSE says lock types as fcntl does");
+
+struct lock_owner {
+	uint64_t id;
+	struct lock_owner *next;
+};
+
+int open_file_add_owner(struct bridge *b, struct open_file *of, uint64_t owner)
+{
+	struct lock_owner *o;
+
+	pthread_mutex_lock(&b->open_mutex);
+	for (o = of->lock_owners; o && o->id != owner; o = o->next)
+		;
+	if (!o && (o = malloc(sizeof(*o)))) {
+		*o = (struct lock_owner){owner, of->lock_owners};
+		of->lock_owners = o;
+	}
+	pthread_mutex_unlock(&b->open_mutex);
+	return o ? 0 : -ENOLCK;
+}
+
+void open_file_flush_owner(struct bridge *b, struct open_file *of, uint64_t owner)
+{
+	plock_release_owner(of->in, false, owner);
+	pthread_mutex_lock(&b->open_mutex);
+	for (struct lock_owner **at = &of->lock_owners, *o; (o = *at); at = &o->next) {
+		if (o->id == owner) {
+			*at = o->next;
+			free(o);
+			break;
+		}
+	}
+	pthread_mutex_unlock(&b->open_mutex);
+}
+
+void open_file_release_owners(struct bridge *b, struct open_file *of)
+{
+	struct lock_owner *o;
+
+	while ((o = of->lock_owners)) {
+		plock_release_owner(of->in, false, o->id);
+		of->lock_owners = o->next;
+		free(o);
+	}
+}
 
 static bool lock_of(const struct fuse_lk_in *in, struct plock *lock)
 {
@@ -44,6 +90,7 @@ void serve_getlk(struct request *r)
 static void set_lock(struct request *r, bool wait)
 {
 	const struct fuse_lk_in *in = r->arg;
+	struct open_file *of = open_file_of(in->fh);
 	struct plock_request req = {
 		.op = wait ? &r->op : NULL,
 		.flock = in->lk_flags & FUSE_LK_FLOCK,
@@ -54,11 +101,18 @@ static void set_lock(struct request *r, bool wait)
 		request_fail(r, -EINVAL);
 		return;
 	}
+	if (!req.flock && req.lock.type != PLOCK_UNLOCK) {
+		err = open_file_add_owner(r->t->b, of, req.lock.owner);
+		if (err) {
+			request_fail(r, err);
+			return;
+		}
+	}
 	r->lock = req;
 	/* Registered first: once it is parked, another thread's unlock may grant it. */
 	if (wait && !request_park(r, WAIT_LOCK))
 		return;
-	err = plock_set(open_file_of(in->fh)->in, &r->lock);
+	err = plock_set(of->in, &r->lock);
 	if (err == ERR_PARKED) {
 		r->t->parked++;
 		return;
