@@ -285,7 +285,8 @@ static int read_core(struct fs *fs, inum_t ino, struct inode_core *core)
 	struct inode_disk d;
 	unsigned len;
 	/* 0 is none everywhere, whatever the tree holds. */
-	int err = !ino ? -ENOENT : bt_lookup(fs_tree(fs, TREE_INODE), KEY(ino, 0), &d, sizeof(d), &len);
+	int err = !ino ? -ENOENT :
+			 bt_lookup(fs_tree(fs, TREE_INODE), KEY(ino, 0), &d, sizeof(d), &len);
 
 	if (err)
 		return err;

@@ -231,7 +231,8 @@ static void finish_item(struct reaper *rp, struct item *it)
 	/* The segment goes, the intent stays: whoever extended the file now would find what was cut
 	 * off, and the next mount would take away what he wrote. */
 	if (rc && rc != -ECANCELED && it->is_intent)
-		fs_shutdown_writes(rp->fs, rc, "inode %llu: what a crash cut off could not be finished",
+		fs_shutdown_writes(rp->fs, rc,
+				   "inode %llu: what a crash cut off could not be finished",
 				   (unsigned long long)it->in->ino);
 	if (rc && rc != -ECANCELED && !fs_is_shutdown(rp->fs))
 		log_msg(LOG_ERROR, "inode %llu: its blocks could not be freed: %s",

@@ -39,7 +39,8 @@ static int read_run(struct bt_cursor *c, struct run *r)
 	if (len != sizeof(*rec))
 		return -ERR_RECORD_SHAPE;
 	*r = (struct run){ bt_key(c).hi, get64(rec->length), get32(rec->refs) };
-	if (!r->len || r->refs < 2 || r->start >= total || r->len > total - r->start || bt_key(c).lo) {
+	if (!r->len || r->refs < 2 || r->start >= total || r->len > total - r->start ||
+	    bt_key(c).lo) {
 		fs_shutdown_writes(c->tree.fs, -ERR_RECORD_SHAPE,
 				   "the reference count of block %llu is impossible",
 				   (unsigned long long)r->start);

@@ -310,7 +310,7 @@ def test_threads_meet_a_power_cut(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_threads_meet_device_errors(seed: int) -> None:
-    """A read, write or flush that fails, somewhere, ends what met it: nobody hangs, nothing lies."""
+    """What fails somewhere ends who met it: nobody hangs, nothing lies."""
     rng = random.Random(seed)
     sim, empty = begin(seed)
     stress = Stress(sim, seed)

@@ -163,7 +163,8 @@ static void copy_over_many_pieces(unsigned alternating)
 		flight_wait(&f);
 		assert_int_equal(f.fop.result, BLOCK_SIZE);
 		mem = f.fop.buf;
-		if (mem[9] != pattern_byte(100 + i, 9) && mem[9] != pattern_byte(300 + i, 9))
+		if (mem[9] != pattern_byte(100 + i, 9) &&
+		    mem[9] != pattern_byte(300 + i, 9))
 			fail_msg("block %u holds %#x: neither old nor new", i, mem[9]);
 		flight_end(&f);
 	}
@@ -186,7 +187,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(block_let_go_during_staging, setup, teardown),
 		cmocka_unit_test_setup_teardown(copied_pieces_are_old_or_new_destination, setup,
 						teardown),
-		cmocka_unit_test_setup_teardown(copied_pieces_are_old_or_new_source, setup, teardown),
+		cmocka_unit_test_setup_teardown(copied_pieces_are_old_or_new_source, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(writer_is_not_starved_by_others, setup, teardown),
 	};
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_image_fuzz.c - images that lie: metadata with correct checksums and wrong contents must end in
- * errors, never in a crash or a loop. Each image is used in a process of its own, because an assertion
- * that fails, or a loop, is what is looked for.
+ * test_image_fuzz.c - images that lie: metadata with correct checksums and wrong contents must end
+ * in errors, never in a crash or a loop. Each image is used in a process of its own, because an
+ * assertion that fails, or a loop, is what is looked for.
  *
  * EXTFS_FUZZ_SEED and EXTFS_FUZZ_COUNT choose other images.
  */
@@ -86,8 +86,8 @@ static void find_metadata(void)
 	uint8_t *block = io_alloc(BLOCK_SIZE);
 	const struct meta_hdr *h = (void *)block;
 
-	for (fsblock_t b = ROOT_BLOCK; b < DEVICE_BYTES >> BLOCK_SHIFT && nplaces < ARRAY_LEN(places);
-	     b++) {
+	for (fsblock_t b = ROOT_BLOCK;
+	     b < DEVICE_BYTES >> BLOCK_SHIFT && nplaces < ARRAY_LEN(places); b++) {
 		if (b == SUPER_COPY_BLOCK)
 			b = JOURNAL_START_BLOCK + JOURNAL_MIN_BLOCKS;
 		OK(sim_peek(template, b << BLOCK_SHIFT, block, BLOCK_SIZE));
