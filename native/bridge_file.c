@@ -273,6 +273,9 @@ static void done_copy(struct request *r, int64_t result)
 		request_reply(r, &out, sizeof(out));
 }
 
+/* Nobody can interrupt what is copied by hand; who wants more asks again. */
+#define COPY_BY_HAND_MAX (64u << 20)
+
 void serve_copy_file_range(struct request *r)
 {
 	const struct fuse_copy_file_range_in *in = r->arg;
@@ -281,6 +284,8 @@ void serve_copy_file_range(struct request *r)
 	/* The answer of the old opcode has 32 bits. */
 	if (r->head.opcode == FUSE_COPY_FILE_RANGE)
 		len = MIN(len, UINT32_MAX & ~BLOCK_MASK);
+	if ((in->off_in ^ in->off_out) & BLOCK_MASK)
+		len = MIN(len, COPY_BY_HAND_MAX);
 	if (in->flags || __builtin_add_overflow(in->off_in, len, &end) || end > FILE_MAX_BYTES) {
 		request_fail(r, -EINVAL);
 		return;
