@@ -14,10 +14,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
+import pyfuse3
 import pytest
 import rundir
-from conftest import ExtfsRunner, Mounted
+import trio
+from conftest import ExtfsRunner, LogWatch, Mounted
+
+from extfs.core import Filesystem
+from extfs.fuse import Operations
 
 pytestmark = pytest.mark.fuse
 
@@ -167,6 +173,30 @@ def test_closing_one_open_file_leaves_the_locks_of_another(mounted: Mounted) -> 
     other = subprocess.run([sys.executable, "-c", script, path], capture_output=True, check=False)
     assert b"BlockingIOError" in other.stderr
     os.close(second)
+
+
+def test_a_copy_that_shares_no_blocks_comes_in_pieces(mounted: Mounted) -> None:
+    """One request copied whatever was asked for: uninterruptible, a full disk of zeros at worst."""
+    source, target = mounted.mountpoint / "source", mounted.mountpoint / "target"
+    with open(source, "wb") as file:
+        file.truncate(1 << 60)
+    with open(source, "rb") as from_, open(target, "wb") as to:
+        assert 0 < os.copy_file_range(from_.fileno(), to.fileno(), 1 << 59, 0, 1) <= 64 * MIB
+        assert os.copy_file_range(from_.fileno(), to.fileno(), 1 << 59, 0, 0) == 1 << 59
+
+
+def test_an_exception_in_python_fails_one_request(log_watch: LogWatch) -> None:
+    """pyfuse3 ends its loop, so the mount, on whatever is no FUSEError."""
+
+    class Broken:
+        def statfs(self) -> None:
+            raise RuntimeError("a bug")
+
+    log_watch.expect("a request failed")
+    operations = Operations(cast(Filesystem, Broken()))
+    with pytest.raises(pyfuse3.FUSEError) as error:
+        trio.run(operations.statfs, cast(pyfuse3.RequestContext, None))
+    assert error.value.errno == errno.EIO
 
 
 def test_what_the_kernel_has_not_written_back_yet_counts(

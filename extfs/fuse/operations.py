@@ -9,6 +9,8 @@ Lookup counts are the bridge's: it counts the entries in the answers that it pas
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Operations"]
 
 _T = TypeVar("_T")
+
+log = logging.getLogger("extfs")
 
 VALID_SECONDS = 86400
 """As BRIDGE_VALID_SECONDS of native/bridge.h: whoever changes a file otherwise tells the kernel."""
@@ -59,6 +63,14 @@ def attributes(stat: Stat) -> EntryAttributes:
     return entry
 
 
+def _refusal(error: Exception) -> pyfuse3.FUSEError:
+    """The answer to a failed request; of any other exception pyfuse3 would end the mount."""
+    if isinstance(error, CoreError):
+        return pyfuse3.FUSEError(error.errno or errno.EIO)
+    log.error("a request failed", exc_info=error)
+    return pyfuse3.FUSEError(errno.EIO)
+
+
 class Operations(pyfuse3.Operations):
     """Handlers of the forwarded opcodes, on one filesystem. All raise `pyfuse3.FUSEError`."""
 
@@ -74,22 +86,22 @@ class Operations(pyfuse3.Operations):
     async def _change(self, call: Callable[[Filesystem], _T]) -> _T:
         try:
             return await self._filesystem.changing(call)
-        except CoreError as error:
-            raise pyfuse3.FUSEError(error.errno or 5) from error
+        except Exception as error:
+            raise _refusal(error) from error
 
     def _look(self, call: Callable[[Filesystem], _T]) -> _T:
         try:
             return call(self._filesystem)
-        except CoreError as error:
-            raise pyfuse3.FUSEError(error.errno or 5) from error
+        except Exception as error:
+            raise _refusal(error) from error
 
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """SYMLINK. EEXIST, ENOSPC, ENAMETOOLONG."""
         cred = Cred(ctx.uid, ctx.gid, 0)
-        return attributes(
-            await self._change(lambda fs: fs.symlink(parent_inode, name, target, cred))
+        return await self._change(
+            lambda fs: attributes(fs.symlink(parent_inode, name, target, cred))
         )
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -100,7 +112,7 @@ class Operations(pyfuse3.Operations):
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """LINK. EEXIST, EMLINK, EPERM (a directory)."""
-        return attributes(await self._change(lambda fs: fs.link(inode, new_parent_inode, new_name)))
+        return await self._change(lambda fs: attributes(fs.link(inode, new_parent_inode, new_name)))
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """STATFS, in blocks. Inodes are made as needed: each takes at most a block."""
