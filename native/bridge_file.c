@@ -144,15 +144,29 @@ void serve_read(struct request *r)
 	request_start_file(r, done_read);
 }
 
+/* The kernel keeps the pages of an append where it thought the end was, and was wrong: the file had
+ * grown behind its back. Nobody waits for the notification, as the writer has those pages locked. */
+static void drop_misplaced(struct request *r)
+{
+	const struct fuse_write_in *in = r->arg;
+
+	if (!(r->fop.flags & FILE_F_APPEND) || r->fop.offset == in->offset)
+		return;
+	if (bridge_notify_inode(r->t->b, r->fop.in->ino, (int64_t)in->offset, 0, NULL))
+		log_msg(LOG_WARN, "no memory to say where an append went");
+}
+
 static void done_write(struct request *r, int64_t result)
 {
 	struct fuse_write_out out = {.size = (uint32_t)result};
 
 	tell_privileges_are_gone(r, r->fop.in);
-	if (result < 0)
+	if (result < 0) {
 		request_fail(r, (int)result);
-	else
-		request_reply(r, &out, sizeof(out));
+		return;
+	}
+	drop_misplaced(r);
+	request_reply(r, &out, sizeof(out));
 }
 
 /* A write for the end of the file. Not for our end, but where the kernel says: pages written back;

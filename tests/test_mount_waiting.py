@@ -88,6 +88,15 @@ def user():
     assert os.pread(fd, 100, 8000) == b"longer"
     os.close(fd)
 
+    # The kernel appends where it thinks the end is, and must not keep that page there.
+    fd = os.open(path, os.O_RDWR | os.O_APPEND)
+    fs.write(ino, 8006, b"behind")
+    os.write(fd, b"appended")
+    whole = b"NEW " + b"old " * 1999 + b"longerbehindappended"
+    until(lambda: os.pread(fd, 9000, 0) == whole)
+    assert os.fstat(fd).st_size == len(whole)
+    os.close(fd)
+
     assert not os.path.exists(path + "2")
     fs.link(ino, 1, b"file2")
     assert not os.path.exists(path + "2"), "the absence was not cached"
