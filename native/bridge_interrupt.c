@@ -37,12 +37,18 @@ static unsigned bucket_of(uint64_t unique)
 	return (unsigned)(unique >> 1) % BRIDGE_PENDING_BUCKETS; /* bit 0 marks interrupts */
 }
 
-/* A thread that is being killed, by whatever signal, has SIGKILL among its own pending ones. */
+/* SIGKILL in one of the masks of /proc/TID/status: signals of the thread, and of its process. */
+static bool has_sigkill(const char *text, const char *field)
+{
+	const char *at = strstr(text, field);
+
+	return at && (strtoull(at + strlen(field), NULL, 16) >> (SIGKILL - 1) & 1);
+}
+
+/* Any deadly signal becomes a pending SIGKILL, which stays so until we have answered. */
 bool interrupt_is_fatal(uint32_t tid)
 {
-	static const char field[] = "\nSigPnd:";
 	char path[40], text[4096];
-	const char *at;
 	ssize_t n;
 	int fd;
 
@@ -55,8 +61,7 @@ bool interrupt_is_fatal(uint32_t tid)
 	n = read(fd, text, sizeof(text) - 1);
 	close(fd);
 	text[MAX(n, 0)] = 0;
-	at = strstr(text, field);
-	return at && (strtoull(at + sizeof(field) - 1, NULL, 16) >> (SIGKILL - 1) & 1);
+	return has_sigkill(text, "\nSigPnd:") || has_sigkill(text, "\nShdPnd:");
 }
 
 /* ---- interrupts that came first; early_mutex held ---- */
