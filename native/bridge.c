@@ -28,11 +28,117 @@
 #include "log.h"
 
 #define RING_DEPTH 256u
-#define LINGER_NS 20000
+#define LINGER_NS 60000
+#define LINGER_INFLIGHT 2u
+#define CALL_AT 4u
 /* Tags of our completions in the thread's ring; bit 0 says that they are ours (device.h). */
 enum { TAG_FUSE = 1, TAG_FORWARD = 3 };
 
 /* ---- reading ---- */
+
+/* ---- who looks for requests ----
+ *
+ * While a thread lingers, the others do not poll /dev/fuse: each request would wake one of them, to find it taken.
+ * They rest, and are called when there is more to do than one thread should (CALL_AT requests at a
+ * time), when the one that looks is about to block on the device, and at the unmount. So there is always a
+ * thread that looks: one that runs, or lingers, or has a poll out.
+ */
+
+static void come(struct op *op)
+{
+	struct bridge_thread *t = container_of(op, struct bridge_thread, help);
+
+	pthread_mutex_lock(&t->b->rest_mutex);
+	t->called = false;
+	pthread_mutex_unlock(&t->b->rest_mutex);
+	t->readable = true;
+}
+
+/* rest_mutex held. */
+static void end_rest(struct bridge_thread *t)
+{
+	if (!t->resting)
+		return;
+	t->resting = false;
+	atomic_fetch_sub(&t->b->n_resting, 1);
+}
+
+static void call_others(struct bridge_thread *t)
+{
+	struct bridge *b = t->b;
+
+	if (!atomic_load(&b->n_resting))
+		return;
+	pthread_mutex_lock(&b->rest_mutex);
+	for (unsigned i = 0; i < b->n_threads; i++) {
+		struct bridge_thread *u = &b->threads[i];
+
+		if (!u->resting)
+			continue;
+		end_rest(u);
+		u->called = true;
+		ioctx_wake(&u->help);
+	}
+	pthread_mutex_unlock(&b->rest_mutex);
+}
+
+static void stop_lingering(struct bridge_thread *t)
+{
+	t->lingering = false;
+	pthread_mutex_lock(&t->b->rest_mutex);
+	atomic_store(&t->b->lingering, false);
+	pthread_mutex_unlock(&t->b->rest_mutex);
+}
+
+/* Before a blocking read of metadata, in the thread. */
+static void about_to_block(void *arg)
+{
+	struct bridge_thread *t = arg;
+
+	if (t->lingering)
+		stop_lingering(t);
+	call_others(t);
+}
+
+/* Will the lingering thread see to it that this one is called when it is needed? */
+static bool may_rest(struct bridge_thread *t)
+{
+	struct bridge *b = t->b;
+	bool rest;
+
+	if (!atomic_load(&b->lingering))
+		return false;
+	pthread_mutex_lock(&b->rest_mutex);
+	rest = atomic_load(&b->lingering) && !t->called;
+	if (rest) {
+		t->resting = true;
+		atomic_fetch_add(&b->n_resting, 1);
+	}
+	pthread_mutex_unlock(&b->rest_mutex);
+	return rest;
+}
+
+static void rested(struct bridge_thread *t)
+{
+	pthread_mutex_lock(&t->b->rest_mutex);
+	end_rest(t);
+	pthread_mutex_unlock(&t->b->rest_mutex);
+}
+
+/* Nobody may call it any more. */
+static void leave(struct bridge_thread *t)
+{
+	bool called = true;
+
+	while (called) {
+		pthread_mutex_lock(&t->b->rest_mutex);
+		end_rest(t);
+		called = t->called;
+		pthread_mutex_unlock(&t->b->rest_mutex);
+		if (called)
+			ioctx_run(t->ctx, true);
+	}
+}
 
 /* Read and serve one request; false: there is none. */
 static bool serve_one(struct bridge_thread *t)
@@ -62,6 +168,7 @@ static bool serve_one(struct bridge_thread *t)
 		log_msg(LOG_ERROR, "reading /dev/fuse: %s",
 			n < 0 ? strerror(errno) : "a short message");
 	t->gone = true;
+	call_others(t);
 	request_interrupt_all(t);
 	return false;
 }
@@ -72,7 +179,8 @@ static unsigned read_batch(struct bridge_thread *t)
 	unsigned n = 0;
 
 	while (n < BRIDGE_BATCH && serve_one(t))
-		n++;
+		if (++n == CALL_AT)
+			call_others(t);
 	return n;
 }
 
@@ -82,25 +190,6 @@ static int64_t now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
-/* A process that works alone sends its next request microseconds after the last answer, and waking a
- * thread on an idle CPU costs more than that. So a thread with nothing else to do looks a little
- * longer before it sleeps; one thread at a time, or idle threads would take the CPUs from those
- * that they wait for. */
-static void linger(struct bridge_thread *t)
-{
-	struct bridge *b = t->b;
-	int64_t end;
-
-	if (!b->may_linger || t->readable || t->inflight || atomic_exchange(&b->lingering, true))
-		return;
-	end = now_ns() + LINGER_NS;
-	while (!t->gone && !t->readable && now_ns() < end) {
-		if (serve_one(t))
-			t->readable = true; /* there may be more: the usual way again */
-	}
-	atomic_store(&b->lingering, false);
 }
 
 /* ---- sleeping with a ring ---- */
@@ -139,23 +228,33 @@ static void arm(struct bridge_thread *t, int fd, unsigned events, uint64_t tag, 
 	*armed = true;
 }
 
+static void arm_forward(struct bridge_thread *t)
+{
+	if (t->ring && t->forward_open && !t->gone)
+		arm(t, forward_fd(t->b), POLLIN, TAG_FORWARD, &t->forward_armed);
+}
+
 static void sleep_in_ring(struct bridge_thread *t)
 {
-	if (!t->gone && !t->readable)
+	bool rest = !t->gone && !t->readable && !t->armed && may_rest(t);
+
+	if (!t->gone && !t->readable && !rest)
 		arm(t, t->fd, POLLIN | (t->not_exclusive ? 0 : EPOLLEXCLUSIVE), TAG_FUSE,
 		    &t->armed);
-	if (t->forward_open && !t->gone)
-		arm(t, forward_fd(t->b), POLLIN, TAG_FORWARD, &t->forward_armed);
+	arm_forward(t);
 	ioctx_run(t->ctx, !t->readable);
+	if (rest)
+		rested(t);
 }
 
 /* ---- sleeping without ---- */
 
 static void sleep_in_poll(struct bridge_thread *t)
 {
+	bool rest = !t->gone && !t->readable && may_rest(t);
 	struct pollfd fds[3] = {
 		{.fd = ioctx_eventfd(t->ctx), .events = POLLIN},
-		{.fd = t->gone ? -1 : t->fd, .events = POLLIN},
+		{.fd = t->gone || rest ? -1 : t->fd, .events = POLLIN},
 		{.fd = t->forward_open && !t->gone ? forward_fd(t->b) : -1, .events = POLLIN},
 	};
 
@@ -166,6 +265,50 @@ static void sleep_in_poll(struct bridge_thread *t)
 		if (fds[2].revents)
 			t->forward_open = forward_receive(t->b);
 	}
+	if (rest)
+		rested(t);
+}
+
+static uint64_t requests_inflight(struct bridge *b)
+{
+	uint64_t n = 0;
+
+	for (unsigned i = 0; i < b->n_threads; i++)
+		n += atomic_load_explicit(&b->threads[i].inflight, memory_order_relaxed);
+	return n;
+}
+
+/* A process that works alone sends its next request microseconds after the last answer, a device answers as
+ * soon, and waking a thread on an idle CPU costs more than either. So a thread with little to do looks a
+ * little longer before it sleeps; one thread at a time, or idle threads would take the CPUs from those
+ * that they wait for. */
+static void linger(struct bridge_thread *t)
+{
+	struct bridge *b = t->b;
+	int64_t end;
+
+	if (!b->may_linger || t->readable || requests_inflight(b) > LINGER_INFLIGHT ||
+	    atomic_exchange(&b->lingering, true))
+		return;
+	t->lingering = true;
+	end = now_ns() + LINGER_NS;
+	while (t->lingering && !t->gone && now_ns() < end) {
+		bool found = serve_one(t);
+
+		arm_forward(t);
+		if (ioctx_run(t->ctx, false) > 0)
+			found = true;
+		if (requests_inflight(b) > LINGER_INFLIGHT) {
+			t->readable = true; /* no longer little to do: the usual way again */
+			break;
+		}
+		if (found)
+			end = now_ns() + LINGER_NS;
+	}
+	if (t->lingering)
+		stop_lingering(t);
+	if (t->readable || t->gone)
+		call_others(t);
 }
 
 /* ---- threads ---- */
@@ -188,6 +331,7 @@ static void *serve_thread(void *arg)
 	t->ring = ioctx_ring(t->ctx); /* made by the thread that uses it */
 	if (t->ring)
 		ioctx_set_foreign(t->ctx, completed, t);
+	dev_before_blocking = (struct dev_block_hook){about_to_block, t};
 	t->readable = true;
 	t->forward_open = t->index == 0;
 	while (!t->gone || t->inflight) {
@@ -200,6 +344,8 @@ static void *serve_thread(void *arg)
 		else
 			sleep_in_poll(t);
 	}
+	leave(t);
+	dev_before_blocking = (struct dev_block_hook){0};
 	request_pool_destroy(t);
 	ioctx_set_foreign(t->ctx, NULL, NULL);
 	ioctx_destroy(t->ctx);
@@ -227,6 +373,7 @@ static int clone_descriptor(int fd)
 static int prepare_thread(struct bridge *b, unsigned index, int fd)
 {
 	struct bridge_thread *t = &b->threads[index];
+	int err;
 
 	t->b = b;
 	t->index = index;
@@ -234,7 +381,9 @@ static int prepare_thread(struct bridge *b, unsigned index, int fd)
 	if (t->fd < 0)
 		return t->fd;
 	pthread_mutex_init(&t->pending_mutex, NULL);
-	return ioctx_create(RING_DEPTH, &t->ctx);
+	err = ioctx_create(RING_DEPTH, &t->ctx);
+	t->help = (struct op){.resume = come, .ctx = t->ctx};
+	return err;
 }
 
 /* Signals are the business of the interpreter's thread. */
@@ -290,6 +439,7 @@ static void destroy(struct bridge *b)
 	if (b->event_fd >= 0)
 		close(b->event_fd);
 	pthread_mutex_destroy(&b->early_mutex);
+	pthread_mutex_destroy(&b->rest_mutex);
 	pthread_mutex_destroy(&b->open_mutex);
 	free(b->threads);
 	free(b->mountpoint);
@@ -318,6 +468,7 @@ static int create(struct fs *fs, const struct mount_request *m, unsigned threads
 	b->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	err = b->event_fd < 0 ? -errno : 0;
 	pthread_mutex_init(&b->early_mutex, NULL);
+	pthread_mutex_init(&b->rest_mutex, NULL);
 	pthread_mutex_init(&b->open_mutex, NULL);
 	b->mountpoint = strdup(m->mountpoint);
 	b->threads = calloc(b->n_threads, sizeof(*b->threads));

@@ -179,8 +179,12 @@ struct bridge_thread {
 	bool armed;            /* a poll of fd is out */
 	bool not_exclusive;    /* the kernel refused an exclusive poll */
 	bool gone;             /* ENODEV: unmounted */
+	bool lingering;        /* it is the one that b->lingering speaks of */
+	bool resting;          /* rest_mutex: sleeps without a poll of fd, until called */
+	bool called;           /* rest_mutex: `help` is on its way */
+	struct op help;
 	bool forward_open, forward_armed; /* thread 0: pyfuse3's socket */
-	uint64_t inflight;     /* requests begun and not ended */
+	_Atomic uint64_t inflight; /* requests begun and not ended; changed by the thread alone */
 	struct request *pool;
 	unsigned pooled, pooled_large;
 	pthread_mutex_t pending_mutex;
@@ -210,7 +214,9 @@ struct bridge {
 	_Atomic unsigned running; /* threads that have not ended */
 	_Atomic bool unmounted;
 	bool may_linger;          /* there is a CPU for those that a lingering thread waits for */
-	_Atomic bool lingering;   /* a thread does */
+	_Atomic bool lingering;   /* a thread does; the others may rest. Set without, cleared with rest_mutex */
+	pthread_mutex_t rest_mutex; /* before the ioctx's wake mutex */
+	_Atomic unsigned n_resting; /* changed under rest_mutex */
 	dev_t dev;                /* of the mount; 0: unknown */
 	pthread_mutex_t early_mutex;
 	struct early_interrupt early[BRIDGE_EARLY];

@@ -123,13 +123,23 @@ static int dev_rw(struct device *dev, enum io_kind kind, uint64_t offset, void *
 	return rc;
 }
 
+_Thread_local struct dev_block_hook dev_before_blocking;
+
+static void before_blocking(void)
+{
+	if (dev_before_blocking.fn)
+		dev_before_blocking.fn(dev_before_blocking.arg);
+}
+
 int dev_read(struct device *dev, uint64_t offset, void *buf, size_t len)
 {
+	before_blocking();
 	return dev_rw(dev, IO_READ, offset, buf, len, 0);
 }
 
 int dev_write(struct device *dev, uint64_t offset, const void *buf, size_t len, unsigned flags)
 {
+	before_blocking();
 	return dev_rw(dev, IO_WRITE, offset, (void *)buf, len, flags);
 }
 
@@ -150,6 +160,7 @@ int dev_flush(struct device *dev)
 	if (rc)
 		return rc;
 	count_request(dev, IO_FLUSH);
+	before_blocking();
 	rc = dev->ops->flush(dev);
 	if (rc == 0)
 		dev_flushed(dev, mark);

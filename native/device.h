@@ -83,6 +83,13 @@ struct device {
 int dev_open(const char *path, unsigned flags, struct device **out);
 void dev_close(struct device *dev);
 
+/* A thread that others wait for is told before it blocks in one of the calls below. fn NULL: not interested. */
+struct dev_block_hook {
+	void (*fn)(void *arg);
+	void *arg;
+};
+extern _Thread_local struct dev_block_hook dev_before_blocking;
+
 /* Blocking forms; count statistics; any thread. */
 int dev_read(struct device *dev, uint64_t offset, void *buf, size_t len);
 int dev_write(struct device *dev, uint64_t offset, const void *buf, size_t len, unsigned flags);

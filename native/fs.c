@@ -115,6 +115,7 @@ static struct fs *fs_new(struct device *dev, const struct fs_options *opt)
 /* Everything that has been opened, from the top down. Threads have stopped. */
 static void fs_free(struct fs *fs)
 {
+	reaper_destroy(fs);
 	if (fs->inodes)
 		inode_table_destroy(fs);
 	if (fs->alloc)

@@ -28,6 +28,8 @@
 #define SCAN_BATCH 64u
 #define XATTRS_A_TRANS 16u
 #define PARTS_A_TRANS 8u
+#define GATHER_MAX 256u
+#define GATHER_NS 5000000
 
 struct item {
 	struct item *next;
@@ -45,6 +47,8 @@ struct reaper {
 	pthread_cond_t work, idle;
 	struct item *head, *tail;
 	struct reaper_waiter *waiters;
+	unsigned queued;
+	bool hurry; /* somebody waits: no gathering until the queue is empty */
 	bool stop, running;
 	_Atomic unsigned busy;
 };
@@ -256,7 +260,9 @@ static void enqueue(struct reaper *rp, struct item *it)
 	it->next = NULL;
 	*(rp->tail ? &rp->tail->next : &rp->head) = it;
 	rp->tail = it;
-	pthread_cond_signal(&rp->work);
+	rp->queued++;
+	if (rp->queued == 1 || rp->queued == GATHER_MAX || it->is_intent)
+		pthread_cond_signal(&rp->work);
 	pthread_mutex_unlock(&rp->mutex);
 }
 
@@ -268,8 +274,11 @@ static struct item *dequeue(struct reaper *rp)
 	it = rp->stop ? NULL : rp->head;
 	if (it) {
 		rp->head = it->next;
-		if (!rp->head)
+		rp->queued--;
+		if (!rp->head) {
 			rp->tail = NULL;
+			rp->hurry = false;
+		}
 	}
 	pthread_mutex_unlock(&rp->mutex);
 	return it;
@@ -355,6 +364,23 @@ static void scan(struct reaper *rp)
 	progress(rp);
 }
 
+/* Orphans come in crowds (rm -r), one every few microseconds: waking up for each would cost those who unlink more than
+ * the work does. So the first of a crowd waits a little for the others. Mutex held, queue not empty. */
+static void gather(struct reaper *rp)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_nsec += GATHER_NS;
+	if (until.tv_nsec >= 1000000000) {
+		until.tv_nsec -= 1000000000;
+		until.tv_sec++;
+	}
+	while (!rp->stop && !rp->hurry && !rp->head->is_intent && rp->queued < GATHER_MAX)
+		if (pthread_cond_timedwait(&rp->work, &rp->mutex, &until) == ETIMEDOUT)
+			break;
+}
+
 static void *reaper_main(void *arg)
 {
 	struct reaper *rp = arg;
@@ -366,6 +392,7 @@ static void *reaper_main(void *arg)
 			pthread_cond_wait(&rp->work, &rp->mutex);
 			continue;
 		}
+		gather(rp);
 		pthread_mutex_unlock(&rp->mutex);
 		work_queue(rp);
 		pthread_mutex_lock(&rp->mutex);
@@ -463,6 +490,7 @@ static int take_intents(struct reaper *rp)
 
 int reaper_start(struct fs *fs)
 {
+	pthread_condattr_t attr;
 	struct reaper *rp;
 	int rc;
 
@@ -473,7 +501,10 @@ int reaper_start(struct fs *fs)
 		return -ENOMEM;
 	rp->fs = fs;
 	pthread_mutex_init(&rp->mutex, NULL);
-	pthread_cond_init(&rp->work, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&rp->work, &attr);
+	pthread_condattr_destroy(&attr);
 	pthread_cond_init(&rp->idle, NULL);
 	atomic_store(&rp->busy, 1);
 	fs->reaper = rp;
@@ -481,8 +512,10 @@ int reaper_start(struct fs *fs)
 	if (!rc)
 		rc = -pthread_create(&rp->thread, NULL, reaper_main, rp);
 	rp->running = !rc;
-	if (rc)
+	if (rc) {
 		reaper_stop(fs);
+		reaper_destroy(fs);
+	}
 	return rc;
 }
 
@@ -498,6 +531,16 @@ void reaper_stop(struct fs *fs)
 	pthread_mutex_unlock(&rp->mutex);
 	if (rp->running)
 		pthread_join(rp->thread, NULL);
+	rp->running = false;
+	wake_waiters(rp); /* they find that there is nothing left to wait for */
+}
+
+void reaper_destroy(struct fs *fs)
+{
+	struct reaper *rp = fs->reaper;
+
+	if (!rp)
+		return;
 	fs->reaper = NULL; /* from here on orphans stay on their list */
 	while (rp->head) {
 		struct item *it = rp->head;
@@ -505,11 +548,17 @@ void reaper_stop(struct fs *fs)
 		rp->head = it->next;
 		item_free(it);
 	}
-	wake_waiters(rp); /* they find that there is nothing left to wait for */
 	pthread_cond_destroy(&rp->idle);
 	pthread_cond_destroy(&rp->work);
 	pthread_mutex_destroy(&rp->mutex);
 	free(rp);
+}
+
+/* Mutex held. */
+static void hurry(struct reaper *rp)
+{
+	rp->hurry = rp->head != NULL;
+	pthread_cond_signal(&rp->work);
 }
 
 void reaper_drain(struct fs *fs)
@@ -519,8 +568,10 @@ void reaper_drain(struct fs *fs)
 	if (!rp)
 		return;
 	pthread_mutex_lock(&rp->mutex);
-	while (atomic_load(&rp->busy) && !rp->stop)
+	while (atomic_load(&rp->busy) && !rp->stop) {
+		hurry(rp);
 		pthread_cond_wait(&rp->idle, &rp->mutex);
+	}
 	pthread_mutex_unlock(&rp->mutex);
 }
 
@@ -540,6 +591,7 @@ int reaper_wait(struct fs *fs, struct reaper_waiter *w)
 	if (atomic_load(&rp->busy) && !rp->stop) {
 		w->next = rp->waiters;
 		rp->waiters = w;
+		hurry(rp);
 		rc = ERR_PARKED;
 	}
 	pthread_mutex_unlock(&rp->mutex);

@@ -20,6 +20,8 @@
 int reaper_start(struct fs *fs);
 /* Finishes the transaction it is in, then stops; what is left stays on disk. */
 void reaper_stop(struct fs *fs);
+/* Once no other thread of the filesystem runs: until then the journal thread may still hand over an orphan. */
+void reaper_destroy(struct fs *fs);
 /* An orphan without users; takes over the caller's reference. Any thread, no locks. */
 void reaper_orphan(struct fs *fs, struct inode *in);
 /* Wait until nothing is queued (tests, unmount, ENOSPC). Blocking. */
