@@ -83,8 +83,8 @@ class Driver:
     def apply(self, op: Op) -> None:
         """One operation on both. AssertionError when the answers differ.
 
-        EIO or EROFS (the device is gone) goes up; the model has then done the operation that may or may not
-        have happened, as its last step. A new file of that step has inode number 0.
+        EIO or EROFS (the device is gone) goes up; the model has then done the operation that may or
+        may not have happened, as its last step. A new file of that step has inode number 0.
         """
         kind, *numbers = op
         touched: set[int] = set()
