@@ -71,7 +71,7 @@ _FSTAB_WORDS = frozenset(
 )
 _KERNEL_WORDS = frozenset(
     ("defaults", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "diratime", "nodiratime")
-) | frozenset(("async", "sync", "dirsync", "silent", "loud"))
+) | frozenset(("async", "silent", "loud"))
 _ATIME_WORDS = {
     "atime": Atime.RELATIME,
     "relatime": Atime.RELATIME,

@@ -106,7 +106,7 @@ def mount(device: str, mountpoint: str, options: tuple[str, ...], foreground: bo
     Options:
       ro, rw                        read-only or not
       relatime, noatime, strictatime, nodiratime
-      nosuid, nodev, noexec, sync, dirsync
+      nosuid, nodev, noexec
       cache=SIZE                    memory for metadata (64M)
       inode_cache=N                 unused inodes kept in memory (16384)
       commit=SECONDS                changes are durable after at most this long (1)
