@@ -192,6 +192,7 @@ int fs_open(struct device *dev, const struct fs_options *opt, struct fs **out)
 
 	if (!fs)
 		return -ENOMEM;
+	log_forget_repeats();
 	err = open_layers(fs);
 	if (!err)
 		err = start_threads(fs);

@@ -132,6 +132,17 @@ void log_msg(enum log_level level, const char *fmt, ...)
 	pthread_mutex_unlock(&log_lock);
 }
 
+void log_forget_repeats(void)
+{
+	pthread_mutex_lock(&log_lock);
+	for (unsigned i = 0; i < RECENT_LINES; i++) {
+		if (recents[i].repeats)
+			store_repeats(&recents[i]);
+		recents[i].stored_ns = 0;
+	}
+	pthread_mutex_unlock(&log_lock);
+}
+
 /* An empty ring is the moment to report what was counted instead of stored. */
 static void store_counted(void)
 {

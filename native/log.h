@@ -13,6 +13,8 @@
 enum log_level { LOG_DEBUG = 10, LOG_NOTE = 20, LOG_WARN = 30, LOG_ERROR = 40 }; /* = Python's */
 
 void log_msg(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* What was said before does not count as a repeat any more: a filesystem that is opened says everything anew. */
+void log_forget_repeats(void);
 /* Oldest line into buf (NUL-terminated, truncated to len); returns its level, 0 when empty. */
 int log_next(char *buf, size_t len);
 /* eventfd that is readable while the ring has lines; owned by the ring. */
