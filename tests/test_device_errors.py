@@ -146,6 +146,7 @@ def test_a_failed_checkpoint_write_loses_nothing(sim: Sim, log_watch: LogWatch) 
     assert names == {b"file", *(b"f%d" % n for n in range(50))}
 
 
+@pytest.mark.expect_log("read-only from now on")
 def test_close_reports_what_did_not_become_durable(sim: Sim) -> None:
     sim.fs.mkdir(1, b"dir", 0o755)
     sim.sim.fail(sim.sim.WRITE, *sim.journal(), 1000)
