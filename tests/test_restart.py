@@ -25,6 +25,9 @@ pytestmark = pytest.mark.fuse
 Start = Callable[..., Mounted]
 RECORD = 700
 SLOTS = 64
+STRIDE = 1024
+"""Distance of slots: a record that is overwritten in place must not cross a block, because what is
+not synced yet may reach the device for one block and not for the other."""
 
 
 @pytest.fixture
@@ -86,7 +89,7 @@ def target(run_directory: rundir.RunDirectory) -> Path:
 _WRITER = """
 import json, os, random, sys, zlib
 root, number, first = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-RECORD, SLOTS = %RECORD%, %SLOTS%
+RECORD, SLOTS, STRIDE = %RECORD%, %SLOTS%, %STRIDE%
 rng = random.Random(number * 1000 + first)
 home = os.path.join(root, f"writer-{number}")
 
@@ -116,7 +119,7 @@ def run():
         if kind < 6:
             slots = rng.sample(range(SLOTS), rng.randrange(1, 5))
             for slot in slots:
-                os.pwrite(fd, record(seq, slot), slot * RECORD)
+                os.pwrite(fd, record(seq, slot), slot * STRIDE)
             os.fdatasync(fd) if kind < 3 else os.fsync(fd)
             for slot in slots:
                 say("record", slot, seq)
@@ -143,7 +146,9 @@ try:
     run()
 except OSError as error:
     say("error", error.errno)
-""".replace("%RECORD%", str(RECORD)).replace("%SLOTS%", str(SLOTS))
+"""
+for _name, _value in (("RECORD", RECORD), ("SLOTS", SLOTS), ("STRIDE", STRIDE)):
+    _WRITER = _WRITER.replace(f"%{_name}%", str(_value))
 
 
 class Promises:
@@ -181,7 +186,7 @@ class Promises:
         """Everything acknowledged is there; a later state is fine when it is whole."""
         for (number, slot), seq in self.records.items():
             with open(root / f"writer-{number}" / "records", "rb") as file:
-                record = os.pread(file.fileno(), RECORD, slot * RECORD)
+                record = os.pread(file.fileno(), RECORD, slot * STRIDE)
             _number, _slot, found = record_of(record)
             assert (_number, _slot) == (number, slot)
             assert found >= seq, f"writer {number}, slot {slot}: {seq} was durable, found {found}"
