@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * names.c DIRECTORY COUNT: create, stat, readdir, rename and unlink COUNT empty files; operations a second as JSON.
- * stat comes after the directory's cached attributes were dropped by the caller's remount or not at all: it
- * measures what the system does for files it has just made, as the issue's figures did.
+ * stat is of files just made: where the kernel may keep attributes it measures the kernel's cache.
  */
 #include <dirent.h>
 #include <fcntl.h>
