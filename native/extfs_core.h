@@ -70,6 +70,13 @@ int extfs_mkfs(struct device *dev, const struct extfs_mkfs_options *opt);
 #define EXTFS_MUTANT_CHECKPOINT_NO_FLUSH 2
 #define EXTFS_MUTANT_META_REUSE_EARLY 3
 #define EXTFS_MUTANT_TAIL_ZERO_EARLY 4
+#define EXTFS_MUTANT_STATE_BY_SIZE 5
+#define EXTFS_MUTANT_COMMIT_UNCHECKED 6
+#define EXTFS_MUTANT_QUARANTINE_DROPPED 7
+#define EXTFS_MUTANT_CONVERT_UNFLUSHED 8
+#define EXTFS_MUTANT_REVOKE_IN_PLACE 9
+#define EXTFS_MUTANT_HOLDERS_FORGOTTEN 10
+#define EXTFS_MUTANT_READ_UNHELD 11
 struct extfs_mount_options {
 	int read_only;
 	uint64_t cache_bytes; /* 0: default, 64 MiB */
@@ -77,6 +84,7 @@ struct extfs_mount_options {
 	unsigned commit_ms;   /* 0: default, 1000 */
 	int atime;
 	int no_heartbeat;
+	unsigned recall_ms;   /* 0: default, 10000 */
 	unsigned mutant;
 };
 /* Waits for replay. On success the fs owns the device; on failure the caller still does. */
@@ -204,6 +212,117 @@ struct extfs_extent {
 /* Extents from file block `at` on below `end`, holes between them included when asked; returns how many. */
 int extfs_map(struct fs *fs, uint64_t ino, uint64_t at, uint64_t end, int with_holes, struct extfs_extent *out,
 	      unsigned n);
+
+/* ---- layouts, see layout.h: for a layout server in this process, tools and tests ---- */
+#define EXTFS_IOMODE_READ 1
+#define EXTFS_IOMODE_RW 2
+#define EXTFS_IOMODE_ANY 3
+#define EXTFS_IOMODE_PIN 4
+#define EXTFS_STATE_READ_WRITE 0
+#define EXTFS_STATE_READ 1
+#define EXTFS_STATE_INVALID 2
+#define EXTFS_STATE_NONE 3
+#define EXTFS_LAYOUT_F_WAIT 1
+#define EXTFS_LAYOUT_F_RECALL 2
+#define EXTFS_LAYOUT_F_ATOMIC 4
+#define EXTFS_LAYOUT_F_LAZY 8
+#define EXTFS_LAYOUT_F_MTIME 16
+#define EXTFS_LAYOUT_F_ALL 32
+struct extfs_core_layout_extent {
+	uint64_t offset, device, length; /* bytes */
+	int state;
+};
+struct extfs_core_range { uint64_t offset, length; };
+struct extfs_layout_args {
+	uint64_t holder;
+	unsigned flags;
+	int iomode;
+	uint64_t offset, length, min_length, time_ms;
+	struct extfs_core_layout_extent *extents; /* GET out */
+	unsigned cap, count;
+	uint64_t next, seq, map_gen; /* GET out; COMMIT: seq in */
+	const struct extfs_core_range *ranges; /* COMMIT */
+	unsigned nranges;
+	uint64_t size; /* COMMIT in: last byte written + 1, or 0; out: the file's */
+	int64_t mtime;
+	uint32_t mtime_ns;
+};
+/* These wait for device I/O and durability; GET with WAIT also for other holders. -EAGAIN, -ENXIO, -ENOSPC, ... */
+int extfs_layout_get(struct fs *fs, uint64_t ino, struct extfs_layout_args *args);
+int extfs_layout_commit(struct fs *fs, uint64_t ino, struct extfs_layout_args *args);
+int extfs_layout_return(struct fs *fs, uint64_t ino, struct extfs_layout_args *args); /* ino 0 with F_ALL */
+int extfs_layout_recall(struct fs *fs, uint64_t ino, uint64_t holder, int iomode, uint64_t offset, uint64_t length);
+int extfs_layout_watch(struct fs *fs, uint64_t ino, uint64_t holder, int on);
+
+#define EXTFS_HOLDER_LOCAL 1
+#define EXTFS_HOLDER_CLIENT_KIND 2
+#define EXTFS_HOLDER_LIVE 1
+#define EXTFS_HOLDER_LOST 2
+#define EXTFS_HOLDER_GONE 3
+struct extfs_holder {
+	int kind, state;
+	uint32_t uid, pid;
+	uint64_t pid_start;
+	uint8_t boot_id[16];
+	uint64_t fence_key;
+	char name[64];
+	char fence[128];
+	uint64_t id, key; /* key: out of register only */
+	uint64_t grants, quarantined, recalls, missed;
+};
+/* Holders registered here send their events to extfs_layout_event(). These may ask for a retry. */
+int extfs_holder_register(struct fs *fs, struct extfs_holder *holder);
+int extfs_holder_resume(struct fs *fs, uint64_t id, uint64_t key);
+int extfs_holder_check(struct fs *fs, uint64_t id, uint64_t key);
+int extfs_holder_lost(struct fs *fs, uint64_t id);
+int extfs_holder_gone(struct fs *fs, uint64_t id);
+int extfs_holder_fenced(struct fs *fs, uint64_t id);
+unsigned extfs_holder_list(struct fs *fs, uint64_t *id, struct extfs_holder *out, unsigned n);
+struct extfs_grant_look {
+	uint64_t ino;
+	uint32_t generation;
+	uint64_t holder, offset, length, seq;
+	int iomode;
+	unsigned flags;
+};
+int extfs_grant_list(struct fs *fs, uint64_t ino, uint64_t *offset, struct extfs_grant_look *out, unsigned n);
+unsigned extfs_grant_inodes(struct fs *fs, uint64_t *ino, uint64_t *out, unsigned n);
+
+#define EXTFS_EV_RECALL 1
+#define EXTFS_EV_REVOKED 2
+#define EXTFS_EV_MAP_CHANGED 3
+#define EXTFS_EV_PIN_EXPIRED 4
+#define EXTFS_EV_OVERFLOW 5
+#define EXTFS_EV_FENCE_WANTED 6
+#define EXTFS_EV_HOLDER_GONE 7
+struct extfs_layout_event {
+	int type;
+	uint64_t seq, holder, ino;
+	uint32_t generation;
+	int iomode;
+	uint64_t offset, length, grant_seq, left_ms;
+};
+int extfs_layout_event_fd(struct fs *fs); /* readable while there are events; read 8 bytes before taking them */
+int extfs_layout_event(struct fs *fs, struct extfs_layout_event *out); /* 1, or 0: none */
+uint64_t extfs_layout_now(struct fs *fs);
+void extfs_layout_set_clock(struct fs *fs, uint64_t ns); /* virtual from now on */
+void extfs_layout_settle(struct fs *fs); /* waits until nothing that is due now is left to be done */
+/* Counters by name: NULL at the end. */
+const char *extfs_layout_counter(struct fs *fs, unsigned i, uint64_t *value);
+#define EXTFS_LATENCY_GET 0
+#define EXTFS_LATENCY_COMMIT 1
+#define EXTFS_LATENCY_RETURN 2
+#define EXTFS_LATENCY_RECALL 3
+#define EXTFS_LATENCY_BUCKETS 24
+void extfs_layout_latency(struct fs *fs, int of, uint64_t *buckets); /* of powers of two of microseconds */
+
+/* Whole blocks; see file.h. These wait. */
+int extfs_exchange(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t other, uint64_t other_offset, uint64_t len);
+int extfs_collapse(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t len);
+int extfs_insert(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t len);
+int64_t extfs_clone(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len);
+int64_t extfs_dedupe(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len);
+int extfs_map_generation(struct fs *fs, uint64_t ino, uint64_t *out);
 
 /* ---- the bridge to /dev/fuse, see bridge.h ---- */
 struct extfs_bridge_options {

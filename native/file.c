@@ -3,6 +3,7 @@
  * file.c - the entry of the data path: starting, cancelling, waiting for an operation; seek.
  */
 #include "file_run.h"
+#include "layout_priv.h"
 
 #include <string.h>
 
@@ -41,6 +42,11 @@ void file_start(struct file_op *fop)
 		[FILE_READ] = file_read_start, [FILE_WRITE] = file_write_start,
 		[FILE_TRUNCATE] = file_truncate_start, [FILE_FALLOCATE] = file_fallocate_start,
 		[FILE_COPY] = file_copy_start, [FILE_FSYNC] = file_fsync_start,
+		[FILE_EXCHANGE] = file_exchange_start, [FILE_COLLAPSE] = file_shift_start,
+		[FILE_INSERT] = file_shift_start, [FILE_DEDUPE] = file_dedupe_start,
+		[FILE_LAYOUT_GET] = layout_get_start, [FILE_LAYOUT_COMMIT] = layout_commit_start,
+		[FILE_LAYOUT_RETURN] = layout_return_start,
+		[FILE_LAYOUT_REVOKE] = layout_revoke_start, [FILE_LAYOUT_TRIM] = layout_trim_start,
 	};
 	struct file_run *r;
 	int rc = check(fop);

@@ -28,7 +28,11 @@
 #include "journal.h"
 #include "segment.h"
 
-enum file_op_kind { FILE_READ, FILE_WRITE, FILE_TRUNCATE, FILE_FALLOCATE, FILE_COPY, FILE_FSYNC };
+enum file_op_kind {
+	FILE_READ, FILE_WRITE, FILE_TRUNCATE, FILE_FALLOCATE, FILE_COPY, FILE_FSYNC,
+	FILE_EXCHANGE, FILE_COLLAPSE, FILE_INSERT, FILE_DEDUPE,
+	FILE_LAYOUT_GET, FILE_LAYOUT_COMMIT, FILE_LAYOUT_RETURN, FILE_LAYOUT_REVOKE, FILE_LAYOUT_TRIM,
+};
 
 #define FILE_F_APPEND 0x1u     /* write at EOF, whatever offset says; offset becomes that */
 #define FILE_F_DSYNC 0x2u      /* done only when durable */
@@ -36,6 +40,9 @@ enum file_op_kind { FILE_READ, FILE_WRITE, FILE_TRUNCATE, FILE_FALLOCATE, FILE_C
 #define FILE_F_DATASYNC 0x8u   /* fsync: times may be left out */
 #define FILE_F_NOATIME 0x10u
 #define FILE_F_PRIV_KILLED 0x20u /* set by the operation: KILL_PRIV found something to clear */
+#define FILE_F_WRITEBACK 0x40u   /* WRITE: pages of a mapping that the kernel writes back */
+#define FILE_F_NOWAIT 0x80u      /* WRITE: -EBUSY instead of waiting for a pinned range */
+#define FILE_F_CLONE 0x100u      /* COPY: share or fail: -EINVAL unless both offsets, and len or the source's end, are whole blocks */
 
 #define FALLOC_KEEP_SIZE 0x1u
 #define FALLOC_PUNCH_HOLE 0x2u
@@ -52,6 +59,7 @@ struct file_op {
 	void *buf;           /* len bytes; I/O-aligned memory avoids a copy */
 	struct inode *dst;   /* COPY: in -> dst */
 	uint64_t dst_offset;
+	struct layout_args *layout; /* FILE_LAYOUT_* */
 	int64_t result;      /* bytes, 0, or a negative code */
 	void (*done)(struct file_op *fop);
 	void *user;
@@ -62,7 +70,10 @@ struct file_op {
 void file_op_init(struct file_op *fop, enum file_op_kind kind, struct inode *in, struct ioctx *ctx);
 /* Begin. READ: bytes up to EOF; len <= 1 MiB + anything reasonable (limit FILE_IO_MAX). -EINVAL,
  * -EFBIG (beyond 2^63-1), -EISDIR, -ENOSPC, -EIO, ... come in result. COPY: shares whole blocks
- * where offsets agree modulo the block size, copies the rest; result: bytes. */
+ * where offsets agree modulo the block size, copies the rest; result: bytes.
+ * EXCHANGE: [offset, +len) of in and [dst_offset, +len) of dst change places, whole blocks below both EOFs; DEDUPE: shares
+ * in's blocks with dst where the bytes are the same, result: bytes shared, -EBADE: they differ; COLLAPSE, INSERT: as
+ * fallocate(2) says, whole blocks. */
 void file_start(struct file_op *fop);
 #define FILE_IO_MAX (16u << 20)
 /* Interrupt a parked operation: true: done() has been or will be called with -EINTR and nothing was

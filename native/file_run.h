@@ -104,6 +104,16 @@ struct copy_state {
 	void *mem;
 };
 
+struct exchange_state { fileblk_t a, b; nblocks_t left; uint64_t intent; };
+struct shift_state { fileblk_t at, end; nblocks_t by; uint64_t intent; };
+struct dedupe_state { uint64_t pos; void *mem[2]; bool reading_dst; };
+/* layout_get.c, layout_commit.c, layout_return.c: private to them */
+struct layout_get_state { struct grant *spare[3]; fileblk_t b0, b1; xid_t xid; bool changes, invalidated; };
+struct layout_commit_state { unsigned at; fileblk_t block; uint64_t intent; uint64_t hull_start, hull_end; bool swaps; xid_t xid; };
+struct layout_return_state { struct grant *spare; fileblk_t at, end; uint64_t start, stop; xid_t xid; };
+struct layout_revoke_state { fileblk_t b0, b1, at; nblocks_t len; fsblock_t from, to; void *mem; uint64_t intent; unsigned tries; };
+struct layout_trim_state { fileblk_t at; };
+
 struct file_run {
 	struct file_op *fop;
 	struct fs *fs;
@@ -130,6 +140,14 @@ struct file_run {
 	union {
 		struct fallocate_state fa;
 		struct copy_state cp;
+		struct exchange_state ex;
+		struct shift_state sh;
+		struct dedupe_state de;
+		struct layout_get_state lg;
+		struct layout_commit_state lc;
+		struct layout_return_state lr;
+		struct layout_revoke_state lv;
+		struct layout_trim_state lt;
 	};
 	struct read_body rd;
 	struct write_body wr;
@@ -212,6 +230,9 @@ enum step file_truncate_start(struct file_run *r);
 enum step file_fallocate_start(struct file_run *r);
 enum step file_copy_start(struct file_run *r);
 enum step file_fsync_start(struct file_run *r);
+enum step file_exchange_start(struct file_run *r);
+enum step file_shift_start(struct file_run *r); /* COLLAPSE, INSERT */
+enum step file_dedupe_start(struct file_run *r);
 
 /* file_truncate.c. Inside a transaction of REMOVE_TRANS_BLOCKS: unmap what fits, keep the intent
  * record: added when something is left, removed with the last piece. *end: where the next call goes

@@ -119,7 +119,7 @@ enum tree_type {
 	TREE_QUARANTINE = 8, /* (device block, 0) -> quarantine_disk */
 	TREE_HOLDER = 9,     /* (holder id, 0) -> holder_disk */
 	TREE_FENCE = 10,     /* (fence id, 0) -> fence_disk */
-	TREE_EXPOSURE = 11,  /* (ino, file block) -> exposure_disk */
+	TREE_EXPOSURE = 11,  /* (ino, file block, or EXPOSURE_INODE_LO) -> exposure_disk */
 	TREE_NFS_CLIENT = 12, /* (client id, part) -> bytes */
 	TREE_ROOT_COUNT = 16, /* slots in the root block; 13..15 reserved */
 	TREE_FREE_BY_BLOCK = 16, /* per AG: (first block, 0) -> free_disk */
@@ -289,9 +289,10 @@ struct orphan_disk {
 enum intent_type {
 	INTENT_FREE_TAIL = 1,   /* free every extent of ino at and past file block a */
 	INTENT_PUNCH = 2,       /* free every extent of ino in file blocks [a, b) */
-	INTENT_UNWRITE = 3,     /* [a, b) of ino becomes unwritten (ZERO_RANGE) */
-	INTENT_ATOMIC = 4,      /* staging fork of ino in [a, b) replaces the data fork */
-	INTENT_REVOKE = 5,      /* holder a loses its segments of ino */
+	INTENT_ATOMIC = 3,      /* what the staging fork of ino maps in [a, b) replaces the data fork; then its size is at least c */
+	INTENT_EXCHANGE = 4,    /* d blocks from a of ino and from c of inode b change places: what is left to do */
+	INTENT_COLLAPSE = 5,    /* everything of ino from a on moves b blocks towards the start: what is left to do */
+	INTENT_INSERT = 6,      /* everything of ino in [a, c) moves b blocks towards the end: what is left to do */
 };
 
 /* PUNCH: of the staging fork. A copy-on-write that a crash cut off: the new blocks were never mapped. */
@@ -313,15 +314,22 @@ struct quarantine_disk {
 	le64_t xid;
 };
 
+/* Quarantine of blocks that more than one lost holder may reach: free when none is left. */
+#define QUARANTINE_ANY UINT64_MAX
+
 struct holder_disk {
 	le32_t kind;            /* 1 local, 2 layout server's client */
-	le32_t state;           /* 1 live, 2 revoked, 3 fenced */
+	le32_t state;           /* 1 live, 2 lost, 3 gone: only its quarantine is left to be freed */
 	le64_t fence_key;
 	le32_t pid;
 	le32_t uid;
 	le64_t pid_start;       /* start time of the process, clock ticks since boot */
 	uint8_t boot_id[16];
-	uint8_t name[80];       /* NUL-padded */
+	le64_t key;             /* proves who speaks for it */
+	le32_t flags;
+	le32_t reserved;
+	uint8_t name[64];       /* NUL-padded */
+	uint8_t fence[128];     /* NUL-padded: what a fence driver needs */
 };
 
 struct fence_disk {
@@ -332,12 +340,18 @@ struct fence_disk {
 	uint8_t reserved[40];
 };
 
+/* What a holder was told. Two kinds of records: unwritten blocks, key (ino, file block); and one for
+ * each inode and holder, key (ino, EXPOSURE_INODE_LO(holder)), block and length 0. */
 struct exposure_disk {
 	le64_t block;
 	le32_t length;
-	le32_t flags;
+	le32_t flags;           /* EXPOSURE_F_* */
 	le64_t holder;
 };
+#define EXPOSURE_F_STAGING 0x1u /* the blocks are mapped by the staging fork */
+#define EXPOSURE_F_INODE 0x2u   /* of a whole inode */
+#define EXPOSURE_F_RW 0x4u      /* of a whole inode: the holder has or had a RW grant */
+#define EXPOSURE_INODE_LO(holder) ((1ull << 63) | (holder))
 
 /* Journal header: two copies, in the first two journal blocks, written alternately (slot = seq mod 2).
  * The valid copy with the greater seq counts. All its fields lie in the first sector. */
@@ -393,7 +407,7 @@ ASSERT_SIZE(xattr_disk, 8);
 ASSERT_SIZE(refcount_disk, 16);
 ASSERT_SIZE(intent_disk, 48);
 ASSERT_SIZE(quarantine_disk, 24);
-ASSERT_SIZE(holder_disk, 128);
+ASSERT_SIZE(holder_disk, 256);
 ASSERT_SIZE(fence_disk, 64);
 ASSERT_SIZE(exposure_disk, 24);
 ASSERT_SIZE(orphan_disk, 16);

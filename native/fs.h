@@ -32,6 +32,19 @@ struct inode_table;
 struct reaper;
 struct heartbeat;
 struct trans_pool;
+struct layouts;
+struct seg_hooks;
+struct op;
+
+/* The kernel's caches, as whoever serves the mount tells them of changes behind the kernel's back. Set by the bridge while it
+ * runs; NULL: nobody caches. */
+struct cache_ops {
+	/* Drop the pages of [offset, offset + len) (len 0: to the end) and the attributes. done is woken when it has happened. 0: it
+	 * will be; negative: it will not. Never awaited with a lock held or by a thread that serves requests. */
+	int (*pages)(void *arg, inum_t ino, uint64_t offset, uint64_t len, struct op *done);
+	/* Attributes only, at once. Any thread. */
+	void (*attributes)(void *arg, inum_t ino);
+};
 
 struct fs_options {
 	bool read_only;
@@ -41,6 +54,7 @@ struct fs_options {
 	enum { ATIME_RELATIME, ATIME_STRICT, ATIME_NONE } atime;
 	bool no_heartbeat;
 	unsigned heartbeat_ms;   /* distance of two heartbeats; default 2000 */
+	unsigned recall_ms;      /* a holder's time to answer a recall; default 10000 */
 	unsigned mutant;         /* enum jrn_mutant; test builds */
 };
 
@@ -71,6 +85,11 @@ struct fs {
 	struct inode_table *inodes;
 	struct reaper *reaper;
 	struct heartbeat *heartbeat;
+	struct layouts *layouts;
+	const struct seg_hooks *seg_hooks;
+	const struct cache_ops *cache_ops; /* set and cleared with nothing under way */
+	void *cache_arg;
+	_Atomic uint64_t next_map_gen;
 	bool read_only;                 /* asked for at mount */
 	_Atomic bool shutdown;          /* writing became unsafe: every change is -ERR_SHUTDOWN */
 	_Atomic int shutdown_code;

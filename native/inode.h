@@ -37,6 +37,7 @@ struct inode_core {
 };
 
 struct seg_tree; /* segment.h */
+struct watch;    /* layout.c */
 struct plock_set; /* plock.h */
 
 struct inode {
@@ -57,6 +58,13 @@ struct inode {
 	pthread_mutex_t lock; /* segments, waiters, lazy times */
 	struct seg_tree *segs;   /* NULL until the first segment */
 	struct plock_set *locks; /* NULL until the first lock */
+	/* Rises with every change of the map, never repeats, not even when the inode was out of memory. Changed under fs->lock
+	 * exclusive. */
+	_Atomic uint64_t map_gen;
+	/* The kernel may hold pages of the file: set when a cached READ or WRITE is served; cleared by whoever has them all
+	 * invalidated, before. */
+	_Atomic bool pages_cached;
+	struct watch *watches;   /* who wants to hear of changes of the map; layouts->mutex */
 	fsblock_t alloc_hint;    /* after the last allocated block; fs->lock */
 	unsigned refs;           /* inode table mutex */
 	unsigned opens;          /* open handles, inode table mutex */

@@ -94,6 +94,14 @@ void jrn_get_stats(struct fs *fs, struct jrn_stats *st);
 
 /* Mutants for the power-loss proof; set in test builds only (EXTFS_MUTANTS). */
 enum jrn_mutant { MUTANT_NONE, MUTANT_COMMIT_BEFORE_FLUSH, MUTANT_CHECKPOINT_NO_FLUSH,
-		  MUTANT_META_REUSE_EARLY, MUTANT_TAIL_ZERO_EARLY };
+		  MUTANT_META_REUSE_EARLY, MUTANT_TAIL_ZERO_EARLY,
+		  /* of layouts (layout.h) */
+		  MUTANT_STATE_BY_SIZE,      /* LAYOUT_GET calls blocks below EOF written, whatever the extent says */
+		  MUTANT_COMMIT_UNCHECKED,   /* LAYOUT_COMMIT converts what nobody was granted */
+		  MUTANT_QUARANTINE_DROPPED, /* what a lost holder can reach becomes free at once */
+		  MUTANT_CONVERT_UNFLUSHED,  /* LAYOUT_COMMIT's conversion without a flush of the holder's data */
+		  MUTANT_REVOKE_IN_PLACE,    /* a revoke leaves live blocks where they are */
+		  MUTANT_HOLDERS_FORGOTTEN,  /* a restart forgets who held what */
+		  MUTANT_READ_UNHELD };      /* the server's own reads hold no segment */
 
 #endif

@@ -4,34 +4,66 @@
  * wait for everybody else.
  *
  * The server's own device I/O and map changes are short-lived segments in it; the grants of layout
- * holders are long-lived ones in the same tree (they join in the layout module). Ranges are
- * half-open [start, end) in bytes; end UINT64_MAX means "to the end of every file". Callers round
- * to blocks.
+ * holders are long-lived ones in the same tree (layout.h). Ranges are half-open [start, end) in
+ * bytes; end UINT64_MAX means "to the end of every file". Callers round to blocks.
  *
- *   conflicts      READ_IO   WRITE_IO   MAP      (same inode, overlapping ranges)
- *   READ_IO           -         -        x
- *   WRITE_IO          -         x        x
- *   MAP               x         x        x
+ * Two segments clash when their ranges overlap and the table says x; h: only when they are of
+ * different holders (an operation that comes through the mount is of no holder, 0, and so differs
+ * from all of them).
  *
- * A segment that conflicts parks: it keeps its place in the inode's queue (first come, first served
- * among those that overlap and conflict, so nobody starves), and its op is resumed when it has been
- * granted. An op holds at most one segment per inode, and takes segments of two inodes in order of
- * inode number, so there is no cycle of waiters.
+ *                  READ WRITE WRITE MAP SHARE GET_ PEND- GET_ GET_ GET_ SWAP | GRANT_ GRANT_ GRANT_
+ *                  _IO  _IO   _MAP            READ ING   RW   MAP  PIN       | READ   RW     PIN
+ *   READ_IO         -    -     -     x   -     -    -     -    -    -    x   |  -      -      -
+ *   WRITE_IO        -    x     x     x   x     -    x(w)  x    x    x    x   |  -      h      x
+ *   WRITE_MAP       -    x     x     x   x     x    x(w)  x    x    x    x   |  h      h      x
+ *   MAP             x    x     x     x   x     x    x(w)  x    x    x    x   |  h      h      x
+ *   SHARE           -    x     x     x   x     -    x     x    x    -    x   |  -      h      -
+ *   GET_READ        -    -     x     x   -     -    -     -    x    -    x   |  -      -      -
+ *   PENDING         -    x(w)  x(w)  x(w) x    -    x     x    x    x    x   |  -      h      x
+ *   GET_RW          -    x     x     x   x     -    x     x    x    x    x   |  -      h      x
+ *   GET_MAP         -    x     x     x   x     x    x     x    x    x    x   |  h      h      x
+ *   GET_PIN         -    x     x     x   -     -    x     x    x    -    x   |  -      x      -
+ *   SWAP            x    x     x     x   x     x    x     x    x    x    x   |  h      h      x
  *
- * Concurrency: inode->lock, taken inside. fs->lock may be held shared or not at all.
+ * (w): not when the other one writes back pages of a mapping (seg.writeback): a PENDING grant waits
+ * for the kernel to do just that. Grants do not clash with one another: they were let in as GET_*.
+ *
+ *   READ_IO    the server reads                       SHARE    clone from here: blocks become shared
+ *   WRITE_IO   writes blocks in place                 GET_*    a LAYOUT_GET under way: READ; PENDING (RW, the kernel's
+ *   WRITE_MAP  writes holes or unwritten blocks                pages are being dropped); RW over written, unshared
+ *   MAP        changes the map under everybody                 blocks only; MAP when the map changes; PIN
+ *                                                     SWAP     a LAYOUT_COMMIT that exchanges blocks
+ *
+ * A segment that clashes parks: it keeps its place in the inode's queue (first come, first served
+ * among those that clash, so nobody starves), and its op is resumed when it has been granted. When
+ * a grant is in its way, the hooks of layout.c are told, which recall it. An op holds at most one
+ * segment per inode, and takes segments of two inodes in order of inode number, so there is no
+ * cycle of waiters; what a grant makes us wait for ends by the recall deadline.
+ *
+ * Concurrency: inode->lock, taken inside. fs->lock may be held shared or not at all; grants are
+ * removed by a revoke with fs->lock held exclusively.
  */
 #ifndef EXTFS_SEGMENT_H
 #define EXTFS_SEGMENT_H
 
 #include "inode.h"
 
-enum seg_kind { SEG_READ_IO, SEG_WRITE_IO, SEG_MAP };
+enum seg_kind {
+	SEG_READ_IO, SEG_WRITE_IO, SEG_WRITE_MAP, SEG_MAP, SEG_SHARE,
+	SEG_GET_READ, SEG_PENDING, SEG_GET_RW, SEG_GET_MAP, SEG_GET_PIN, SEG_SWAP,
+	SEG_GRANT_READ, SEG_GRANT_RW, SEG_GRANT_PIN,
+	SEG_KINDS
+};
+#define SEG_FIRST_GRANT SEG_GRANT_READ
 
 struct seg {
 	uint64_t start, end;
 	enum seg_kind kind;
+	bool writeback;  /* pages of a mapping that the kernel writes back */
 	enum { SEG_IDLE, SEG_PARKED, SEG_HELD } state;
-	struct op *op;
+	uint64_t holder; /* id; 0: none */
+	struct op *op;   /* grants: NULL */
+	int err;         /* seg_fail(): why it was taken out of the queue */
 	uint64_t order; /* arrival */
 	/* held: links of the treap; max_end: greatest end in the subtree below */
 	struct seg *left, *right;
@@ -39,19 +71,59 @@ struct seg {
 	uint32_t priority;
 	/* parked: links of the queue */
 	struct seg *queue_prev, *queue_next;
+	/* parked behind a grant: for layout.c's list of deadlines */
+	struct inode *in;
+	struct seg *due_prev, *due_next;
+	uint64_t deadline; /* ns of the layouts' clock; 0: not on the list */
+	uint64_t recall_seq; /* grants newer than this were not recalled for it */
+};
+
+/* Called with in->lock held; leaf locks only inside. */
+struct seg_hooks {
+	/* waiter parks; grant (held, clashing, at least one) is in its way. Once for each. */
+	void (*recall)(struct inode *in, struct seg *waiter, struct seg *grant);
+	/* waiter leaves the queue, however. */
+	void (*unpark)(struct inode *in, struct seg *waiter);
 };
 
 void seg_init(struct seg *s, enum seg_kind kind, uint64_t start, uint64_t end, struct op *op);
-/* 0: held. ERR_PARKED: op will be resumed with it held. */
+/* 0: held. ERR_PARKED: op will be resumed with it held, or with s->err set. */
 int seg_acquire(struct inode *in, struct seg *s);
-/* 0 or -EAGAIN, never parks. */
+/* The same at the head of the queue: before all that are parked (a revoke, on which they wait). */
+int seg_acquire_front(struct inode *in, struct seg *s);
+/* 0 or -EAGAIN, never parks, recalls nothing. */
 int seg_try(struct inode *in, struct seg *s);
+/* 0 or -EAGAIN; on -EAGAIN hooks->recall() was called for the grants in the way, with a waiter that
+ * does not park. */
+int seg_try_recall(struct inode *in, struct seg *s);
+/* A held segment changes its kind, at once or parked at the head of the queue (nobody parked gets
+ * in between). Like seg_acquire(). */
+int seg_change(struct inode *in, struct seg *s, enum seg_kind kind);
 void seg_release(struct inode *in, struct seg *s);
 /* Make a held segment smaller, keeping its kind; wakes who waited for the rest. */
 void seg_shrink(struct inode *in, struct seg *s, uint64_t start, uint64_t end);
 /* Interrupt: true if it was parked and is out of the queue now; its op will not be resumed. */
 bool seg_cancel(struct inode *in, struct seg *s);
+/* Everything parked that overlaps and clashes with a grant of `holder` in [start, end) ends with
+ * err: its op is resumed with s->err. Returns how many. */
+unsigned seg_fail(struct inode *in, uint64_t holder, uint64_t start, uint64_t end, int err);
 bool seg_any(struct inode *in); /* anything held or parked? */
 void seg_tree_free(struct inode *in); /* when the inode leaves memory; must be empty */
+
+/* ---- grants: the same with in->lock held by the caller (layout_*.c) ---- */
+
+/* The held op segment `s` leaves the tree and `grant` (IDLE, ranges within s, kind GRANT_*) enters
+ * it, without anybody getting in between. s may be NULL: added as it is (a restart). 0 or -ENOMEM
+ * (only when s is NULL). */
+int seg_grant_locked(struct inode *in, struct seg *s, struct seg *grant);
+/* A grant leaves, or keeps [start, end) of itself; whoever waited for the rest is woken. */
+void seg_ungrant_locked(struct inode *in, struct seg *grant);
+void seg_shrink_locked(struct inode *in, struct seg *grant, uint64_t start, uint64_t end);
+/* Of kind (a bit mask of 1u << SEG_GRANT_*) and holder (0: any), the first grant in order of
+ * (start, order) that overlaps [start, end) and comes after `prev` (NULL: the first). O(log n). */
+struct seg *seg_next_grant_locked(struct inode *in, unsigned kinds, uint64_t holder, uint64_t start,
+				  uint64_t end, struct seg *prev);
+/* Do RW grants of this holder cover all of [start, end)? Newest order among them to *newest. */
+bool seg_covered_locked(struct inode *in, uint64_t holder, uint64_t start, uint64_t end, uint64_t *newest);
 
 #endif
