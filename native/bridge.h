@@ -94,7 +94,7 @@ static inline struct open_file *open_file_of(uint64_t fh)
 
 /* ---- requests ---- */
 
-enum request_wait { WAIT_NONE, WAIT_FILE, WAIT_LOCK, WAIT_JOURNAL };
+enum request_wait { WAIT_NONE, WAIT_FILE, WAIT_LOCK, WAIT_JOURNAL, WAIT_TURN };
 
 struct request {
 	struct op op;        /* lock granted, journal has room, group durable */
@@ -160,6 +160,8 @@ void request_start_file(struct request *r, void (*done)(struct request *r, int64
  * EINTR). */
 bool request_park(struct request *r, enum request_wait what);
 void request_unpark(struct request *r);
+/* Not done yet: the other requests of the thread have their turn, then the handler runs again. */
+void request_yield(struct request *r);
 
 /* Attributes as FUSE says them. */
 void bridge_attr(const struct inode_stat *st, struct fuse_attr *out);

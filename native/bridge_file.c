@@ -252,7 +252,7 @@ void serve_lseek(struct request *r)
 {
 	const struct fuse_lseek_in *in = r->arg;
 	struct fuse_lseek_out out;
-	int64_t at;
+	int rc;
 
 	/* What is still in the kernel's cache would be a hole. The kernel stops asking, and takes
 	 * every file for data. */
@@ -264,12 +264,20 @@ void serve_lseek(struct request *r)
 		request_fail(r, -EINVAL);
 		return;
 	}
-	at = file_seek(open_file_of(in->fh)->in, in->offset, (int)in->whence);
-	if (at < 0) {
-		request_fail(r, (int)at);
+	/* A fragmented file is long to walk, and this thread serves others too: step by step. */
+	if (!r->stage)
+		r->fop.offset = in->offset;
+	rc = file_seek_step(open_file_of(in->fh)->in, &r->fop.offset, (int)in->whence, !r->stage);
+	if (!rc) {
+		r->stage = 1;
+		request_yield(r);
 		return;
 	}
-	out.offset = (uint64_t)at;
+	if (rc < 0) {
+		request_fail(r, rc);
+		return;
+	}
+	out.offset = r->fop.offset;
 	request_reply(r, &out, sizeof(out));
 }
 

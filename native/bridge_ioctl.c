@@ -14,7 +14,7 @@
 #include "extmap.h"
 
 _Static_assert(sizeof(struct extfs_ioc_extent) == 32, "layout");
-_Static_assert(sizeof(struct extfs_ioc_map) == 64 + 32 * EXTFS_IOC_MAP_EXTENTS, "layout");
+_Static_assert(sizeof(struct extfs_ioc_map) == 80 + 32 * EXTFS_IOC_MAP_EXTENTS, "layout");
 _Static_assert(sizeof(struct extfs_ioc_map) <= 16383, "what an ioctl can carry");
 _Static_assert((int)EXTFS_IOC_UNWRITTEN == (int)EXT_UNWRITTEN && (int)EXTFS_IOC_WRITTEN == (int)EXT_WRITTEN, "states");
 

@@ -445,6 +445,13 @@ static void wait_for_space(struct request *r)
 	ioctx_wake(&r->op);
 }
 
+void request_yield(struct request *r)
+{
+	drop_references(r);
+	if (request_park(r, WAIT_TURN))
+		ioctx_wake(&r->op);
+}
+
 /* The op of a parked request was resumed. */
 static void wait_over(struct op *op)
 {
@@ -454,6 +461,8 @@ static void wait_over(struct op *op)
 	request_unpark(r);
 	if (what == WAIT_LOCK)
 		request_fail(r, r->lock.result);
+	else if (what == WAIT_TURN)
+		serve(r);
 	else if (r->wait.err)
 		request_fail(r, r->wait.err);
 	else if (r->wait.xid)
@@ -473,6 +482,7 @@ static void interrupt(struct request *r)
 		return;
 	switch (r->waiting) {
 	case WAIT_NONE:
+	case WAIT_TURN: /* its op is on its way; it gives up before the next step */
 		return;
 	case WAIT_FILE:
 		/* Answers through file_done(), perhaps within this call: r may be gone

@@ -145,21 +145,27 @@ static int seek_some(struct inode *in, uint64_t *pos, bool data)
 	return 0;
 }
 
-int64_t file_seek(struct inode *in, uint64_t offset, int whence)
+int file_seek_step(struct inode *in, uint64_t *pos, int whence, bool first)
 {
-	uint64_t pos = offset;
-	int rc = 0;
+	int rc;
 
 	if (whence != 3 && whence != 4)
 		return -EINVAL;
 	fs_rdlock(in->fs);
-	if (offset >= in->core.size)
+	if (first && *pos >= in->core.size)
 		rc = -ENXIO;
+	else
+		rc = seek_some(in, pos, whence == 3);
 	fs_unlock(in->fs);
-	while (!rc) {
-		fs_rdlock(in->fs);
-		rc = seek_some(in, &pos, whence == 3);
-		fs_unlock(in->fs);
-	}
+	return rc;
+}
+
+int64_t file_seek(struct inode *in, uint64_t offset, int whence)
+{
+	uint64_t pos = offset;
+	int rc = file_seek_step(in, &pos, whence, true);
+
+	while (!rc)
+		rc = file_seek_step(in, &pos, whence, false);
 	return rc < 0 ? rc : (int64_t)pos;
 }

@@ -19,8 +19,6 @@
 
 #include "device.h"
 
-#define SEG_KINDS 3
-
 struct seg_tree {
 	struct seg *root;
 	struct seg *queue_head, *queue_tail;
