@@ -16,7 +16,7 @@
  *            -> served (request_begin) | pooled (request_free)
  *   served   its handler runs;
  *            -> parked (request_park) | ended (request_reply*, request_fail, request_end)
- *   parked   registered in the pending table;
+ *   parked   registered in the pending table; also between two steps of a long walk (request_yield);
  *            -> served (its op or file operation is resumed) | ended (EINTR)
  *   ended    -> pooled at once, or when the interrupt op that is on its way has arrived
  */

@@ -82,6 +82,9 @@ bool file_cancel(struct file_op *fop);
 /* lseek SEEK_DATA (3) / SEEK_HOLE (4): offset or -ENXIO. Unwritten counts as a hole. Blocking
  * metadata reads only. */
 int64_t file_seek(struct inode *in, uint64_t offset, int whence);
+/* The same for who must not stay away long: *pos begins as the offset. 0: walked a few hundred
+ * extents, *pos is where to go on (first false); 1: *pos is the answer. */
+int file_seek_step(struct inode *in, uint64_t *pos, int whence, bool first);
 
 /* The same, waiting in the calling thread on its own ioctx (ioctx_of_thread): tools and tests;
  * never a thread that serves requests. */
