@@ -95,11 +95,12 @@ int extfs_open(struct device *dev, const struct extfs_mount_options *opt, struct
 		.inode_cache = opt->inode_cache ? opt->inode_cache : 16384,
 		.commit_ms = opt->commit_ms ? opt->commit_ms : 1000,
 		.no_heartbeat = opt->no_heartbeat != 0,
+		.recall_ms = opt->recall_ms ? opt->recall_ms : 10000,
 		.mutant = opt->mutant,
 	};
 
 	_Static_assert(EXTFS_ATIME_NONE == ATIME_NONE && EXTFS_ATIME_STRICT == ATIME_STRICT, "atime");
-	_Static_assert(EXTFS_MUTANT_TAIL_ZERO_EARLY == MUTANT_TAIL_ZERO_EARLY, "mutants");
+	_Static_assert(EXTFS_MUTANT_READ_UNHELD == MUTANT_READ_UNHELD, "mutants");
 	switch (opt->atime) {
 	case EXTFS_ATIME_RELATIME: o.atime = ATIME_RELATIME; break;
 	case EXTFS_ATIME_STRICT: o.atime = ATIME_STRICT; break;

@@ -25,6 +25,8 @@ static int check(const struct file_op *fop)
 
 	if (fop->kind == FILE_FSYNC)
 		return 0;
+	if (fop->kind == FILE_LAYOUT_RETURN && (fop->layout->flags & LAYOUT_F_ALL))
+		return in->fs->read_only ? -EROFS : 0;
 	if (!inode_is_reg(in))
 		return inode_is_dir(in) ? -EISDIR : -EINVAL;
 	if (fop->kind == FILE_COPY && !inode_is_reg(fop->dst))

@@ -65,7 +65,8 @@ struct layout_range { uint64_t offset, length; };
 #define LAYOUT_F_ATOMIC 0x4u  /* GET: all blocks new, one commit swaps everything */
 #define LAYOUT_F_LAZY 0x8u    /* COMMIT, RETURN: need not be durable at the answer */
 #define LAYOUT_F_MTIME 0x10u  /* COMMIT: mtime is given */
-#define LAYOUT_F_ALL 0x20u    /* RETURN: everything of this holder on every file (fop->in NULL-like: any inode) */
+#define LAYOUT_F_ALL 0x20u    /* RETURN: everything of this holder on every file; fop->in is any inode, the root's say,
+			       * and plays no part */
 #define LAYOUT_F_INVALIDATED 0x40u /* out: the kernel was told about pages */
 #define LAYOUT_MAX_EXTENTS 512u /* in one answer; COW counts twice */
 #define LAYOUT_MAX_RANGES 65536u /* in one commit */

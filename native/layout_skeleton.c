@@ -49,3 +49,8 @@ WEAK unsigned grant_inodes(struct fs *fs, inum_t *ino, inum_t *out, unsigned n) 
 WEAK void revoke_start(struct layouts *ls, struct inode *in, uint64_t holder, uint64_t start, uint64_t end) { inode_put(in); }
 WEAK void release_start(struct layouts *ls, uint64_t holder) {}
 WEAK void trim_start(struct layouts *ls, struct inode *in) { inode_put(in); }
+WEAK struct event_sink *layouts_sink(struct fs *fs) { return NULL; }
+WEAK int layouts_event_fd(struct fs *fs) { return -1; }
+WEAK struct layout_counters *layouts_counters(struct fs *fs) { static struct layout_counters none; return &none; }
+WEAK void layouts_latency(struct fs *fs, enum latency_of of, uint64_t out[LATENCY_BUCKETS]) { memset(out, 0, LATENCY_BUCKETS * sizeof(*out)); }
+WEAK void layouts_note_latency(struct fs *fs, enum latency_of of, uint64_t ns) {}
