@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import mmap
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import rundir
 from conftest import ExtfsRunner, Mounted
+from faults import wait_for
 
 pytestmark = pytest.mark.fuse
 
@@ -50,6 +55,45 @@ def test_a_full_journal_makes_requests_wait_and_not_fail(
     counters = json.loads(found[1])
     assert counters["core"]["waits_for_space"] > 0
     assert counters["bridge"]["parked"] > 0
+
+
+# Counts its reads in a file that we map.
+READER = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+count = memoryview(mmap.mmap(os.open(sys.argv[2], os.O_RDWR), 8)).cast("Q")
+page = mmap.mmap(-1, 4096)
+while True:
+    os.preadv(fd, [page], 0)
+    count[0] += 1
+"""
+
+
+def test_a_long_seek_keeps_nobody_waiting(mounted: Mounted, tmp_path: Path) -> None:
+    """It walks 100,000 extents; whoever reads meanwhile is served."""
+    small, counter = mounted.mountpoint / "small", tmp_path / "counter"
+    small.write_bytes(b"x" * 4096)
+    counter.write_bytes(bytes(8))
+    fragmented = os.open(mounted.mountpoint / "fragmented", os.O_RDWR | os.O_CREAT, 0o600)
+    os.ftruncate(fragmented, 100_000 * 8192)
+    for number in range(100_000):
+        os.posix_fallocate(fragmented, number * 8192, 4096)
+    reader = subprocess.Popen([sys.executable, "-c", READER, small, counter])
+    try:
+        with open(counter, "r+b") as file, mmap.mmap(file.fileno(), 8) as mapped:
+            count = functools.partial(int.from_bytes, mapped, sys.byteorder)
+            wait_for(lambda: count() > 100, "the first reads")
+            served = []
+            for _ in range(5):
+                before = count()
+                with pytest.raises(OSError, match="No such device or address"):
+                    os.lseek(fragmented, 0, os.SEEK_DATA)
+                served.append(count() - before)
+            assert sorted(served)[2] > 20, f"reads during each seek: {served}"
+    finally:
+        reader.kill()
+        reader.wait()
+        os.close(fragmented)
 
 
 # In one process: a mount, a user of it (in a thread), and the core called directly. The user's
