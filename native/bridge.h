@@ -41,6 +41,7 @@
 #define BRIDGE_BATCH 8u          /* requests read before their I/O is handed over */
 #define BRIDGE_PENDING_BUCKETS 1024u
 #define BRIDGE_EARLY 64u
+#define BRIDGE_LISTED 256u       /* directories whose last listing is remembered */
 
 /* Seconds for which the kernel may believe names and attributes. Long, because whatever changes a
  * file behind the kernel's back has to notify it (bridge_notify_*). */
@@ -202,6 +203,12 @@ struct early_interrupt {
 	int64_t at_ms;
 };
 
+/* A directory that was read to its end, and its inode_core.change then. */
+struct listed {
+	inum_t ino; /* 0: none */
+	uint64_t version;
+};
+
 struct forward;
 struct notifier;
 
@@ -225,6 +232,7 @@ struct bridge {
 	_Atomic unsigned n_early;
 	pthread_mutex_t open_mutex;
 	struct open_file *open;
+	struct listed listed[BRIDGE_LISTED]; /* open_mutex */
 	struct forward *forward;
 	struct notifier *notifier;
 };

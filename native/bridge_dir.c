@@ -6,6 +6,12 @@
  * while the entry lives, so a reading goes on at the right place whatever came and went in between.
  * 1 and 2 are the offsets of "." and ".."; cookies of names start above.
  *
+ * What the kernel keeps: with FOPEN_CACHE_DIR it copies every entry into the page cache as it reads
+ * them, which costs as much again as the reading, and pays only if the same listing is read again.
+ * So the first reading of a directory is without; one that is opened again as it was when it was
+ * last read to its end is likely to be read often. The kernel drops its copy when names change
+ * through the mount, at an INVAL_ENTRY and at an INVAL_INODE.
+ *
  * READDIRPLUS collects entries under fs->lock held shared, then their inodes, still under it; an
  * entry that the answer cannot carry with attributes (its inode is damaged) is sent without, and
  * the kernel looks it up and gets the error.
@@ -17,17 +23,59 @@
 
 enum { OFFSET_DOT = 1, OFFSET_DOTDOT = 2 };
 
+static uint64_t version_of(struct inode *dir)
+{
+	uint64_t version;
+
+	fs_rdlock(dir->fs);
+	version = dir->core.change;
+	fs_unlock(dir->fs);
+	return version;
+}
+
+/* Open files mutex held. Directories that share a slot push each other out. */
+static struct listed *listed_slot(struct bridge *b, inum_t ino)
+{
+	return &b->listed[ino % BRIDGE_LISTED];
+}
+
+static bool was_listed(struct bridge *b, struct inode *dir)
+{
+	uint64_t version = version_of(dir);
+	const struct listed *last;
+	bool same;
+
+	pthread_mutex_lock(&b->open_mutex);
+	last = listed_slot(b, dir->ino);
+	same = last->ino == dir->ino && last->version == version;
+	pthread_mutex_unlock(&b->open_mutex);
+	return same;
+}
+
+static void listed_to_its_end(struct bridge *b, struct inode *dir)
+{
+	struct listed now = {dir->ino, version_of(dir)};
+
+	pthread_mutex_lock(&b->open_mutex);
+	*listed_slot(b, dir->ino) = now;
+	pthread_mutex_unlock(&b->open_mutex);
+}
+
 void serve_opendir(struct request *r)
 {
 	const struct fuse_open_in *in = r->arg;
+	uint32_t keep = FOPEN_KEEP_CACHE;
 	int err = request_inode(r, r->head.nodeid, &r->inode);
 
 	if (!err && !inode_is_dir(r->inode))
 		err = -ENOTDIR;
-	if (err)
+	if (err) {
 		request_fail(r, err);
-	else
-		request_reply_open(r, r->inode, in->flags, FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR);
+		return;
+	}
+	if (was_listed(r->t->b, r->inode))
+		keep |= FOPEN_CACHE_DIR;
+	request_reply_open(r, r->inode, in->flags, keep);
 }
 
 void serve_releasedir(struct request *r)
@@ -46,7 +94,7 @@ struct listing {
 	bool plus;
 };
 
-/* Place for one entry; NULL: full. */
+/* Place for one entry, to be filled but for the padding at its end; NULL: full. */
 static struct fuse_dirent *listing_place(struct listing *l, size_t name_len,
 					 struct fuse_entry_out **entry)
 {
@@ -56,7 +104,7 @@ static struct fuse_dirent *listing_place(struct listing *l, size_t name_len,
 
 	if (need > l->cap - l->len)
 		return NULL;
-	memset(at, 0, need);
+	memset(at + need - 8, 0, 8);
 	l->len += need;
 	*entry = l->plus ? (void *)at : NULL;
 	return (void *)(at + head);
@@ -66,15 +114,18 @@ static struct fuse_dirent *listing_place(struct listing *l, size_t name_len,
  * yourself". */
 static void fill_entry(struct fs *fs, inum_t ino, struct fuse_entry_out *entry)
 {
-	struct inode_stat st = {.ino = ino};
+	struct inode_stat st;
 
-	if (inode_peek(fs, ino, &st.core))
+	st.ino = ino;
+	if (inode_peek(fs, ino, &st.core)) {
+		*entry = (struct fuse_entry_out){0};
 		return;
+	}
 	bridge_entry(&st, entry);
 	inode_lookup_add(fs, ino, 1);
 }
 
-static int add_entry(void *arg, const struct dirent *ent)
+static int add_entry(void *arg, const struct dirent_view *ent)
 {
 	struct listing *l = arg;
 	struct fuse_entry_out *entry;
@@ -109,6 +160,8 @@ static bool add_dot(struct listing *l, inum_t ino, uint64_t offset)
 		.type = S_IFDIR >> 12,
 	};
 	memcpy(d->name, "..", (size_t)offset);
+	if (entry)
+		*entry = (struct fuse_entry_out){0};
 	return true;
 }
 
@@ -172,6 +225,8 @@ static void read_directory(struct request *r, bool plus)
 		return;
 	}
 	touch_atime(l.dir);
+	if (!l.len && in->offset)
+		listed_to_its_end(r->t->b, l.dir);
 	if (!request_send_payload(r, l.len))
 		forget_listing(fs, &l);
 	request_end(r);

@@ -441,7 +441,7 @@ struct readdir_fill {
 	unsigned n, max;
 };
 
-static int readdir_add(void *arg, const struct dirent *ent)
+static int readdir_add(void *arg, const struct dirent_view *ent)
 {
 	struct readdir_fill *fill = arg;
 	struct extfs_dirent *d;
@@ -453,7 +453,8 @@ static int readdir_add(void *arg, const struct dirent *ent)
 	d->cookie = ent->cookie;
 	d->type = ent->type;
 	d->name_len = ent->name_len;
-	memcpy(d->name, ent->name, (size_t)ent->name_len + 1);
+	memcpy(d->name, ent->name, ent->name_len);
+	d->name[ent->name_len] = '\0';
 	return 0;
 }
 

@@ -194,22 +194,24 @@ int dir_replace(struct trans *t, struct inode *dir, const struct dirent *ent, in
 			 (unsigned)sizeof(rec.d) + ent->name_len);
 }
 
-int dir_iterate(struct inode *dir, uint64_t after, int (*fn)(void *arg, const struct dirent *ent),
-		void *arg)
+int dir_iterate(struct inode *dir, uint64_t after,
+		int (*fn)(void *arg, const struct dirent_view *ent), void *arg)
 {
 	const struct dirent_disk *d;
-	const char *name;
-	struct dirent ent;
+	struct dirent_view ent;
 	struct bt_cursor c;
 	int err, stop = 0;
 
 	bt_cursor_init(&c, fs_tree(dir->fs, TREE_DIRENT));
 	err = bt_seek(&c, KEY(dir->ino, after), BT_GT);
 	while (!err && bt_key(&c).hi == dir->ino) {
-		err = read_record(dir, &c, &d, &name);
+		err = read_record(dir, &c, &d, &ent.name);
 		if (err)
 			break;
-		fill(&ent, d, name, bt_key(&c).lo);
+		ent.ino = get64(d->ino);
+		ent.cookie = bt_key(&c).lo;
+		ent.type = d->type;
+		ent.name_len = d->name_len;
 		stop = fn(arg, &ent);
 		if (stop)
 			break;

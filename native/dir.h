@@ -23,6 +23,14 @@ struct dirent {
 	char name[NAME_LEN_MAX + 1];
 };
 
+/* An entry where it lies in the tree: valid as long as the callback runs that is shown it. */
+struct dirent_view {
+	inum_t ino;
+	uint64_t cookie;
+	const char *name; /* not terminated */
+	uint8_t type, name_len;
+};
+
 /* -ENOENT, -ENAMETOOLONG. */
 int dir_lookup(struct inode *dir, const char *name, size_t len, struct dirent *out);
 /* -EEXIST, -ENOSPC (also when 2^16 names share one hash), -ENAMETOOLONG, -EINVAL (empty, ".", "..",
@@ -35,8 +43,8 @@ int dir_replace(struct trans *t, struct inode *dir, const struct dirent *ent, in
 		uint8_t type);
 /* Entries with cookie > after, in cookie order, until fn returns non-zero (that value is returned).
  * fn runs under the lock. */
-int dir_iterate(struct inode *dir, uint64_t after, int (*fn)(void *arg, const struct dirent *ent),
-		void *arg);
+int dir_iterate(struct inode *dir, uint64_t after,
+		int (*fn)(void *arg, const struct dirent_view *ent), void *arg);
 
 /* What the functions above are made of, with the 47-bit hash of the name as an argument: collisions
  * cannot be had otherwise in a test. */

@@ -261,6 +261,33 @@ def test_listing_while_entries_come_and_go(mounted: Mounted, with_attributes: bo
     assert len(seen) == len(set(seen))
 
 
+def test_a_kept_listing_shows_every_change(mounted: Mounted) -> None:
+    """The kernel keeps a listing from the second unchanged reading on; changes reach it even so."""
+    root = mounted.mountpoint / "dir"
+    root.mkdir()
+    names = {f"file-{n:04}" for n in range(2000)}
+    for name in names:
+        (root / name).touch()
+
+    def requests_of_a_listing() -> int:
+        before = counters(mounted)["bridge"]["requests"]
+        assert set(os.listdir(root)) == names
+        return int(counters(mounted)["bridge"]["requests"]) - before
+
+    first, filling, kept = [requests_of_a_listing() for _ in range(3)]
+    assert first >= 4  # the entries and the end, between an OPENDIR and a RELEASEDIR
+    assert filling >= 4
+    assert kept < first
+    for round_ in range(3):
+        os.unlink(root / f"file-{round_:04}")
+        os.rename(root / f"file-{round_ + 10:04}", root / f"renamed-{round_:04}")
+        (root / f"new-{round_:04}").touch()
+        names -= {f"file-{round_:04}", f"file-{round_ + 10:04}"}
+        names |= {f"renamed-{round_:04}", f"new-{round_:04}"}
+        for _ in range(3):
+            assert set(os.listdir(root)) == names
+
+
 def test_dot_and_dotdot(mounted: Mounted) -> None:
     inner = mounted.mountpoint / "outer" / "inner"
     inner.mkdir(parents=True)

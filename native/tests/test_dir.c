@@ -226,7 +226,7 @@ struct reading {
 	uint8_t *seen; /* by inode number - 1 */
 };
 
-static int on_entry(void *arg, const struct dirent *ent)
+static int on_entry(void *arg, const struct dirent_view *ent)
 {
 	struct reading *r = arg;
 
@@ -291,7 +291,7 @@ static void readdir_shows_what_stays_exactly_once(void **state)
 	free(r.seen);
 }
 
-static int stop_with(void *arg, const struct dirent *ent)
+static int stop_with(void *arg, const struct dirent_view *ent)
 {
 	return *(int *)arg;
 }

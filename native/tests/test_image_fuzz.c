@@ -165,7 +165,7 @@ static void lie(struct sim *sim)
 
 /* ---- using it, whatever it says ------------------------------------------------------------- */
 
-static int count_entry(void *arg, const struct dirent *ent)
+static int count_entry(void *arg, const struct dirent_view *ent)
 {
 	return ++*(unsigned *)arg > 100000;
 }
