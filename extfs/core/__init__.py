@@ -16,6 +16,22 @@ from __future__ import annotations
 from extfs.core.bridge import Bridge, BridgeStats, OpcodeServer, opcodes
 from extfs.core.device import Device, SimDevice, mkfs, read_super
 from extfs.core.filesystem import Filesystem
+from extfs.core.layouts import (
+    TO_THE_END,
+    EventType,
+    Grant,
+    HolderKind,
+    HolderRecord,
+    HolderSpec,
+    HolderState,
+    Iomode,
+    Latency,
+    Layout,
+    LayoutEvent,
+    LayoutExtent,
+    Layouts,
+    LayoutState,
+)
 from extfs.core.native import CoreError, JournalFullError, drain_log, log_fd, log_lines
 from extfs.core.values import (
     BLOCK_SIZE,
@@ -35,6 +51,7 @@ from extfs.core.values import (
 __all__ = [
     "BLOCK_SIZE",
     "ROOT_INODE",
+    "TO_THE_END",
     "Atime",
     "Bridge",
     "BridgeStats",
@@ -42,10 +59,23 @@ __all__ = [
     "Cred",
     "Device",
     "Dirent",
+    "EventType",
     "Extent",
     "ExtentState",
     "Filesystem",
+    "Grant",
+    "HolderKind",
+    "HolderRecord",
+    "HolderSpec",
+    "HolderState",
+    "Iomode",
     "JournalFullError",
+    "Latency",
+    "Layout",
+    "LayoutEvent",
+    "LayoutExtent",
+    "LayoutState",
+    "Layouts",
     "Mutant",
     "OpcodeServer",
     "SimDevice",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from extfs.core.device import Device
+from extfs.core.layouts import Layouts
 from extfs.core.native import Closing, CoreError, JournalFullError, checked, ffi, lib
 from extfs.core.values import (
     ROOT_INODE,
@@ -47,11 +48,13 @@ class Filesystem(Closing):
         commit_ms: int = 0,
         atime: Atime = Atime.RELATIME,
         no_heartbeat: bool = False,
+        recall_ms: int = 0,
         mutant: Mutant = Mutant.NONE,
     ) -> Filesystem:
         """Open and replay (blocks for the replay). Takes the device over when it succeeds.
 
-        Zeros mean the core's defaults. EROFS: read-only, but the journal has to be replayed.
+        Zeros mean the core's defaults; `recall_ms` is a layout holder's time to answer a recall.
+        EROFS: read-only, but the journal has to be replayed.
         """
         options = ffi.new("struct extfs_mount_options *")
         options.read_only = read_only
@@ -60,6 +63,8 @@ class Filesystem(Closing):
         options.commit_ms = commit_ms
         options.atime = int(atime)
         options.no_heartbeat = no_heartbeat
+        if recall_ms:
+            options.recall_ms = recall_ms
         options.mutant = int(mutant)
         out = ffi.new("struct fs **")
         checked(lib.extfs_open(device.raw, options, out))
@@ -95,8 +100,11 @@ class Filesystem(Closing):
             except JournalFullError:
                 await trio.to_thread.run_sync(self.wait_space)
 
-    def _change(self, call: Callable[[], int]) -> int:
-        """Run a call that may find the journal full."""
+    def change(self, call: Callable[[], int]) -> int:
+        """Run a call of the core that may find the journal full: wait for room and repeat it.
+
+        A `nowait` view raises `JournalFullError` instead. For the modules of this package.
+        """
         while True:
             code = call()
             if code >= 0:
@@ -104,6 +112,11 @@ class Filesystem(Closing):
             if not (self._wait and lib.extfs_is_retry(code)):
                 return checked(code)
             self.wait_space()
+
+    @property
+    def layouts(self) -> Layouts:
+        """Grants and holders."""
+        return Layouts(self)
 
     # -- the whole filesystem --
 
@@ -188,7 +201,7 @@ class Filesystem(Closing):
         """Create a regular file, fifo, socket or device; `mode` with type, `rdev` as in makedev."""
         out = ffi.new("struct extfs_stat *")
         who = cred_struct(cred)
-        self._change(
+        self.change(
             lambda: lib.extfs_mknod(self.raw, directory, name, len(name), mode, rdev, who, out)
         )
         return stat_of(out)
@@ -197,14 +210,14 @@ class Filesystem(Closing):
         """Create a directory."""
         out = ffi.new("struct extfs_stat *")
         who = cred_struct(cred)
-        self._change(lambda: lib.extfs_mkdir(self.raw, directory, name, len(name), mode, who, out))
+        self.change(lambda: lib.extfs_mkdir(self.raw, directory, name, len(name), mode, who, out))
         return stat_of(out)
 
     def symlink(self, directory: int, name: bytes, target: bytes, cred: Cred = _ROOT) -> Stat:
         """Create a symbolic link; targets have 1 to 4095 bytes."""
         out = ffi.new("struct extfs_stat *")
         who = cred_struct(cred)
-        self._change(
+        self.change(
             lambda: lib.extfs_symlink(
                 self.raw, directory, name, len(name), target, len(target), who, out
             )
@@ -215,22 +228,22 @@ class Filesystem(Closing):
         """A file without a name (O_TMPFILE), open once: `release` frees it unless it was linked."""
         out = ffi.new("struct extfs_stat *")
         who = cred_struct(cred)
-        self._change(lambda: lib.extfs_tmpfile(self.raw, directory, mode, who, out))
+        self.change(lambda: lib.extfs_tmpfile(self.raw, directory, mode, who, out))
         return stat_of(out)
 
     def link(self, ino: int, directory: int, name: bytes) -> Stat:
         """Another name. EPERM for directories, EMLINK, EEXIST."""
         out = ffi.new("struct extfs_stat *")
-        self._change(lambda: lib.extfs_link(self.raw, ino, directory, name, len(name), out))
+        self.change(lambda: lib.extfs_link(self.raw, ino, directory, name, len(name), out))
         return stat_of(out)
 
     def unlink(self, directory: int, name: bytes) -> None:
         """Remove a name of anything but a directory. EISDIR, ENOENT."""
-        self._change(lambda: lib.extfs_unlink(self.raw, directory, name, len(name)))
+        self.change(lambda: lib.extfs_unlink(self.raw, directory, name, len(name)))
 
     def rmdir(self, directory: int, name: bytes) -> None:
         """Remove an empty directory. ENOTEMPTY, ENOTDIR, ENOENT."""
-        self._change(lambda: lib.extfs_rmdir(self.raw, directory, name, len(name)))
+        self.change(lambda: lib.extfs_rmdir(self.raw, directory, name, len(name)))
 
     def rename(
         self,
@@ -246,7 +259,7 @@ class Filesystem(Closing):
         flags = (lib.EXTFS_RENAME_NOREPLACE if noreplace else 0) | (
             lib.EXTFS_RENAME_EXCHANGE if exchange else 0
         )
-        self._change(
+        self.change(
             lambda: lib.extfs_rename(
                 self.raw, directory, name, len(name), to, new_name, len(new_name), flags
             )
@@ -289,7 +302,7 @@ class Filesystem(Closing):
         if mtime is not None:
             new.mtime, new.mtime_ns = mtime
             valid |= lib.EXTFS_ATTR_MTIME
-        self._change(lambda: lib.extfs_setattr(self.raw, ino, valid, new))
+        self.change(lambda: lib.extfs_setattr(self.raw, ino, valid, new))
 
     def readdir(self, directory: int, after: int = 0, limit: int = 256) -> list[Dirent]:
         """Up to `limit` entries with a cookie above `after`, without "." and ".."."""
@@ -336,7 +349,7 @@ class Filesystem(Closing):
     ) -> None:
         """Set an attribute. EEXIST (`create`), ENODATA (`replace`), E2BIG, ENOSPC."""
         flags = (1 if create else 0) | (2 if replace else 0)
-        self._change(
+        self.change(
             lambda: lib.extfs_xattr_set(
                 self.raw, ino, name, ffi.from_buffer(value), len(value), flags
             )
@@ -344,7 +357,7 @@ class Filesystem(Closing):
 
     def removexattr(self, ino: int, name: bytes) -> None:
         """Remove an attribute. ENODATA."""
-        self._change(lambda: lib.extfs_xattr_remove(self.raw, ino, name))
+        self.change(lambda: lib.extfs_xattr_remove(self.raw, ino, name))
 
     def listxattr(self, ino: int) -> list[bytes]:
         """Names of all attributes."""
@@ -368,7 +381,7 @@ class Filesystem(Closing):
     def read_into(self, ino: int, offset: int, buffer: bytearray | memoryview) -> int:
         """Fill `buffer`; returns how many bytes there were."""
         memory = ffi.from_buffer(buffer)
-        return self._change(lambda: lib.extfs_read(self.raw, ino, offset, memory, len(memory)))
+        return self.change(lambda: lib.extfs_read(self.raw, ino, offset, memory, len(memory)))
 
     def write(
         self,
@@ -387,13 +400,13 @@ class Filesystem(Closing):
             | (lib.EXTFS_F_KILL_PRIV if kill_priv else 0)
         )
         memory = ffi.from_buffer(content)
-        return self._change(
+        return self.change(
             lambda: lib.extfs_write(self.raw, ino, offset, memory, len(memory), flags)
         )
 
     def truncate(self, ino: int, size: int) -> None:
         """Set the size in bytes, either way."""
-        self._change(lambda: lib.extfs_truncate(self.raw, ino, size))
+        self.change(lambda: lib.extfs_truncate(self.raw, ino, size))
 
     def fallocate(
         self,
@@ -411,15 +424,44 @@ class Filesystem(Closing):
             | (lib.EXTFS_FALLOC_PUNCH_HOLE if punch_hole else 0)
             | (lib.EXTFS_FALLOC_ZERO_RANGE if zero_range else 0)
         )
-        self._change(lambda: lib.extfs_fallocate(self.raw, ino, mode, offset, length))
+        self.change(lambda: lib.extfs_fallocate(self.raw, ino, mode, offset, length))
 
     def copy(self, ino: int, offset: int, to: int, to_offset: int, length: int) -> int:
         """Copy bytes, sharing blocks where the offsets allow it; returns how many."""
-        return self._change(lambda: lib.extfs_copy(self.raw, ino, offset, to, to_offset, length))
+        return self.change(lambda: lib.extfs_copy(self.raw, ino, offset, to, to_offset, length))
+
+    def clone(self, ino: int, offset: int, to: int, to_offset: int, length: int) -> int:
+        """Share blocks with a range of `to`: whole blocks, the source's last one excepted; bytes.
+
+        Layouts in the way are recalled and waited for, as by the next four.
+        """
+        return self.change(lambda: lib.extfs_clone(self.raw, ino, offset, to, to_offset, length))
+
+    def dedupe(self, ino: int, offset: int, to: int, to_offset: int, length: int) -> int:
+        """As `clone`, if the bytes are equal; returns how many were shared. EBADE: they differ."""
+        return self.change(lambda: lib.extfs_dedupe(self.raw, ino, offset, to, to_offset, length))
+
+    def exchange(self, ino: int, offset: int, other: int, other_offset: int, length: int) -> None:
+        """Two ranges of whole blocks below both ends of file change places, atomically. EINVAL."""
+        self.change(lambda: lib.extfs_exchange(self.raw, ino, offset, other, other_offset, length))
+
+    def collapse(self, ino: int, offset: int, length: int) -> None:
+        """As FALLOC_FL_COLLAPSE_RANGE: cut the range out; whole blocks below the end. EINVAL."""
+        self.change(lambda: lib.extfs_collapse(self.raw, ino, offset, length))
+
+    def insert(self, ino: int, offset: int, length: int) -> None:
+        """As FALLOC_FL_INSERT_RANGE: a hole, before what is there; whole blocks. EINVAL, EFBIG."""
+        self.change(lambda: lib.extfs_insert(self.raw, ino, offset, length))
+
+    def map_generation(self, ino: int) -> int:
+        """Two equal generations are of the same extent map."""
+        out = ffi.new("uint64_t *")
+        checked(lib.extfs_map_generation(self.raw, ino, out))
+        return int(out[0])
 
     def fsync(self, ino: int, *, datasync: bool = False) -> None:
         """Make a file durable."""
-        self._change(lambda: lib.extfs_fsync(self.raw, ino, datasync))
+        self.change(lambda: lib.extfs_fsync(self.raw, ino, datasync))
 
     def seek_data(self, ino: int, offset: int) -> int:
         """As lseek SEEK_DATA; ENXIO when there is none."""

@@ -36,6 +36,13 @@ class Mutant(enum.IntEnum):
     CHECKPOINT_NO_FLUSH = 2
     META_REUSE_EARLY = 3
     TAIL_ZERO_EARLY = 4
+    STATE_BY_SIZE = 5
+    COMMIT_UNCHECKED = 6
+    QUARANTINE_DROPPED = 7
+    CONVERT_UNFLUSHED = 8
+    REVOKE_IN_PLACE = 9
+    HOLDERS_FORGOTTEN = 10
+    READ_UNHELD = 11
 
 
 @dataclass(frozen=True, slots=True)
