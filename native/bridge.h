@@ -35,6 +35,7 @@
 #include "fuse_abi.h"
 #include "namei.h"
 #include "plock.h"
+#include "reaper.h"
 
 #define BRIDGE_MAX_IO (1u << 20) /* bytes in one READ or WRITE */
 #define BRIDGE_THREADS_MAX 64u
@@ -95,7 +96,7 @@ static inline struct open_file *open_file_of(uint64_t fh)
 
 /* ---- requests ---- */
 
-enum request_wait { WAIT_NONE, WAIT_FILE, WAIT_LOCK, WAIT_JOURNAL, WAIT_TURN };
+enum request_wait { WAIT_NONE, WAIT_FILE, WAIT_LOCK, WAIT_JOURNAL, WAIT_REAPER, WAIT_TURN };
 
 struct request {
 	struct op op;        /* lock granted, journal has room, group durable */
@@ -121,6 +122,9 @@ struct request {
 	struct file_op fop;
 	struct plock_request lock;
 	struct jrn_waiter wait;
+	struct reaper_waiter reaper_wait;
+	unsigned reaper_tries;
+	bool file_ran; /* a file operation: what it said about space is final */
 	struct request *pending_next;
 	struct request *pool_next;
 	uint8_t *memory;
@@ -145,7 +149,7 @@ void request_reply_open(struct request *r, struct inode *in, uint32_t open_flags
 			uint32_t fopen_flags);
 void request_reply_negative(struct request *r);
 /* code <= 0; 0 is success without content. -ERR_JOURNAL_FULL: not an answer: parks until there is
- * room, then starts over. */
+ * room, then starts over; -ENOSPC likewise, while the reaper frees what was removed. */
 void request_fail(struct request *r, int code);
 void request_end(struct request *r); /* without an answer: FORGET and its like */
 /* 0, or what inode_get() said; into r->inode or r->inode2, which keep the reference. */

@@ -37,6 +37,7 @@
 #define POOL_MAX 64u
 #define POOL_LARGE 8u
 #define LARGE_BYTES (64u << 10)
+#define REAPER_TRIES 10000u
 
 static struct bridge *bridge_of(const struct request *r) { return r->t->b; }
 
@@ -161,8 +162,8 @@ void request_begin(struct request *r, size_t len)
 	r->arg_len = len - head;
 	r->touched = MAX(r->touched, len);
 	r->waiting = WAIT_NONE;
-	r->interrupted = r->interrupt_queued = r->ended = r->registered = false;
-	r->stage = 0;
+	r->interrupted = r->interrupt_queued = r->ended = r->registered = r->file_ran = false;
+	r->stage = r->reaper_tries = 0;
 	r->inode = r->inode2 = NULL;
 	r->op = (struct op){.resume = wait_over, .ctx = t->ctx};
 	r->interrupt = (struct op){.resume = interrupt_arrived, .ctx = t->ctx};
@@ -236,6 +237,7 @@ static void log_failure(struct request *r, int code)
 }
 
 static void wait_for_space(struct request *r);
+static bool wait_for_reaper(struct request *r);
 
 void request_fail(struct request *r, int code)
 {
@@ -243,6 +245,8 @@ void request_fail(struct request *r, int code)
 		wait_for_space(r);
 		return;
 	}
+	if (code == -ENOSPC && wait_for_reaper(r))
+		return;
 	if (code)
 		log_failure(r, code);
 	answer(r, code ? -err_errno(code) : 0, NULL, 0);
@@ -420,6 +424,7 @@ static void file_done(struct file_op *fop)
 
 void request_start_file(struct request *r, void (*done)(struct request *r, int64_t result))
 {
+	r->file_ran = true;
 	r->done = done;
 	r->fop.done = file_done;
 	r->fop.user = r;
@@ -445,6 +450,28 @@ static void wait_for_space(struct request *r)
 	ioctx_wake(&r->op);
 }
 
+/* Space of what was removed comes back a little later, but who removed it counts on it now. Data
+ * waits in its operation (file_run.c), names and attributes here: their calls did nothing. Each
+ * time something is freed they try again. false: there is nothing to wait for. */
+static bool wait_for_reaper(struct request *r)
+{
+	struct fs *fs = bridge_of(r)->fs;
+
+	if (r->file_ran || r->reaper_tries >= REAPER_TRIES)
+		return false;
+	/* It may have become idle since the call: so look once more. */
+	if (r->reaper_tries++ && !reaper_busy(fs))
+		return false;
+	drop_references(r);
+	if (!request_park(r, WAIT_REAPER))
+		return true;
+	r->t->parked++;
+	r->reaper_wait = (struct reaper_waiter){.op = &r->op};
+	if (reaper_wait(fs, &r->reaper_wait) != ERR_PARKED)
+		ioctx_wake(&r->op);
+	return true;
+}
+
 void request_yield(struct request *r)
 {
 	drop_references(r);
@@ -461,7 +488,7 @@ static void wait_over(struct op *op)
 	request_unpark(r);
 	if (what == WAIT_LOCK)
 		request_fail(r, r->lock.result);
-	else if (what == WAIT_TURN)
+	else if (what == WAIT_TURN || what == WAIT_REAPER)
 		serve(r);
 	else if (r->wait.err)
 		request_fail(r, r->wait.err);
@@ -482,7 +509,8 @@ static void interrupt(struct request *r)
 		return;
 	switch (r->waiting) {
 	case WAIT_NONE:
-	case WAIT_TURN: /* its op is on its way; it gives up before the next step */
+	case WAIT_REAPER: /* soon over */
+	case WAIT_TURN:   /* these give up when they park the next time */
 		return;
 	case WAIT_FILE:
 		/* Answers through file_done(), perhaps within this call: r may be gone

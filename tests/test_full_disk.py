@@ -387,3 +387,22 @@ def test_small_files_while_another_deletes(small: Mounted) -> None:
     assert len(kept) > 10
     for path, content in kept.items():
         assert path.read_bytes() == content
+
+
+def test_names_find_the_space_of_what_was_just_removed(small: Mounted) -> None:
+    """Blocks are freed after unlink(2) has returned; a mkdir that needs them now waits for it."""
+    root = small.mountpoint
+    with open(root / "big", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 16 * MIB)
+    with open(root / "filler", "wb") as file:
+        at = 0
+        for size in (MIB, BLOCK):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.posix_fallocate(file.fileno(), at, size)
+                    at += size
+    names = (root / f"{'before':>200}{number}" for number in itertools.count())
+    assert any(errno_of(name.mkdir) == errno.ENOSPC for name in names)
+    (root / "big").unlink()
+    for number in range(200):
+        (root / f"{'after':>200}{number}").mkdir()
