@@ -13,6 +13,8 @@
 
 #include <string.h>
 
+#include "layout.h"
+
 #define POOL_RUNS 256u
 #define SMALL_BYTES (2 * BLOCK_SIZE)
 #define SMALL_KEPT 64u
@@ -180,9 +182,12 @@ enum step run_end(struct file_run *r, int64_t result)
 void run_resume(struct op *op)
 {
 	struct file_run *r = container_of(op, struct file_op, op)->run;
+	int err = r->seg[0].err ? r->seg[0].err : r->seg[1].err; /* seg_fail() */
 
-	if (atomic_load_explicit(&r->cancelled, memory_order_acquire)) {
-		r->fop->result = -EINTR;
+	if (atomic_load_explicit(&r->cancelled, memory_order_acquire))
+		err = -EINTR;
+	if (unlikely(err)) {
+		r->fop->result = err;
 		run_finish(r);
 		return;
 	}
@@ -206,6 +211,8 @@ enum step run_acquire(struct file_run *r, unsigned i, enum seg_kind kind, uint64
 	s->start = start;
 	s->end = end;
 	s->op = &r->fop->op;
+	s->holder = r->fop->layout ? r->fop->layout->holder : 0;
+	s->writeback = r->fop->flags & FILE_F_WRITEBACK;
 	rc = seg_acquire(r->seg_in[i], s);
 	if (rc == ERR_PARKED)
 		return STEP_PARKED;

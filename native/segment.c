@@ -1,145 +1,265 @@
 /* SPDX-License-Identifier: MIT
  *
- * segment.c - held segments in an interval tree, parked ones in a queue.
+ * segment.c - held segments in interval trees, parked ones in a queue.
  *
- * Definitions: two segments clash when their ranges overlap and their kinds conflict (table in
- * segment.h).
+ * Definitions: two segments clash when their ranges overlap and the rule for their kinds (table in
+ * segment.h) says so.
  *
  * Invariants, all under inode->lock:
- *  1. No two held segments clash.
- *  2. A parked segment clashes with a held one or with one that was parked before it.
- *  3. The queue is in order of arrival.
- *  4. The tree is a treap: ordered by (start, order), heap by priority, which is a hash of `order`;
- *     max_end of a node is the greatest end in its subtree.
+ *  1. No two held segments clash, except grants that were added without a segment (a restart).
+ *  2. A parked segment clashes with a held one or with one before it in the queue.
+ *  3. The queue is in order of arrival, behind those that were put at its head.
+ *  4. Each kind has a treap: ordered by (start, order), heap by a random priority. Every node knows
+ *     the greatest end, the least and the greatest holder of its subtree. Grants are in a second
+ *     one for their kind as well, ordered by (holder, start, order).
+ *  5. `present` has a bit for every kind that has a treap: an inode without grants pays nothing for
+ *     the kinds of grants.
  *
- * Whatever makes a segment smaller or go away (release, shrink, cancel) goes through the queue
- * once, in order, and grants what invariant 2 no longer holds back.
+ * Whatever makes a segment smaller, weaker or go away (release, shrink, change, cancel, fail) goes
+ * through the queue once, in order, and lets in what invariant 2 no longer holds back.
+ *
+ * A search for an overlap goes down one path of a treap, whatever is in it: of the nodes that begin
+ * before the range ends, one whose subtree reaches past the start of the range has an overlap in it.
+ * Only a search for a foreign holder may have to look at more: at each of its own segments that
+ * overlaps the start of the range.
  */
 #include "segment.h"
 
 #include "device.h"
 
+#define GRANT_KINDS (SEG_KINDS - SEG_FIRST_GRANT)
+enum { BY_START, BY_HOLDER };
+
 struct seg_tree {
-	struct seg *root;
+	struct seg *root[SEG_KINDS];
+	struct seg *of_holder[GRANT_KINDS];
+	uint32_t present;
 	struct seg *queue_head, *queue_tail;
-	uint64_t arrivals;
-	unsigned held[SEG_KINDS];
+	uint64_t arrivals, priorities;
 };
 
-static const bool conflicts[SEG_KINDS][SEG_KINDS] = {
-	[SEG_READ_IO] = { [SEG_MAP] = true },
-	[SEG_WRITE_IO] = { [SEG_WRITE_IO] = true, [SEG_MAP] = true },
-	[SEG_MAP] = { [SEG_READ_IO] = true, [SEG_WRITE_IO] = true, [SEG_MAP] = true },
+/* ---- the table ------------------------------------------------------------------------------ */
+
+enum rule { NO, YES, HOLDER, PAGES }; /* -, x, h, x(w) of segment.h */
+
+#define N NO
+#define X YES
+#define H HOLDER
+#define W PAGES
+static const uint8_t rules[SEG_FIRST_GRANT][SEG_KINDS] = {
+	[SEG_READ_IO] =   { N, N, N, X, N, N, N, N, N, N, X, N, N, N },
+	[SEG_WRITE_IO] =  { N, X, X, X, X, N, W, X, X, X, X, N, H, X },
+	[SEG_WRITE_MAP] = { N, X, X, X, X, X, W, X, X, X, X, H, H, X },
+	[SEG_MAP] =       { X, X, X, X, X, X, W, X, X, X, X, H, H, X },
+	[SEG_SHARE] =     { N, X, X, X, X, N, X, X, X, N, X, N, H, N },
+	[SEG_GET_READ] =  { N, N, X, X, N, N, N, N, X, N, X, N, N, N },
+	[SEG_PENDING] =   { N, W, W, W, X, N, X, X, X, X, X, N, H, X },
+	[SEG_GET_RW] =    { N, X, X, X, X, N, X, X, X, X, X, N, H, X },
+	[SEG_GET_MAP] =   { N, X, X, X, X, X, X, X, X, X, X, H, H, X },
+	[SEG_GET_PIN] =   { N, X, X, X, N, N, X, X, X, N, X, N, X, N },
+	[SEG_SWAP] =      { X, X, X, X, X, X, X, X, X, X, X, H, H, X },
+};
+#undef N
+#undef X
+#undef H
+#undef W
+
+/* The kinds that a kind has anything against: the rows above as bit masks. */
+static const uint16_t foes_of[SEG_FIRST_GRANT] = {
+	[SEG_READ_IO] = 0x0408, [SEG_WRITE_IO] = 0x37de, [SEG_WRITE_MAP] = 0x3ffe,
+	[SEG_MAP] = 0x3fff, [SEG_SHARE] = 0x15de, [SEG_GET_READ] = 0x050c,
+	[SEG_PENDING] = 0x37de, [SEG_GET_RW] = 0x37de, [SEG_GET_MAP] = 0x3ffe,
+	[SEG_GET_PIN] = 0x15ce, [SEG_SWAP] = 0x3fff,
 };
 
-static bool clash(const struct seg *a, const struct seg *b)
+static bool is_grant(const struct seg *s)
 {
-	return conflicts[a->kind][b->kind] && a->start < b->end && b->start < a->end;
+	return s->kind >= SEG_FIRST_GRANT;
 }
 
-/* ---- treap ---------------------------------------------------------------------------------- */
-
-static bool before(const struct seg *a, const struct seg *b)
+/* s is no grant. */
+static bool clash(const struct seg *s, const struct seg *other)
 {
+	if (s->start >= other->end || other->start >= s->end)
+		return false;
+	switch ((enum rule)rules[s->kind][other->kind]) {
+	case NO:
+		return false;
+	case HOLDER:
+		return s->holder != other->holder;
+	case PAGES:
+		return !(s->kind == SEG_PENDING ? other : s)->writeback;
+	case YES:
+		break;
+	}
+	return true;
+}
+
+/* ---- treaps --------------------------------------------------------------------------------- */
+
+static bool before(const struct seg *a, const struct seg *b, unsigned by)
+{
+	if (by == BY_HOLDER && a->holder != b->holder)
+		return a->holder < b->holder;
 	if (a->start != b->start)
 		return a->start < b->start;
 	return a->order < b->order;
 }
 
-static void pull_max(struct seg *n)
+static void pull_holders(struct seg *n)
 {
+	const struct seg *l = n->link[BY_START].left, *r = n->link[BY_START].right;
+
+	n->min_holder = n->max_holder = n->holder;
+	if (l) {
+		n->min_holder = MIN(n->min_holder, l->min_holder);
+		n->max_holder = MAX(n->max_holder, l->max_holder);
+	}
+	if (r) {
+		n->min_holder = MIN(n->min_holder, r->min_holder);
+		n->max_holder = MAX(n->max_holder, r->max_holder);
+	}
+}
+
+static void pull(struct seg *n, unsigned by)
+{
+	struct seg_link *l = &n->link[by];
 	uint64_t max = n->end;
 
-	if (n->left && n->left->max_end > max)
-		max = n->left->max_end;
-	if (n->right && n->right->max_end > max)
-		max = n->right->max_end;
-	n->max_end = max;
+	if (l->left && l->left->link[by].max_end > max)
+		max = l->left->link[by].max_end;
+	if (l->right && l->right->link[by].max_end > max)
+		max = l->right->link[by].max_end;
+	l->max_end = max;
+	if (by == BY_START && is_grant(n))
+		pull_holders(n);
 }
 
 /* Everything in a precedes everything in b. Depth is logarithmic in expectation. */
-static struct seg *treap_join(struct seg *a, struct seg *b)
+static struct seg *treap_join(struct seg *a, struct seg *b, unsigned by)
 {
 	if (!a)
 		return b;
 	if (!b)
 		return a;
 	if (a->priority >= b->priority) {
-		a->right = treap_join(a->right, b);
-		pull_max(a);
+		a->link[by].right = treap_join(a->link[by].right, b, by);
+		pull(a, by);
 		return a;
 	}
-	b->left = treap_join(a, b->left);
-	pull_max(b);
+	b->link[by].left = treap_join(a, b->link[by].left, by);
+	pull(b, by);
 	return b;
 }
 
 /* Nodes of n that precede s go to *low, the others to *high. */
-static void treap_split(struct seg *n, const struct seg *s, struct seg **low, struct seg **high)
+static void treap_split(struct seg *n, const struct seg *s, unsigned by, struct seg **low,
+			struct seg **high)
 {
 	if (!n) {
 		*low = *high = NULL;
-	} else if (before(n, s)) {
-		treap_split(n->right, s, &n->right, high);
-		pull_max(n);
+	} else if (before(n, s, by)) {
+		treap_split(n->link[by].right, s, by, &n->link[by].right, high);
+		pull(n, by);
 		*low = n;
 	} else {
-		treap_split(n->left, s, low, &n->left);
-		pull_max(n);
+		treap_split(n->link[by].left, s, by, low, &n->link[by].left);
+		pull(n, by);
 		*high = n;
 	}
 }
 
-static struct seg *treap_insert(struct seg *n, struct seg *s)
+static struct seg *treap_insert(struct seg *n, struct seg *s, unsigned by)
 {
 	if (!n || s->priority > n->priority) {
-		treap_split(n, s, &s->left, &s->right);
-		pull_max(s);
+		treap_split(n, s, by, &s->link[by].left, &s->link[by].right);
+		pull(s, by);
 		return s;
 	}
-	if (before(s, n))
-		n->left = treap_insert(n->left, s);
+	if (before(s, n, by))
+		n->link[by].left = treap_insert(n->link[by].left, s, by);
 	else
-		n->right = treap_insert(n->right, s);
-	pull_max(n);
+		n->link[by].right = treap_insert(n->link[by].right, s, by);
+	pull(n, by);
 	return n;
 }
 
-static struct seg *treap_remove(struct seg *n, struct seg *s)
+static struct seg *treap_remove(struct seg *n, struct seg *s, unsigned by)
 {
 	xassert(n);
 	if (n == s)
-		return treap_join(n->left, n->right);
-	if (before(s, n))
-		n->left = treap_remove(n->left, s);
+		return treap_join(n->link[by].left, n->link[by].right, by);
+	if (before(s, n, by))
+		n->link[by].left = treap_remove(n->link[by].left, s, by);
 	else
-		n->right = treap_remove(n->right, s);
-	pull_max(n);
+		n->link[by].right = treap_remove(n->link[by].right, s, by);
+	pull(n, by);
 	return n;
 }
 
-static bool treap_clashes(const struct seg *n, const struct seg *s)
+struct overlap_query {
+	unsigned by;
+	uint64_t start, end;
+	uint64_t holder;         /* BY_HOLDER: whose; BY_START: of anybody else (0: of anybody) */
+	const struct seg *after; /* NULL: from the first */
+};
+
+static bool too_low(const struct overlap_query *q, const struct seg *n)
 {
-	while (n && n->max_end > s->start) {
-		if (clash(n, s) || treap_clashes(n->left, s))
-			return true;
-		if (n->start >= s->end)
-			return false;
-		n = n->right;
-	}
-	return false;
+	if (q->by == BY_HOLDER && n->holder != q->holder)
+		return n->holder < q->holder;
+	if (!q->after)
+		return false;
+	if (n->start != q->after->start)
+		return n->start < q->after->start;
+	return n->order <= q->after->order;
 }
 
-/* ---- granting ------------------------------------------------------------------------------- */
+/* The first of the subtree, in its order. */
+static struct seg *treap_overlap(struct seg *n, const struct overlap_query *q)
+{
+	bool foreign = q->by == BY_START && q->holder;
+	struct seg *found;
+
+	while (n && n->link[q->by].max_end > q->start) {
+		if (foreign && n->min_holder == q->holder && n->max_holder == q->holder)
+			return NULL;
+		if (!too_low(q, n)) {
+			found = treap_overlap(n->link[q->by].left, q);
+			if (found)
+				return found;
+			if (n->start >= q->end || (q->by == BY_HOLDER && n->holder != q->holder))
+				return NULL;
+			if (n->end > q->start && !(foreign && n->holder == q->holder))
+				return n;
+		}
+		n = n->link[q->by].right;
+	}
+	return NULL;
+}
+
+/* ---- held and parked ------------------------------------------------------------------------ */
+
+/* The first held segment of a kind that clashes with s, after `after`. */
+static struct seg *foe_of_kind(const struct seg_tree *st, const struct seg *s, unsigned kind,
+			       const struct seg *after)
+{
+	enum rule rule = rules[s->kind][kind];
+	struct overlap_query q = { .by = BY_START, .start = s->start, .end = s->end,
+				   .holder = rule == HOLDER ? s->holder : 0, .after = after };
+	struct seg *found;
+
+	while ((found = treap_overlap(st->root[kind], &q)) && rule == PAGES && !clash(s, found))
+		q.after = found;
+	return found;
+}
 
 static bool held_clashes(const struct seg_tree *st, const struct seg *s)
 {
-	unsigned foes = 0;
-
-	for (int k = 0; k < SEG_KINDS; k++)
-		if (conflicts[s->kind][k])
-			foes += st->held[k];
-	return foes && treap_clashes(st->root, s);
+	for (uint32_t foes = foes_of[s->kind] & st->present; foes; foes &= foes - 1)
+		if (foe_of_kind(st, s, (unsigned)__builtin_ctz(foes), NULL))
+			return true;
+	return false;
 }
 
 /* Does s clash with one of the parked segments from the head up to, not including, stop? */
@@ -151,32 +271,89 @@ static bool queue_clashes(const struct seg_tree *st, const struct seg *s, const 
 	return false;
 }
 
-static void grant(struct seg_tree *st, struct seg *s)
+static void put_in(struct seg_tree *st, struct seg *s)
 {
-	s->priority = (uint32_t)((s->order * 0x9e3779b97f4a7c15u) >> 32);
-	s->left = s->right = NULL;
-	st->root = treap_insert(st->root, s);
-	st->held[s->kind]++;
+	s->priority = (uint32_t)((++st->priorities * 0x9e3779b97f4a7c15u) >> 32);
+	st->root[s->kind] = treap_insert(st->root[s->kind], s, BY_START);
+	st->present |= 1u << s->kind;
+	if (is_grant(s)) {
+		struct seg **root = &st->of_holder[s->kind - SEG_FIRST_GRANT];
+
+		*root = treap_insert(*root, s, BY_HOLDER);
+	}
 	s->state = SEG_HELD;
 }
 
 static void take_out(struct seg_tree *st, struct seg *s)
 {
-	st->root = treap_remove(st->root, s);
-	st->held[s->kind]--;
+	st->root[s->kind] = treap_remove(st->root[s->kind], s, BY_START);
+	if (!st->root[s->kind])
+		st->present &= ~(1u << s->kind);
+	if (is_grant(s)) {
+		struct seg **root = &st->of_holder[s->kind - SEG_FIRST_GRANT];
+
+		*root = treap_remove(*root, s, BY_HOLDER);
+	}
 	s->state = SEG_IDLE;
 }
 
-static void queue_remove(struct seg_tree *st, struct seg *s)
+static const struct seg_hooks *hooks_of(const struct inode *in)
 {
+	return in->fs ? in->fs->seg_hooks : NULL;
+}
+
+static void tell(struct inode *in, struct seg *waiter, struct seg *grant)
+{
+	waiter->recalled = waiter->state == SEG_PARKED;
+	hooks_of(in)->recall(in, waiter, grant);
+}
+
+/* Every grant in the way of s. */
+static void tell_grants(struct inode *in, struct seg *s)
+{
+	const struct seg_tree *st = in->segs;
+	uint32_t foes = foes_of[s->kind] & st->present & ~((1u << SEG_FIRST_GRANT) - 1);
+
+	if (!hooks_of(in))
+		return;
+	for (; foes; foes &= foes - 1) {
+		unsigned kind = (unsigned)__builtin_ctz(foes);
+
+		for (struct seg *g = NULL; (g = foe_of_kind(st, s, kind, g));)
+			tell(in, s, g);
+	}
+}
+
+static void park(struct inode *in, struct seg *s, bool front)
+{
+	struct seg_tree *st = in->segs;
+
+	xassert(s->op);
+	s->queue_prev = front ? NULL : st->queue_tail;
+	s->queue_next = front ? st->queue_head : NULL;
+	*(s->queue_prev ? &s->queue_prev->queue_next : &st->queue_head) = s;
+	*(s->queue_next ? &s->queue_next->queue_prev : &st->queue_tail) = s;
+	s->state = SEG_PARKED;
+	tell_grants(in, s);
+}
+
+static void unpark(struct inode *in, struct seg *s)
+{
+	struct seg_tree *st = in->segs;
+
 	*(s->queue_prev ? &s->queue_prev->queue_next : &st->queue_head) = s->queue_next;
 	*(s->queue_next ? &s->queue_next->queue_prev : &st->queue_tail) = s->queue_prev;
 	s->queue_prev = s->queue_next = NULL;
+	s->state = SEG_IDLE;
+	if (s->recalled)
+		hooks_of(in)->unpark(in, s);
+	s->recalled = false;
 }
 
-/* [start, end) has become freer: grant what only that held back. */
-static void wake_queue(struct seg_tree *st, uint64_t start, uint64_t end)
+/* [start, end) has become freer: let in what only that held back. */
+static void wake_queue(struct inode *in, uint64_t start, uint64_t end)
 {
+	struct seg_tree *st = in->segs;
 	struct seg *next;
 
 	for (struct seg *q = st->queue_head; q; q = next) {
@@ -185,12 +362,14 @@ static void wake_queue(struct seg_tree *st, uint64_t start, uint64_t end)
 			continue;
 		if (held_clashes(st, q) || queue_clashes(st, q, q))
 			continue;
-		queue_remove(st, q);
-		grant(st, q);
+		unpark(in, q);
+		put_in(st, q);
 		/* From here on the segment belongs to the thread of its op. */
 		ioctx_wake(q->op);
 	}
 }
+
+/* ---- segments of operations ----------------------------------------------------------------- */
 
 void seg_init(struct seg *s, enum seg_kind kind, uint64_t start, uint64_t end, struct op *op)
 {
@@ -198,35 +377,40 @@ void seg_init(struct seg *s, enum seg_kind kind, uint64_t start, uint64_t end, s
 	*s = (struct seg){ .start = start, .end = end, .kind = kind, .state = SEG_IDLE, .op = op };
 }
 
-static int acquire(struct inode *in, struct seg *s, bool park)
+static struct seg_tree *tree_of(struct inode *in)
+{
+	if (unlikely(!in->segs))
+		in->segs = calloc(1, sizeof(*in->segs));
+	return in->segs;
+}
+
+enum { AT_TAIL, AT_HEAD, TRY, TRY_RECALL };
+
+static int acquire(struct inode *in, struct seg *s, unsigned how)
 {
 	struct seg_tree *st;
 	int rc = 0;
 
-	xassert(s->start < s->end);
+	xassert(s->start < s->end && !is_grant(s));
 	pthread_mutex_lock(&in->lock);
 	xassert(s->state == SEG_IDLE);
-	st = in->segs;
+	st = tree_of(in);
 	if (unlikely(!st)) {
-		st = in->segs = calloc(1, sizeof(*st));
-		if (!st) {
-			pthread_mutex_unlock(&in->lock);
-			return -ENOMEM;
-		}
+		pthread_mutex_unlock(&in->lock);
+		return -ENOMEM;
 	}
-	if (!held_clashes(st, s) && !queue_clashes(st, s, NULL)) {
-		s->order = ++st->arrivals;
-		grant(st, s);
-	} else if (!park) {
+	s->in = in;
+	s->err = 0;
+	s->recalled = false;
+	s->order = ++st->arrivals;
+	if (!held_clashes(st, s) && (how == AT_HEAD || !queue_clashes(st, s, NULL))) {
+		put_in(st, s);
+	} else if (how == TRY || how == TRY_RECALL) {
+		if (how == TRY_RECALL)
+			tell_grants(in, s);
 		rc = -EAGAIN;
 	} else {
-		xassert(s->op);
-		s->order = ++st->arrivals;
-		s->queue_prev = st->queue_tail;
-		s->queue_next = NULL;
-		*(st->queue_tail ? &st->queue_tail->queue_next : &st->queue_head) = s;
-		st->queue_tail = s;
-		s->state = SEG_PARKED;
+		park(in, s, how == AT_HEAD);
 		rc = ERR_PARKED;
 	}
 	pthread_mutex_unlock(&in->lock);
@@ -235,37 +419,72 @@ static int acquire(struct inode *in, struct seg *s, bool park)
 
 int seg_acquire(struct inode *in, struct seg *s)
 {
-	return acquire(in, s, true);
+	return acquire(in, s, AT_TAIL);
+}
+
+int seg_acquire_front(struct inode *in, struct seg *s)
+{
+	return acquire(in, s, AT_HEAD);
 }
 
 int seg_try(struct inode *in, struct seg *s)
 {
-	return acquire(in, s, false);
+	return acquire(in, s, TRY);
+}
+
+int seg_try_recall(struct inode *in, struct seg *s)
+{
+	return acquire(in, s, TRY_RECALL);
+}
+
+int seg_change(struct inode *in, struct seg *s, enum seg_kind kind)
+{
+	uint64_t start = s->start, end = s->end;
+	int rc = 0;
+
+	xassert(!is_grant(s) && kind < SEG_FIRST_GRANT);
+	pthread_mutex_lock(&in->lock);
+	xassert(s->state == SEG_HELD);
+	take_out(in->segs, s);
+	s->kind = kind;
+	if (!held_clashes(in->segs, s)) {
+		put_in(in->segs, s);
+	} else {
+		park(in, s, true);
+		rc = ERR_PARKED;
+	}
+	wake_queue(in, start, end);
+	pthread_mutex_unlock(&in->lock);
+	return rc;
 }
 
 void seg_release(struct inode *in, struct seg *s)
 {
 	pthread_mutex_lock(&in->lock);
-	xassert(s->state == SEG_HELD);
+	xassert(s->state == SEG_HELD && !is_grant(s));
 	take_out(in->segs, s);
-	wake_queue(in->segs, s->start, s->end);
+	wake_queue(in, s->start, s->end);
 	pthread_mutex_unlock(&in->lock);
+}
+
+static void shrink(struct inode *in, struct seg *s, uint64_t start, uint64_t end)
+{
+	uint64_t old_start = s->start, old_end = s->end;
+
+	xassert(s->state == SEG_HELD);
+	xassert(s->start <= start && start < end && end <= s->end);
+	take_out(in->segs, s);
+	s->start = start;
+	s->end = end;
+	put_in(in->segs, s);
+	wake_queue(in, old_start, old_end);
 }
 
 void seg_shrink(struct inode *in, struct seg *s, uint64_t start, uint64_t end)
 {
-	uint64_t old_start, old_end;
-
 	pthread_mutex_lock(&in->lock);
-	xassert(s->state == SEG_HELD);
-	xassert(s->start <= start && start < end && end <= s->end);
-	old_start = s->start;
-	old_end = s->end;
-	take_out(in->segs, s);
-	s->start = start;
-	s->end = end;
-	grant(in->segs, s);
-	wake_queue(in->segs, old_start, old_end);
+	xassert(!is_grant(s));
+	shrink(in, s, start, end);
 	pthread_mutex_unlock(&in->lock);
 }
 
@@ -276,12 +495,51 @@ bool seg_cancel(struct inode *in, struct seg *s)
 	pthread_mutex_lock(&in->lock);
 	parked = s->state == SEG_PARKED;
 	if (parked) {
-		queue_remove(in->segs, s);
-		s->state = SEG_IDLE;
-		wake_queue(in->segs, s->start, s->end);
+		unpark(in, s);
+		wake_queue(in, s->start, s->end);
 	}
 	pthread_mutex_unlock(&in->lock);
 	return parked;
+}
+
+/* Is a grant of holder in [start, end) in the way of s? */
+static bool blocked_by(struct inode *in, const struct seg *s, uint64_t holder, uint64_t start,
+		       uint64_t end)
+{
+	unsigned kinds = 0;
+
+	for (unsigned k = SEG_FIRST_GRANT; k < SEG_KINDS; k++)
+		if (rules[s->kind][k] == YES ||
+		    (rules[s->kind][k] == HOLDER && s->holder != holder))
+			kinds |= 1u << k;
+	start = MAX(start, s->start);
+	end = MIN(end, s->end);
+	return start < end && seg_next_grant_locked(in, kinds, holder, start, end, NULL);
+}
+
+unsigned seg_fail(struct inode *in, uint64_t holder, uint64_t start, uint64_t end, int err)
+{
+	uint64_t low = UINT64_MAX, high = 0;
+	unsigned failed = 0;
+	struct seg *next;
+
+	xassert(holder && err < 0);
+	pthread_mutex_lock(&in->lock);
+	for (struct seg *q = in->segs ? in->segs->queue_head : NULL; q; q = next) {
+		next = q->queue_next;
+		if (!blocked_by(in, q, holder, start, end))
+			continue;
+		low = MIN(low, q->start);
+		high = MAX(high, q->end);
+		failed++;
+		unpark(in, q);
+		q->err = err;
+		ioctx_wake(q->op);
+	}
+	if (failed)
+		wake_queue(in, low, high);
+	pthread_mutex_unlock(&in->lock);
+	return failed;
 }
 
 bool seg_any(struct inode *in)
@@ -289,7 +547,7 @@ bool seg_any(struct inode *in)
 	bool any;
 
 	pthread_mutex_lock(&in->lock);
-	any = in->segs && (in->segs->root || in->segs->queue_head);
+	any = in->segs && (in->segs->present || in->segs->queue_head);
 	pthread_mutex_unlock(&in->lock);
 	return any;
 }
@@ -298,7 +556,87 @@ void seg_tree_free(struct inode *in)
 {
 	if (!in->segs)
 		return;
-	xassert(!in->segs->root && !in->segs->queue_head);
+	xassert(!in->segs->present && !in->segs->queue_head);
 	free(in->segs);
 	in->segs = NULL;
+}
+
+/* ---- grants --------------------------------------------------------------------------------- */
+
+int seg_grant_locked(struct inode *in, struct seg *s, struct seg *grant)
+{
+	struct seg_tree *st = tree_of(in);
+
+	xassert(is_grant(grant) && grant->holder && grant->state == SEG_IDLE);
+	xassert(grant->start < grant->end);
+	if (!st)
+		return -ENOMEM;
+	grant->op = NULL;
+	grant->in = in;
+	if (!grant->order)
+		grant->order = ++st->arrivals;
+	if (!s) {
+		put_in(st, grant);
+		return 0;
+	}
+	xassert(s->state == SEG_HELD && !is_grant(s));
+	xassert(s->start <= grant->start && grant->end <= s->end);
+	take_out(st, s);
+	put_in(st, grant);
+	if (hooks_of(in))
+		for (struct seg *q = st->queue_head; q; q = q->queue_next)
+			if (clash(q, grant))
+				tell(in, q, grant);
+	wake_queue(in, s->start, s->end);
+	return 0;
+}
+
+void seg_ungrant_locked(struct inode *in, struct seg *grant)
+{
+	xassert(is_grant(grant) && grant->state == SEG_HELD);
+	take_out(in->segs, grant);
+	wake_queue(in, grant->start, grant->end);
+}
+
+void seg_shrink_locked(struct inode *in, struct seg *grant, uint64_t start, uint64_t end)
+{
+	xassert(is_grant(grant));
+	shrink(in, grant, start, end);
+}
+
+struct seg *seg_next_grant_locked(struct inode *in, unsigned kinds, uint64_t holder, uint64_t start,
+				  uint64_t end, struct seg *prev)
+{
+	struct overlap_query q = { .by = holder ? BY_HOLDER : BY_START, .start = start, .end = end,
+				   .holder = holder, .after = prev };
+	struct seg *first = NULL;
+
+	xassert(!(kinds & ((1u << SEG_FIRST_GRANT) - 1)));
+	if (!in->segs)
+		return NULL;
+	for (kinds &= in->segs->present; kinds; kinds &= kinds - 1) {
+		unsigned k = (unsigned)__builtin_ctz(kinds);
+		struct seg *found = treap_overlap(holder ? in->segs->of_holder[k - SEG_FIRST_GRANT] :
+						  in->segs->root[k], &q);
+
+		if (found && (!first || before(found, first, BY_START)))
+			first = found;
+	}
+	return first;
+}
+
+bool seg_covered_locked(struct inode *in, uint64_t holder, uint64_t start, uint64_t end,
+			uint64_t *newest)
+{
+	struct seg *g = NULL;
+
+	*newest = 0;
+	while (start < end) {
+		g = seg_next_grant_locked(in, 1u << SEG_GRANT_RW, holder, start, end, g);
+		if (!g || g->start > start)
+			return false;
+		*newest = MAX(*newest, g->order);
+		start = MAX(start, g->end);
+	}
+	return true;
 }

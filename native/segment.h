@@ -63,11 +63,15 @@ struct seg {
 	enum { SEG_IDLE, SEG_PARKED, SEG_HELD } state;
 	uint64_t holder; /* id; 0: none */
 	struct op *op;   /* grants: NULL */
+	bool recalled;   /* parked, and hooks->recall() was called for it */
 	int err;         /* seg_fail(): why it was taken out of the queue */
-	uint64_t order; /* arrival */
-	/* held: links of the treap; max_end: greatest end in the subtree below */
-	struct seg *left, *right;
-	uint64_t max_end;
+	uint64_t order;  /* arrival; of a grant: what its maker says (its sequence number), or, for 0, arrival */
+	/* held: links of the treap of its kind and, grants only, of the one by holder */
+	struct seg_link {
+		struct seg *left, *right;
+		uint64_t max_end; /* greatest end in the subtree below */
+	} link[2];
+	uint64_t min_holder, max_holder; /* of the subtree below in the treap of its kind */
 	uint32_t priority;
 	/* parked: links of the queue */
 	struct seg *queue_prev, *queue_next;
@@ -80,9 +84,10 @@ struct seg {
 
 /* Called with in->lock held; leaf locks only inside. */
 struct seg_hooks {
-	/* waiter parks; grant (held, clashing, at least one) is in its way. Once for each. */
+	/* waiter parks; grant (held, clashing, at least one) is in its way. Once for each; again for
+	 * one that is made while waiter is parked. Must not change the tree. */
 	void (*recall)(struct inode *in, struct seg *waiter, struct seg *grant);
-	/* waiter leaves the queue, however. */
+	/* A waiter that recall() was called for leaves the queue, however. */
 	void (*unpark)(struct inode *in, struct seg *waiter);
 };
 
@@ -97,7 +102,8 @@ int seg_try(struct inode *in, struct seg *s);
  * does not park. */
 int seg_try_recall(struct inode *in, struct seg *s);
 /* A held segment changes its kind, at once or parked at the head of the queue (nobody parked gets
- * in between). Like seg_acquire(). */
+ * in between). Like seg_acquire(). While it is parked, its new kind keeps others out, as the kind of
+ * a parked segment does, and its old kind does not. */
 int seg_change(struct inode *in, struct seg *s, enum seg_kind kind);
 void seg_release(struct inode *in, struct seg *s);
 /* Make a held segment smaller, keeping its kind; wakes who waited for the rest. */
@@ -113,14 +119,16 @@ void seg_tree_free(struct inode *in); /* when the inode leaves memory; must be e
 /* ---- grants: the same with in->lock held by the caller (layout_*.c) ---- */
 
 /* The held op segment `s` leaves the tree and `grant` (IDLE, ranges within s, kind GRANT_*) enters
- * it, without anybody getting in between. s may be NULL: added as it is (a restart). 0 or -ENOMEM
- * (only when s is NULL). */
+ * it, without anybody getting in between; who is parked and clashes with it is told to the hooks.
+ * s may be NULL: added as it is, and nobody is told (a restart, a piece of another grant, which is to
+ * be added before that one is made smaller). 0 or -ENOMEM (only when s is NULL and nothing was
+ * ever held). */
 int seg_grant_locked(struct inode *in, struct seg *s, struct seg *grant);
 /* A grant leaves, or keeps [start, end) of itself; whoever waited for the rest is woken. */
 void seg_ungrant_locked(struct inode *in, struct seg *grant);
 void seg_shrink_locked(struct inode *in, struct seg *grant, uint64_t start, uint64_t end);
 /* Of kind (a bit mask of 1u << SEG_GRANT_*) and holder (0: any), the first grant in order of
- * (start, order) that overlaps [start, end) and comes after `prev` (NULL: the first). O(log n). */
+ * (start, order) that overlaps [start, end) and comes after `prev` (NULL: the first), of which only these two are looked at. O(log n). */
 struct seg *seg_next_grant_locked(struct inode *in, unsigned kinds, uint64_t holder, uint64_t start,
 				  uint64_t end, struct seg *prev);
 /* Do RW grants of this holder cover all of [start, end)? Newest order among them to *newest. */
