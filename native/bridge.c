@@ -161,6 +161,10 @@ static bool serve_one(struct bridge_thread *t)
 	request_free(r);
 	if (n < 0 && (errno == ENOENT || errno == EINTR))
 		return true; /* ENOENT: its caller was killed before we could read it */
+	if (n < 0 && errno == ENOMEM) {
+		poll(NULL, 0, 1); /* no page for the message: the kernel has failed that request */
+		return false;
+	}
 	t->readable = false;
 	if (n < 0 && errno == EAGAIN)
 		return false;
