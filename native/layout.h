@@ -187,10 +187,15 @@ int layout_recall(struct inode *in, uint64_t holder, enum layout_iomode iomode, 
 void layout_unlinked(struct inode *in);
 /* MAP_CHANGED for this holder: 0. On until unwatched or the holder is gone. */
 int layout_watch(struct inode *in, uint64_t holder, bool on);
+/* The map of the inode has changed: fs->lock held exclusively. And: somebody asked for it, so the next change is told again. */
+void layout_map_changed(struct inode *in);
+void layout_map_asked(struct inode *in);
 
 /* Under which name blocks unmapped from this inode go to quarantine; 0: nobody lost can reach them.
  * fs->lock held. QUARANTINE_ANY: more than one. */
 uint64_t layouts_lost_holder(struct fs *fs, inum_t ino);
+/* Where blocks go that `in` maps no more: 0: free space; else quarantine, under this name. In a transaction. */
+uint64_t layouts_drop_holder(struct fs *fs, const struct inode *in);
 
 /* The clock of deadlines: monotonic, or, once set, virtual (tests): ns. Setting it wakes the thread. */
 uint64_t layouts_now(struct fs *fs);

@@ -22,8 +22,9 @@ struct grant {
 	struct holder *holder;
 	unsigned flags;   /* LAYOUT_F_ATOMIC; GRANT_F_* */
 	uint64_t seq;     /* layouts->next_seq when it was granted; a split keeps it */
-	uint64_t until;   /* PIN: ns of the clock */
-	/* last RECALL event sent for it and not answered: not to be said twice; time for the latency */
+	uint64_t until;   /* PIN: ns of the clock; set before it is added, after pin_timer() */
+	/* last RECALL event sent for it and not answered: not to be said twice; time for the latency. at 0: none. Both locks
+	 * to change it. A split copies it */
 	uint64_t recalled_start, recalled_end, recalled_at;
 	TAILQ_ENTRY(grant) of_holder;
 	struct grant *next_dead; /* in a grant_list */
@@ -44,17 +45,53 @@ struct holder {
 	uint64_t quarantined;  /* blocks in TREE_QUARANTINE under its id */
 	uint64_t recalls, missed;
 	xid_t xid;             /* its record's group: durable before its first grant */
-	bool releasing;        /* the thread empties its quarantine */
+	bool releasing;        /* on the release list, or release_start() is at work on it; release_ended() clears it */
+	bool release_again;    /* wanted once more meanwhile */
 	bool fence_told;
+	unsigned users;        /* operations under way: holder_enter(). The object stays, and is not released, until 0 */
+	uint64_t nlost_inodes; /* of layouts->lost; fs->lock exclusive and mutex to change */
+	struct watch *watches;
+	unsigned nwatches;
 	RB_ENTRY(holder) by_id;
+	TAILQ_ENTRY(holder) to_release;
 };
 
 /* An inode whose blocks a LOST holder can reach (invariant 3 of layout.h). */
 struct lost_inode {
 	inum_t ino;
 	uint64_t holder;
+	bool revoked; /* something of it was taken back; else it is of the restart, and holder_resume() removes it */
 	RB_ENTRY(lost_inode) node; /* by (ino, holder) */
 };
+
+/* Something that is due at a time although nobody waits for it: a recall that was asked for, or the end of a PIN. */
+struct timed {
+	uint64_t deadline, serial; /* order */
+	inum_t ino;
+	uint64_t holder;
+	bool pin;
+	unsigned kinds;            /* of grants, bit mask */
+	uint64_t start, end, recall_seq;
+	RB_ENTRY(timed) node;
+};
+
+/* A revoke under way. */
+struct revoking {
+	inum_t ino;
+	uint64_t holder, start, end;
+	TAILQ_ENTRY(revoking) link;
+};
+
+/* An operation of the thread that waits for a time: woken then, or earlier when space may have become free (a holder was
+ * fenced, a release ended). Memory of the caller; thread only. */
+struct nap {
+	uint64_t deadline;
+	struct op *op;
+	TAILQ_ENTRY(nap) link;
+};
+
+/* An inode that the thread is to trim, or only to put. */
+struct inode_work { struct inode *in; bool trim; struct inode_work *next; };
 
 struct layouts {
 	struct fs *fs;
@@ -63,9 +100,15 @@ struct layouts {
 	uint64_t nlost;
 	RB_HEAD(lost_tree, lost_inode) lost; /* fs->lock, not the mutex */
 	_Atomic uint64_t lost_count;         /* of lost: 0 is the fast way */
-	uint64_t next_seq;                   /* of grants; mutex */
+	_Atomic uint64_t next_seq;           /* of grants */
 	struct seg *due_head, *due_tail;     /* parked segments in order of deadline; mutex */
-	struct standing *standing;           /* recalls that nobody waits for; mutex */
+	unsigned due_own;                    /* of them, operations of the thread */
+	RB_HEAD(timed_tree, timed) timed;    /* mutex */
+	uint64_t timed_serial;
+	TAILQ_HEAD(, holder) to_release;     /* mutex */
+	struct inode_work *inode_work;       /* mutex */
+	_Atomic uint64_t nwatches;
+	uint64_t idle_at;                    /* LOST holders of before the mount that hold nothing go then; 0: done; mutex */
 	uint64_t recall_ns;
 	_Atomic uint64_t virtual_ns;         /* 0: monotonic */
 	struct event_sink *sink;
@@ -74,21 +117,59 @@ struct layouts {
 	_Atomic uint64_t latency[LATENCY_KINDS][LATENCY_BUCKETS];
 	/* the thread */
 	pthread_t thread;
-	bool running;
+	bool running;         /* mutex */
 	bool stop;            /* mutex */
 	pthread_cond_t settled;
 	uint64_t rounds, wanted; /* mutex: layouts_settle() */
 	unsigned working;     /* operations of the thread under way; mutex */
+	unsigned napping;     /* of them, in naps; mutex */
 	struct ioctx *ctx;    /* the thread's */
 	struct op kick;       /* wakes it; mutex: kicked */
 	bool kicked;
+	/* the thread's own */
+	TAILQ_HEAD(, revoking) revokes;
+	unsigned nrevokes;
+	TAILQ_HEAD(, nap) naps;
 };
 
 /* ---- layout.c ---- */
+uint64_t layouts_next_seq(struct layouts *ls); /* any locks */
+
+/* ---- layout_thread.c ---- */
 void layouts_kick(struct layouts *ls); /* mutex held: there is something for the thread */
-uint64_t layouts_next_seq(struct layouts *ls);
-/* Run a file operation on the thread; done is called there. Only from the thread. */
+/* Run a file operation (file_op_init() with ls->ctx) on the thread; done is called there, possibly inside. Counted in
+ * `working` from here on: done calls layouts_ran() as its last act. Only from the thread. */
 void layouts_run(struct layouts *ls, struct file_op *fop);
+void layouts_ran(struct layouts *ls);
+/* The same count for work of the thread that is no file operation: +1, and layouts_ran() at its end. No mutex held. */
+void layouts_working(struct layouts *ls);
+/* Park an operation of the thread until a time of the clock (or earlier, see struct nap): op is woken. */
+void layouts_nap(struct layouts *ls, struct nap *nap, struct op *op, uint64_t deadline);
+/* Have blocks past EOF that LAYOUT_GET allocated freed in the background (trim_start()). Takes a reference of its own; the
+ * mutex not held, in->lock may be. */
+void layouts_want_trim(struct inode *in);
+/* Put an inode from where locks are held: takes over the reference. The mutex not held. */
+void layouts_put_later(struct inode *in);
+/* A revoke that revoke_start() began has ended, however: its range may be asked for again. Thread; no lock held. Not instead of
+ * layouts_ran(). */
+void revoke_ended(struct layouts *ls, inum_t ino, uint64_t holder, uint64_t start, uint64_t end);
+/* release_start() has done its work: no lock held; thread. The holder may be gone by now (holder_forget()). Not instead of
+ * layouts_ran(). */
+void release_ended(struct layouts *ls, uint64_t holder);
+
+/* ---- layout_recall.c ---- */
+extern const struct seg_hooks layout_hooks;
+/* Thread: whatever is due at `now`. Returns the next deadline, UINT64_MAX: none. */
+uint64_t recalls_due(struct layouts *ls, uint64_t now);
+/* Thread, at the end: whoever waits for a holder fails with -EIO. True: somebody did. */
+bool recalls_fail_waiters(struct layouts *ls);
+void recalls_destroy(struct layouts *ls);
+/* PINs of this holder whose `until` has come are to be dropped then; to be called before the grant is made. -ENOMEM. The mutex
+ * not held. */
+int pin_timer(struct layouts *ls, inum_t ino, uint64_t holder, uint64_t until);
+/* [start, end) of a grant is being returned (it goes, or will be cut): the latency and the end of its recall. in->lock
+ * held, and the mutex. */
+void recall_answered(struct layouts *ls, struct grant *g, uint64_t start, uint64_t end);
 
 /* ---- grant.c ---- */
 /* From the held op segment `s` to a grant: cuts what this holder has of the same kind in the range, adds one grant. spare:
@@ -105,16 +186,42 @@ uint64_t grant_cut_locked(struct inode *in, uint64_t holder, unsigned kinds, uin
 void grant_list_free(struct fs *fs, struct grant_list *dead); /* no lock held: puts inodes */
 
 /* ---- holder.c ---- */
-/* mutex held */
+/* mutex held; GONE ones, too, until their record is removed */
 struct holder *holder_find(struct layouts *ls, uint64_t id);
+/* An operation in the name of a holder begins: until holder_leave() the object stays and what it holds is not released, so that
+ * it may record exposures and add grants even if the holder becomes LOST or is fenced meanwhile. -ENOENT; -EOWNERDEAD: it is
+ * LOST, with `live` only. The mutex not held. */
+int holder_enter(struct layouts *ls, uint64_t id, bool live, struct holder **out);
+void holder_leave(struct layouts *ls, struct holder *h);
+enum holder_state holder_state_of(struct layouts *ls, uint64_t id); /* GONE: no such holder. The mutex not held */
 /* It missed a deadline (mutex not held, fs->lock not held). LIVE -> LOST. */
 void holder_missed(struct fs *fs, uint64_t id);
-int holders_load(struct fs *fs); /* at mount: records -> LOST holders */
-/* In a transaction: this inode can be reached by the lost holder from now on. And no more (0: all inodes). */
-int lost_add(struct trans *t, inum_t ino, uint64_t holder);
-void lost_del(struct fs *fs, inum_t ino, uint64_t holder); /* fs->lock exclusive */
-/* In a transaction: remove the record; the object when nothing is quarantined. */
+/* It returned all that it had, on every file: LOST -> LIVE, nothing of it is lost any more, the thread releases its quarantine.
+ * After the last transaction of the return; no lock held. */
+void holder_returned_all(struct fs *fs, uint64_t id);
+/* Blocks went to quarantine under its name, or left it. fs->lock exclusive, before the commit (a cancel undoes it). 0 or -ENOMEM. */
+int holder_quarantined(struct trans *t, uint64_t id, int64_t blocks);
+int holders_load(struct fs *fs); /* at mount: records -> LOST holders; GONE ones on the release list */
+/* In a transaction: remove the record, and with the commit the object, whose users are 0; posts HOLDER_GONE. */
 int holder_forget(struct trans *t, struct holder *h);
+/* Thread: what has been waiting for its time. */
+void holders_drop_idle(struct layouts *ls);
+void holders_destroy(struct layouts *ls);
+/* mutex held: release_start() for it on the thread. For a GONE holder that is: drop its grants without copies, free staged
+ * blocks, remove exposures and inode records, release the quarantine, lost_del(), holder_forget(). For a LIVE one (it returned
+ * all): only the quarantine. */
+void holder_want_release(struct layouts *ls, struct holder *h);
+
+/* ---- holder_lost.c ---- inodes that lost holders can reach */
+/* In a transaction: this inode can be reached by the lost holder from now on: something is taken back. */
+int lost_add(struct trans *t, inum_t ino, uint64_t holder);
+int lost_load(struct fs *fs, inum_t ino, uint64_t holder); /* the same at mount, for what its record says */
+void lost_del(struct fs *fs, inum_t ino, uint64_t holder); /* fs->lock exclusive; ino 0: all inodes */
+/* First inode above ino that is in the set for this holder; 0: none. fs->lock. */
+inum_t lost_next(struct fs *fs, uint64_t holder, inum_t ino);
+/* holder_resume(): what only the restart put there. fs->lock exclusive. */
+void lost_del_unrevoked(struct fs *fs, uint64_t holder);
+void lost_destroy(struct layouts *ls);
 
 /* ---- exposure.c: TREE_EXPOSURE, in transactions or (queries) with fs->lock shared ---- */
 /* The holder has anything of the inode: recorded with its greatest iomode (RW above READ). Changes nothing when it is there. *added */
@@ -133,14 +240,23 @@ int exposure_covers(struct fs *fs, inum_t ino, uint64_t holder, const struct ext
 /* At mount: inodes of a holder become ghosts. */
 int exposures_load(struct fs *fs);
 
+/* ---- layout_watch.c ---- */
+void watches_drop(struct layouts *ls, struct holder *h); /* mutex held; references are put by the thread */
+void watches_drop_inode(struct inode *in);               /* mutex not held */
+
 /* ---- event.c ---- mutex held */
+struct event_sink *sink_new(void (*wake)(void *arg), void *arg);
+void sink_free(struct event_sink *sink);
 void event_post(struct layouts *ls, struct event_sink *sink, const struct layout_event *ev);
 
 /* ---- layout_revoke.c ---- on the thread */
-/* Begin to take [start, end) of in from the holder: asynchronous; layouts->working counts it. Takes over the reference. */
+/* Begin to take [start, end) of in from the holder: asynchronous, by layouts_run(); revoke_ended() at the end. Takes over the
+ * reference. */
 void revoke_start(struct layouts *ls, struct inode *in, uint64_t holder, uint64_t start, uint64_t end);
 /* ---- layout_release.c ---- on the thread */
-void release_start(struct layouts *ls, uint64_t holder); /* quarantine of a fenced or returned holder becomes free */
+/* What a fenced or returned holder had becomes free, see holder_want_release(): asynchronous (counted by layouts_working() or
+ * layouts_run()); release_ended() at the end. */
+void release_start(struct layouts *ls, uint64_t holder);
 void trim_start(struct layouts *ls, struct inode *in);   /* EXT_F_LAYOUT blocks past EOF; takes over the reference */
 
 /* ---- the operations ---- */
