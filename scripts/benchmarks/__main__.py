@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from . import mount, scale
+from . import layout, mount, scale
 
 
 @click.group()
@@ -47,6 +47,17 @@ def run_mount(
 def run_scale(files: int, output: Path) -> None:
     """Mount time of a 16 TiB filesystem and of one with many files; memory of the daemon."""
     scale.run(files=files, output=output)
+
+
+@main.command("layout")
+@click.option("--rounds", default=5, show_default=True, help="Rounds of each fio job.")
+@click.option("--seconds", default=2.0, show_default=True, help="Duration of each fio run.")
+@click.option("--extents", default=1_000_000, show_default=True, help="Where the curve ends.")
+@click.option("--segments", default=100_000, show_default=True, help="Where the other one ends.")
+@click.option("--output", default="bench-layout", show_default=True, type=click.Path(path_type=Path))
+def run_layout(rounds: int, seconds: float, extents: int, segments: int, output: Path) -> None:
+    """I/O through a layout beside the raw device; what the control calls cost."""
+    layout.run(rounds=rounds, seconds=seconds, extents=extents, segments=segments, output=output)
 
 
 main()
