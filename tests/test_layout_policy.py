@@ -1,0 +1,765 @@
+"""Who is fenced, when, by what: the policy on a table of fake holders, under trio's virtual clock,
+and the drivers on fake and real control groups and on real programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import itertools
+import logging
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from extfs.core import (
+    CoreError,
+    EventType,
+    HolderKind,
+    HolderRecord,
+    HolderSpec,
+    HolderState,
+    JournalFullError,
+    LayoutEvent,
+)
+from extfs.layout import (
+    CgroupFence,
+    CommandFence,
+    FenceChoice,
+    Fencing,
+    Host,
+    NoFence,
+    Outcome,
+    Verdict,
+    cgroups,
+    parse_fence,
+    policy,
+)
+from extfs.layout.cgroups import Cgroup, CgroupError, cgroup_root
+
+GRACE = 10.0
+
+
+def record(number: int = 1, state: HolderState = HolderState.LOST, **spec: object) -> HolderRecord:
+    return HolderRecord(number, state, HolderSpec(**spec), 1, 2, 3, 1)  # type: ignore[arg-type]
+
+
+def event(kind: EventType, holder: int = 0, length: int = 0) -> LayoutEvent:
+    return LayoutEvent(kind, 1, holder, 0, 0, 0, 0, length, 0, 0)
+
+
+class FakeTable:
+    """Holders without a core. `fenced` ends a lost holder, as the core does."""
+
+    def __init__(self, *holders: HolderRecord) -> None:
+        self.all = {holder.id: holder for holder in holders}
+        self.pending: list[LayoutEvent] = []
+        self.confirmed: list[tuple[int, float]] = []
+        self.refuse: list[CoreError] = []
+        self.waits = 0
+        self._come = trio.Event()
+
+    def post(self, *events: LayoutEvent) -> None:
+        self.pending += events
+        self._come.set()
+
+    def lose(self, number: int) -> None:
+        self.all[number] = dataclasses.replace(self.all[number], state=HolderState.LOST)
+        self.post(event(EventType.FENCE_WANTED, number))
+
+    def revive(self, number: int) -> None:
+        self.all[number] = dataclasses.replace(self.all[number], state=HolderState.LIVE)
+
+    def events(self) -> list[LayoutEvent]:
+        events, self.pending = self.pending, []
+        self._come = trio.Event()
+        return events
+
+    def holders(self) -> list[HolderRecord]:
+        return [self.all[number] for number in sorted(self.all)]
+
+    def holder(self, holder: int) -> HolderRecord | None:
+        return self.all.get(holder)
+
+    async def wait_events(self) -> None:
+        await self._come.wait()
+
+    def fenced(self, holder: int) -> None:
+        if self.refuse:
+            raise self.refuse.pop(0)
+        found = self.all.get(holder)
+        if found is None:
+            raise CoreError(-errno.ENOENT)
+        if found.state is not HolderState.LOST:
+            raise CoreError(-errno.EBUSY)
+        self.confirmed.append((holder, trio.current_time()))
+        del self.all[holder]
+        self.post(event(EventType.HOLDER_GONE, holder))
+
+    async def wait_space(self) -> None:
+        self.waits += 1
+        await trio.sleep(1)
+
+
+class Script:
+    """A driver that does what the test says; the last step repeats."""
+
+    name = "script"
+
+    def __init__(
+        self, *steps: Callable[[HolderRecord], Awaitable[Outcome]], harms: bool = False
+    ) -> None:
+        self.steps = list(steps)
+        self.harms = harms
+        self.calls: list[tuple[int, float]] = []
+        self.cancelled = 0
+
+    async def fence(self, holder: HolderRecord) -> Outcome:
+        self.calls.append((holder.id, trio.current_time()))
+        step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        try:
+            return await step(holder)
+        except trio.Cancelled:
+            self.cancelled += 1
+            raise
+
+
+async def yes(holder: HolderRecord) -> Outcome:
+    await trio.lowlevel.checkpoint()
+    return Outcome.confirmed("seen")
+
+
+async def no(holder: HolderRecord) -> Outcome:
+    await trio.lowlevel.checkpoint()
+    return Outcome.failed("refused")
+
+
+async def never(holder: HolderRecord) -> Outcome:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+@pytest.fixture
+def clock() -> trio.testing.MockClock:
+    return trio.testing.MockClock(autojump_threshold=0)
+
+
+async def run_for(
+    fencing: Fencing, seconds: float, *script: tuple[float, Callable[[], None]]
+) -> None:
+    """Let the policy run, with things that happen at given times."""
+    begin = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fencing.run)
+        for moment, act in script:
+            await trio.sleep(begin + moment - trio.current_time())
+            act()
+        await trio.sleep(begin + seconds - trio.current_time())
+        nursery.cancel_scope.cancel()
+
+
+# ---- the policy --------------------------------------------------------------------------------
+
+
+async def test_a_lost_holder_is_fenced_and_the_core_is_told(
+    clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "extfs")
+    table = FakeTable(record(7, HolderState.LIVE, name="writer", pid=42, uid=3))
+    driver = Script(yes)
+    await run_for(Fencing(table, driver), 10, (4, lambda: table.lose(7)))
+    assert table.confirmed == [(7, 4.0)]
+    assert driver.calls == [(7, 4.0)]
+    text = caplog.text
+    assert "holder 7 'writer' (process 42, user 3) is lost: fence wanted, by script" in text
+    assert "confirmed by script after 0.000 s: seen" in text
+
+
+async def test_nobody_else_is_fenced(clock: trio.testing.MockClock) -> None:
+    table = FakeTable(record(1, HolderState.LIVE), record(2, HolderState.LIVE), record(3))
+    await run_for(Fencing(table, Script(yes)), 10)
+    assert [holder for holder, _ in table.confirmed] == [3]
+    assert sorted(table.all) == [1, 2]
+
+
+@pytest.mark.expect_log("is not fenced, attempt 1 by script after 0.000 s: refused")
+async def test_attempts_are_repeated_with_growing_pauses(clock: trio.testing.MockClock) -> None:
+    table = FakeTable(record(5))
+    driver = Script(no)
+    fencing = Fencing(table, driver)
+    await run_for(fencing, 400)
+    times = [moment for _, moment in driver.calls]
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+    assert pauses[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert not table.confirmed
+
+
+@pytest.mark.expect_log("refused")
+async def test_what_failed_is_told_and_forgotten(clock: trio.testing.MockClock) -> None:
+    table = FakeTable(record(5))
+    fencing = Fencing(table, Script(no, no, no, yes))
+    seen: list[list[policy.FenceStatus]] = []
+    await run_for(
+        fencing,
+        20,
+        (2, lambda: seen.append(fencing.waiting())),
+        (15, lambda: seen.append(fencing.waiting())),
+    )
+    ((status,), after) = seen
+    assert (status.holder, status.driver, status.attempts) == (5, "script", 2)
+    assert status.last_failure == "refused"
+    assert after == []
+    assert table.confirmed == [(5, 7.0)]
+
+
+@pytest.mark.expect_log("fence driver script", "ValueError: broken")
+async def test_a_driver_that_raises_failed(clock: trio.testing.MockClock) -> None:
+    async def broken(holder: HolderRecord) -> Outcome:
+        raise ValueError("broken")
+
+    table = FakeTable(record(5))
+    await run_for(Fencing(table, Script(broken, yes)), 20)
+    assert table.confirmed == [(5, 1.0)]
+
+
+async def test_after_a_restart_holders_may_come_back_before_they_are_harmed(
+    clock: trio.testing.MockClock,
+) -> None:
+    table = FakeTable(record(1), record(2), record(3, HolderState.LIVE))
+    # The core says FENCE_WANTED for each at the mount; it must not undo the grace.
+    table.post(event(EventType.FENCE_WANTED, 1))
+    driver = Script(yes, harms=True)
+    await run_for(
+        Fencing(table, driver, grace=GRACE),
+        30,
+        (1, lambda: table.post(event(EventType.FENCE_WANTED, 2))),
+        (2, lambda: table.revive(1)),
+        (3, lambda: table.lose(3)),  # this one was here: no grace
+        (4, lambda: None),
+    )
+    assert driver.calls == [(3, 3.0), (2, GRACE)]
+    assert sorted(table.all) == [1]
+
+
+async def test_one_that_came_back_and_is_lost_again_has_no_grace(
+    clock: trio.testing.MockClock,
+) -> None:
+    table = FakeTable(record(1))
+    driver = Script(yes, harms=True)
+    await run_for(
+        Fencing(table, driver, grace=100),
+        200,
+        (1, lambda: table.revive(1)),
+        (20, lambda: table.lose(1)),
+    )
+    assert driver.calls == [(1, 20.0)]
+
+
+async def test_looking_needs_no_grace(clock: trio.testing.MockClock) -> None:
+    table = FakeTable(record(1))
+    await run_for(Fencing(table, Script(yes), grace=GRACE), 30)
+    assert table.confirmed == [(1, 0.0)]
+
+
+async def test_a_holder_that_comes_back_is_let_alone(clock: trio.testing.MockClock) -> None:
+    table = FakeTable(record(1))
+    driver = Script(never)
+    fencing = Fencing(table, driver)
+    await run_for(fencing, 60, (3, lambda: table.revive(1)), (20, lambda: None))
+    assert driver.cancelled == 1
+    assert len(driver.calls) == 1
+    assert not table.confirmed
+    assert fencing.waiting() == []
+
+
+async def test_a_confirmation_of_an_earlier_life_does_not_count(
+    clock: trio.testing.MockClock,
+) -> None:
+    """While the driver looked, the holder came back, did I/O, and was lost anew."""
+    table = FakeTable(record(1))
+
+    async def meanwhile(holder: HolderRecord) -> Outcome:
+        await trio.sleep(1)
+        # Unread when the driver answers: the policy has to look before it believes.
+        table.pending.append(event(EventType.FENCE_WANTED, 1))
+        return Outcome.confirmed("stale")
+
+    async def later(holder: HolderRecord) -> Outcome:
+        await trio.sleep(3)
+        return Outcome.confirmed("true")
+
+    driver = Script(meanwhile, later)
+    await run_for(Fencing(table, driver), 20)
+    assert [moment for _, moment in driver.calls] == [0.0, 1.0]
+    assert table.confirmed == [(1, 4.0)]
+
+
+async def test_somebody_else_confirms(clock: trio.testing.MockClock) -> None:
+    table = FakeTable(record(1))
+    fencing = Fencing(table, NoFence())
+    waiting: list[int] = []
+    await run_for(
+        fencing,
+        60,
+        (5, lambda: waiting.append(len(fencing.waiting()))),
+        (6, lambda: table.fenced(1)),
+        (7, lambda: waiting.append(len(fencing.waiting()))),
+    )
+    assert table.confirmed == [(1, 6.0)]
+    assert waiting == [1, 0]
+
+
+async def test_lost_events_make_it_look_at_everybody(clock: trio.testing.MockClock) -> None:
+    table = FakeTable(*[record(number, HolderState.LIVE) for number in range(1, 6)])
+
+    def overflow() -> None:
+        for number in (2, 4):
+            table.all[number] = dataclasses.replace(table.all[number], state=HolderState.LOST)
+        table.post(event(EventType.OVERFLOW, length=900))
+
+    await run_for(Fencing(table, Script(yes)), 10, (1, overflow))
+    assert sorted(table.confirmed) == [(2, 1.0), (4, 1.0)]
+
+
+async def test_a_full_journal_is_waited_for(clock: trio.testing.MockClock) -> None:
+    table = FakeTable(record(1))
+    table.refuse = [JournalFullError(-errno.EAGAIN)] * 2
+    await run_for(Fencing(table, Script(yes)), 10)
+    assert (table.waits, table.confirmed) == (2, [(1, 2.0)])
+
+
+@pytest.mark.expect_log("holder 1: telling that it is fenced")
+async def test_a_core_that_fails_is_told_again(clock: trio.testing.MockClock) -> None:
+    table = FakeTable(record(1))
+    table.refuse = [CoreError(-errno.EIO)]
+    await run_for(Fencing(table, Script(yes)), 10)
+    assert table.confirmed == [(1, 1.0)]
+
+
+async def test_many_lost_holders_are_fenced_side_by_side(clock: trio.testing.MockClock) -> None:
+    async def slow(holder: HolderRecord) -> Outcome:
+        await trio.sleep(2)
+        return Outcome.confirmed("")
+
+    table = FakeTable(*[record(number) for number in range(1, 301)])
+    await run_for(Fencing(table, Script(slow)), 10)
+    assert {moment for _, moment in table.confirmed} == {2.0}
+    assert len(table.confirmed) == 300
+
+
+async def test_other_events_are_passed_on(clock: trio.testing.MockClock) -> None:
+    table = FakeTable()
+    seen: list[LayoutEvent] = []
+    recall = event(EventType.RECALL, 9)
+    fencing = Fencing(table, NoFence(), on_event=seen.append)
+    await run_for(fencing, 5, (1, lambda: table.post(recall)))
+    assert seen == [recall]
+
+
+# ---- the option --------------------------------------------------------------------------------
+
+
+def test_the_option() -> None:
+    assert parse_fence("observe") == FenceChoice() == FenceChoice("observe")
+    assert parse_fence("cgroup").kind == "cgroup"
+    assert parse_fence(f"command:{sys.executable}") == FenceChoice("command", sys.executable)
+    for wrong in ("", "kill", "cgroup:", "command", "command:", "command:true", "command:/etc"):
+        with pytest.raises(ValueError):
+            parse_fence(wrong)
+    with pytest.raises(ValueError):
+        parse_fence("command:/etc/passwd")
+
+
+def test_what_the_option_chooses() -> None:
+    def driver(text: str) -> object:
+        return parse_fence(text).driver("/dev/null", {"EXTFS_DEVICE": "d"}, Host())
+
+    assert driver("none") == NoFence()
+    assert driver("observe") == CgroupFence("/dev/null")
+    assert driver("cgroup") == CgroupFence("/dev/null", kill=True)
+    assert driver(f"command:{sys.executable}") == CommandFence(
+        sys.executable, {"EXTFS_DEVICE": "d"}
+    )
+    assert not CgroupFence("x").harms
+    assert CgroupFence("x", kill=True).harms
+    assert CommandFence("x").harms
+
+
+def start_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def program(directory: Path, text: str) -> str:
+    path = directory / "fence"
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return str(path)
+
+
+BOOT = uuid.UUID(int=5)
+HELD = record(
+    9,
+    name="name with blanks",
+    kind=HolderKind.CLIENT,
+    uid=1000,
+    pid=77,
+    pid_start=123456,
+    boot_id=BOOT.bytes,
+    fence="cgroup:/a",
+    fence_key=0xABC,
+)
+
+
+async def test_a_command_confirms_with_exit_0(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    path = program(tmp_path, f"env > {seen}; echo first; echo done it; exit 0\n")
+    outcome = await CommandFence(path, {"EXTFS_DEVICE": "/dev/x"}).fence(HELD)
+    assert outcome == Outcome.confirmed(f"{path}: exit 0, 'done it'")
+    told = dict(line.split("=", 1) for line in seen.read_text().splitlines())
+    assert {name: value for name, value in told.items() if name.startswith("EXTFS")} == {
+        "EXTFS_HOLDER": "9",
+        "EXTFS_KIND": "client",
+        "EXTFS_NAME": "name with blanks",
+        "EXTFS_UID": "1000",
+        "EXTFS_PID": "77",
+        "EXTFS_PID_START": "123456",
+        "EXTFS_BOOT_ID": str(BOOT),
+        "EXTFS_FENCE": "cgroup:/a",
+        "EXTFS_FENCE_KEY": "0xabc",
+        "EXTFS_QUARANTINED": "2",
+        "EXTFS_DEVICE": "/dev/x",
+    }
+    assert "PATH" in told
+    assert not told.keys() & {"HOME", "LD_PRELOAD"}
+
+
+async def test_a_command_that_fails_confirms_nothing(tmp_path: Path) -> None:
+    path = program(tmp_path, "echo no such target >&2; exit 3\n")
+    outcome = await CommandFence(path).fence(HELD)
+    assert outcome == Outcome.failed(f"{path}: exit 3, 'no such target'")
+    assert (await CommandFence(path + "x").fence(HELD)).verdict is Verdict.FAILED
+    killed = await CommandFence(program(tmp_path, "kill -9 $$\n")).fence(HELD)
+    assert killed.verdict is Verdict.FAILED
+
+
+async def test_a_command_that_takes_too_long_is_killed(tmp_path: Path) -> None:
+    pids = tmp_path / "pid"
+    path = program(tmp_path, f"echo $$ > {pids}; exec sleep 600\n")
+    outcome = await CommandFence(path, seconds=0.3).fence(HELD)
+    assert outcome.verdict is Verdict.FAILED
+    assert "longer than 0.3 s" in outcome.detail
+    assert not alive(int(pids.read_text()))
+
+
+# ---- control groups, fake ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class FakeHost:
+    """A directory tree that looks like /proc, /sys and a hybrid host's cgroup mounts."""
+
+    top: Path
+    device: Path
+
+    def host(self, **more: frozenset[bytes]) -> Host:
+        return Host(self.top / "proc", self.top / "sys", **more)
+
+    def cgroup(self, path: str, *, populated: bool = True) -> Path:
+        directory = self.top / "unified" / path.lstrip("/")
+        directory.mkdir(parents=True)
+        (directory / "cgroup.kill").write_text("")
+        self.populate(directory, populated)
+        return directory
+
+    @staticmethod
+    def populate(directory: Path, populated: bool) -> None:
+        (directory / "cgroup.events").write_text(f"populated {populated:d}\nfrozen 0\n")
+
+    def process(self, pid: int, start: int, state: str = "S") -> None:
+        (self.top / f"proc/{pid}").mkdir()
+        fields = [state, *(["0"] * 18), str(start), "0", "0"]
+        (self.top / f"proc/{pid}/stat").write_text(f"{pid} (a) b (c) {' '.join(fields)}\n")
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeHost:
+    (tmp_path / "proc/sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir()
+    (tmp_path / "proc/sys/kernel/random/boot_id").write_text(f"{BOOT}\n")
+    (tmp_path / "proc/self/cgroup").write_text("1:cpu:/\n0::/system/extfs\n")
+    unified = str(tmp_path / "unified").replace(" ", "\\040")
+    (tmp_path / "proc/mounts").write_text(
+        "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n"
+        "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"
+        f"cgroup2 {unified} cgroup2 rw 0 0\n"
+    )
+    device = tmp_path / "image"
+    device.write_bytes(bytes(4096))
+    return FakeHost(tmp_path, device)
+
+
+def named(path: str = "/app", **more: object) -> HolderRecord:
+    return record(3, boot_id=BOOT.bytes, fence=f"cgroup:{path}", pid=50, pid_start=900, **more)
+
+
+async def test_an_empty_cgroup_confirms(fake: FakeHost) -> None:
+    fake.cgroup("/app", populated=False)
+    driver = CgroupFence(str(fake.device), host=fake.host())
+    assert await driver.fence(named()) == Outcome.confirmed("/app is empty")
+    assert await driver.fence(named("app")) == Outcome.confirmed("/app is empty")
+
+
+async def test_a_cgroup_that_is_gone_confirms(fake: FakeHost) -> None:
+    fake.cgroup("/other")
+    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(named("/app/worker"))
+    assert outcome.verdict is Verdict.CONFIRMED
+
+
+async def test_observing_waits_until_the_cgroup_is_empty(
+    fake: FakeHost, clock: trio.testing.MockClock
+) -> None:
+    directory = fake.cgroup("/app")
+    driver = CgroupFence(str(fake.device), host=fake.host())
+    done: list[Outcome] = []
+
+    async def ask() -> None:
+        done.append(await driver.fence(named()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.sleep(1000)
+        assert not done
+        fake.populate(directory, False)
+    assert done == [Outcome.confirmed("/app has become empty")]
+    assert (directory / "cgroup.kill").read_text() == "", "observing harms nobody"
+
+
+async def test_killing(fake: FakeHost, clock: trio.testing.MockClock) -> None:
+    directory = fake.cgroup("/app")
+    driver = CgroupFence(str(fake.device), kill=True, host=fake.host())
+    done: list[Outcome] = []
+
+    async def ask() -> None:
+        done.append(await driver.fence(named(uid=os.getuid())))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.sleep(3)
+        assert (directory / "cgroup.kill").read_text() == "1"
+        assert not done
+        fake.populate(directory, False)
+    assert done == [Outcome.confirmed("the processes of /app were killed")]
+
+
+async def test_processes_that_do_not_die_are_not_fenced(
+    fake: FakeHost, clock: trio.testing.MockClock
+) -> None:
+    fake.cgroup("/app")
+    driver = CgroupFence(str(fake.device), kill=True, host=fake.host())
+    outcome = await driver.fence(named(uid=os.getuid()))
+    assert outcome.verdict is Verdict.FAILED
+    assert "after they were killed" in outcome.detail
+    assert trio.current_time() == pytest.approx(cgroups.KILL_SECONDS, abs=0.1)
+
+
+@pytest.mark.parametrize("path", ["/system", "/system/extfs", "system/extfs/"])
+async def test_the_daemon_does_not_kill_itself(fake: FakeHost, path: str) -> None:
+    directory = fake.cgroup(path)
+    driver = CgroupFence(str(fake.device), kill=True, host=fake.host())
+    outcome = await driver.fence(named(path))
+    assert outcome.verdict is Verdict.FAILED
+    assert "daemon itself" in outcome.detail
+    assert (directory / "cgroup.kill").read_text() == ""
+
+
+async def test_a_user_cannot_have_others_killed(fake: FakeHost) -> None:
+    """The registration names any path; only what that user may kill anyway is killed."""
+    directory = fake.cgroup("/system/database")
+    driver = CgroupFence(str(fake.device), kill=True, host=fake.host())
+    outcome = await driver.fence(named("/system/database", uid=os.getuid() + 12345))
+    assert outcome.verdict is Verdict.FAILED
+    assert "does not belong to the holder's user" in outcome.detail
+    assert (directory / "cgroup.kill").read_text() == ""
+
+
+@pytest.mark.parametrize("path", ["", "/", "//", "/../x", "a/../../b", "/a/.."])
+def test_paths_that_are_no_cgroup_below_the_root(tmp_path: Path, path: str) -> None:
+    with pytest.raises(CgroupError):
+        Cgroup(tmp_path, path)
+
+
+async def test_a_directory_that_is_no_cgroup_confirms_nothing(fake: FakeHost) -> None:
+    (fake.top / "unified/plain").mkdir(parents=True)
+    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(named("/plain"))
+    assert outcome.verdict is Verdict.FAILED
+
+
+async def test_a_process_that_never_was_in_its_cgroup_is_not_fenced(fake: FakeHost) -> None:
+    """It named an empty cgroup and runs elsewhere: an empty cgroup proves nothing about it."""
+    fake.cgroup("/app", populated=False)
+    fake.process(50, 900)
+    driver = CgroupFence(str(fake.device), host=fake.host())
+    outcome = await driver.fence(named())
+    assert outcome.verdict is Verdict.FAILED
+    assert "process 50" in outcome.detail
+
+
+@pytest.mark.parametrize(("start", "state"), [(901, "S"), (900, "Z")])
+async def test_another_process_of_the_same_number_is_not_it(
+    fake: FakeHost, start: int, state: str
+) -> None:
+    fake.cgroup("/app", populated=False)
+    fake.process(50, start, state)
+    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(named())
+    assert outcome.verdict is Verdict.CONFIRMED
+
+
+async def test_another_boot_is_not_confirmed_unless_it_was_this_hosts(fake: FakeHost) -> None:
+    old = uuid.UUID(int=4).bytes
+    holder = record(3, boot_id=old, fence="cgroup:/app")
+    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(holder)
+    assert outcome.verdict is Verdict.FAILED
+    assert "another host" in outcome.detail
+    host = fake.host(ended_boots=frozenset([old]))
+    outcome = await CgroupFence(str(fake.device), host=host).fence(holder)
+    assert outcome.verdict is Verdict.CONFIRMED
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [record(1, boot_id=BOOT.bytes), record(1, kind=HolderKind.CLIENT, fence="cgroup:/app")],
+)
+async def test_who_named_no_cgroup_is_never_confirmed(
+    fake: FakeHost, clock: trio.testing.MockClock, holder: HolderRecord
+) -> None:
+    fake.cgroup("/app", populated=False)
+    for kill in (False, True):
+        with trio.move_on_after(3600) as scope:
+            await CgroupFence(str(fake.device), kill=kill, host=fake.host()).fence(holder)
+        assert scope.cancelled_caught
+
+
+async def test_a_host_without_cgroups(fake: FakeHost) -> None:
+    (fake.top / "proc/mounts").write_text("proc /proc proc rw 0 0\n")
+    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(named())
+    assert outcome == Outcome.failed("no cgroup v2 is mounted on this host")
+
+
+async def test_a_device_that_is_gone_confirms_nothing(fake: FakeHost) -> None:
+    fake.cgroup("/app", populated=False)
+    outcome = await CgroupFence(str(fake.top / "missing"), host=fake.host()).fence(named())
+    assert outcome.verdict is Verdict.FAILED
+    assert "fsync" in outcome.detail
+
+
+async def test_requests_in_flight_are_waited_for(
+    fake: FakeHost, clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.cgroup("/app", populated=False)
+    zero = os.stat("/dev/zero")
+    block = os.stat_result((0o60600, 1, 5, 1, 0, 0, 0, 0, 0, 0), {"st_rdev": zero.st_rdev})
+    counter = fake.top / f"sys/dev/block/{os.major(zero.st_rdev)}:{os.minor(zero.st_rdev)}/inflight"
+    counter.parent.mkdir(parents=True)
+    counter.write_text("       0        3\n")
+    real = os.stat
+    device = str(fake.device)
+    monkeypatch.setattr(
+        cgroups.os, "stat", lambda path, **more: block if path == device else real(path, **more)
+    )
+    driver = CgroupFence(device, host=fake.host())
+    done: list[Outcome] = []
+
+    async def ask() -> None:
+        done.append(await driver.fence(named()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.sleep(5)
+        assert not done
+        counter.write_text("       0        0\n")
+    assert [outcome.verdict for outcome in done] == [Verdict.CONFIRMED]
+    counter.write_text("       1        0\n")
+    outcome = await driver.fence(named())
+    assert outcome.verdict is Verdict.FAILED
+    assert "in flight" in outcome.detail
+
+
+# ---- control groups, real ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def real_cgroup() -> Iterator[Path]:
+    """A cgroup v2 of this test, below the root."""
+    try:
+        directory = cgroup_root(Host()) / f"extfs-test-{os.getpid()}"
+        directory.mkdir()
+    except (CgroupError, OSError) as error:
+        pytest.skip(f"no cgroup v2 can be made here: {error}")
+    if not (directory / "cgroup.kill").exists():
+        directory.rmdir()
+        pytest.skip("this kernel has no cgroup.kill")
+    yield directory
+    (directory / "cgroup.kill").write_text("1")
+    deadline = time.monotonic() + 10
+    while "populated 1" in (directory / "cgroup.events").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    directory.rmdir()
+
+
+FORKING = "import os,time\nos.fork()\nos.setsid() if os.fork()==0 else 0\ntime.sleep(600)"
+
+
+def start_inside(directory: Path) -> subprocess.Popen[bytes]:
+    """A process with forks of its own that left its session, all in the cgroup."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"open({str(directory / 'cgroup.procs')!r}, 'w').write('0')\n{FORKING}",
+        ]
+    )
+    deadline = time.monotonic() + 20
+    while len((directory / "cgroup.procs").read_text().split()) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+async def test_a_real_cgroup_is_killed_with_its_forks(real_cgroup: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4096))
+    process = await trio.to_thread.run_sync(start_inside, real_cgroup)
+    start = start_of(process.pid)
+    holder = record(
+        1,
+        boot_id=Host().boot_id(),
+        pid=process.pid,
+        pid_start=start,
+        fence=f"cgroup:/{real_cgroup.name}",
+    )
+    assert Host().runs(process.pid, start)
+    with trio.move_on_after(1.5) as scope:
+        await CgroupFence(str(image)).fence(holder)
+    assert scope.cancelled_caught, "observing confirms while it lives"
+    outcome = await CgroupFence(str(image), kill=True).fence(holder)
+    assert outcome.verdict is Verdict.CONFIRMED, outcome
+    assert (real_cgroup / "cgroup.procs").read_text() == ""
+    assert process.wait(10) == -9
+    assert not Host().runs(process.pid, start)
+    outcome = await CgroupFence(str(image)).fence(holder)
+    assert outcome == Outcome.confirmed(f"/{real_cgroup.name} is empty")
