@@ -41,14 +41,15 @@ static int run_below(struct fs *fs, fsblock_t end, fsblock_t *start, struct quar
 	return err;
 }
 
-static int count(struct trans *t, int64_t delta)
+static int count(struct trans *t, uint64_t holder, int64_t delta)
 {
 	struct root_disk *root = fs_root(t->fs);
 	int err = trans_join(t, t->fs->root);
 
-	if (!err)
-		root->quarantined_blocks = put64(get64(root->quarantined_blocks) + (uint64_t)delta);
-	return err;
+	if (err)
+		return err;
+	root->quarantined_blocks = put64(get64(root->quarantined_blocks) + (uint64_t)delta);
+	return t->fs->layout_hooks ? t->fs->layout_hooks->quarantined(t, holder, delta) : 0;
 }
 
 int alloc_quarantine(struct trans *t, fsblock_t start, nblocks_t len, uint64_t holder)
@@ -64,7 +65,7 @@ int alloc_quarantine(struct trans *t, fsblock_t start, nblocks_t len, uint64_t h
 		return err;
 	rec = (struct quarantine_disk){ put64(len), put64(holder), put64(jrn_running(t->fs)) };
 	err = bt_insert(t, quarantine(t->fs), KEY(start, 0), &rec, sizeof(rec));
-	return err ? err : count(t, (int64_t)len);
+	return err ? err : count(t, holder, (int64_t)len);
 }
 
 /* From the end backwards, run by run; a run keeps what lies outside. */
@@ -95,7 +96,7 @@ int alloc_quarantine_release(struct trans *t, fsblock_t start, nblocks_t len)
 			err = bt_insert(t, quarantine(t->fs), KEY(end, 0), &rest, sizeof(rest));
 		}
 		if (!err)
-			err = count(t, -(int64_t)(end - from));
+			err = count(t, get64(rec.holder), -(int64_t)(end - from));
 		if (!err)
 			err = alloc_free(t, from, end - from);
 		if (err)

@@ -28,7 +28,7 @@ struct extent {
 /* Room that one step of a changing call may take; rolling calls stop when the transaction has less,
  * except for their first step. extmap_change.c says why. Beside it the caller reserves for the
  * inode's own record. */
-#define EXTMAP_STEP_BLOCKS (2 * TRANS_TREE_OP + 3 * TRANS_ALLOC_OP)
+#define EXTMAP_STEP_BLOCKS (3 * TRANS_TREE_OP + 3 * TRANS_ALLOC_OP)
 
 /* What covers file block `at`: an extent cut to begin there, or a hole up to the next extent. len
  * <= max. */
@@ -52,6 +52,10 @@ int extmap_remove(struct trans *t, struct inode *in, enum fork fork, fileblk_t f
  * ones at `to`, state written; the old lose a reference. */
 int extmap_remap(struct trans *t, struct inode *in, enum fork fork, fileblk_t file, nblocks_t len,
 		 fsblock_t to);
+/* What the staging fork maps at [file, file + len) (part of one extent there, and part of one extent or hole
+ * of the data fork) moves to the data fork, written; what was there loses a reference. Costs two steps:
+ * 2 * EXTMAP_STEP_BLOCKS. */
+int extmap_promote(struct trans *t, struct inode *in, fileblk_t file, nblocks_t len);
 /* Allocate unwritten extents for every hole in [file, file + len); stops like extmap_remove; *done
  * as in set_state. With EXT_F_LAYOUT in flags or 0. -ENOSPC, -ERR_BUSY_BLOCKS: only when nothing
  * was done, else it stops short. */

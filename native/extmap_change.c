@@ -5,7 +5,7 @@
  * Reservation. One step changes at most three neighbouring records to at most five: two leaves, a
  * split with its new node, their parent and the root block (TRANS_TREE_OP), the allocation of that
  * node (TRANS_ALLOC_OP), the same for the refcount tree where blocks are shared, and one allocation
- * or free of data blocks (TRANS_ALLOC_OP). Together EXTMAP_STEP_BLOCKS. Steps share most blocks
+ * or free of data blocks (TRANS_ALLOC_OP) or their record in quarantine (TRANS_TREE_OP, TRANS_ALLOC_OP). Together EXTMAP_STEP_BLOCKS. Steps share most blocks
  * (the root block, the AG headers, leaves), so a rolling operation that stops when less than that
  * is left of its reservation does many steps in a transaction: see trans_room(). The first step of
  * a call is always done: callers begin their transaction with at least EXTMAP_STEP_BLOCKS for it.
@@ -35,11 +35,16 @@ static int count_blocks(struct trans *t, struct inode *in, int64_t delta)
 	return err;
 }
 
+/* The one place where blocks lose a mapping. What nobody maps any more becomes free, or, while a lost
+ * holder can reach it, goes to quarantine (layout.h invariant 3). */
 static int drop_blocks(struct trans *t, struct inode *in, fsblock_t block, nblocks_t len)
 {
+	const struct layout_hooks *hooks = in->fs->layout_hooks;
+	uint64_t holder = hooks ? hooks->drop_holder(in->fs, in) : 0;
+
 	if (in->core.flags & INODE_F_SHARED)
-		return refcount_drop(t, block, len, 0);
-	return alloc_free(t, block, len);
+		return refcount_drop(t, block, len, holder);
+	return holder ? alloc_quarantine(t, block, len, holder) : alloc_free(t, block, len);
 }
 
 /* The record that ends at `file`, if `at` would continue it and it is worth looking for. */
@@ -219,6 +224,37 @@ int extmap_remap(struct trans *t, struct inode *in, enum fork fork, fileblk_t fi
 	piece.flags = 0;
 	err = replace_piece(t, in, fork, &whole, piece);
 	return err ? err : drop_blocks(t, in, from, len);
+}
+
+int extmap_promote(struct trans *t, struct inode *in, fileblk_t file, nblocks_t len)
+{
+	struct extmap_edit ed = { .nold = 0 };
+	struct extent staged, piece, old;
+	int err = extmap_find(in, FORK_STAGING, file, BT_LE, &staged);
+
+	xassert(len);
+	if (err == -ENOENT || (!err && extent_end(&staged) < file + len))
+		return -ERR_MAP_OVERLAP;
+	if (!err)
+		err = extmap_lookup(in, FORK_DATA, file, len, &old);
+	if (err)
+		return err;
+	if (old.len != len)
+		return -ERR_MAP_OVERLAP;
+	piece = extent_part(&staged, file, file + len);
+	piece.state = EXT_WRITTEN;
+	piece.flags = 0;
+	edit_old(&ed, &staged);
+	edit_new(&ed, extent_part(&staged, staged.file, file));
+	edit_new(&ed, extent_part(&staged, file + len, extent_end(&staged)));
+	err = extmap_apply(t, in, FORK_STAGING, &ed);
+	if (!err)
+		err = count_blocks(t, in, -(int64_t)len);
+	if (err)
+		return err;
+	if (old.state == EXT_HOLE)
+		return extmap_add(t, in, FORK_DATA, &piece);
+	return extmap_remap(t, in, FORK_DATA, file, len, piece.block);
 }
 
 /* Where the blocks of the hole at `file` should go: behind what is before it in the file. */

@@ -14,6 +14,7 @@
 #include "heartbeat.h"
 #include "inode.h"
 #include "journal.h"
+#include "layout.h"
 #include "log.h"
 #include "reaper.h"
 
@@ -116,6 +117,7 @@ static struct fs *fs_new(struct device *dev, const struct fs_options *opt)
 static void fs_free(struct fs *fs)
 {
 	reaper_destroy(fs);
+	layouts_destroy(fs); /* its grants hold inodes */
 	if (fs->inodes)
 		inode_table_destroy(fs);
 	if (fs->alloc)
@@ -167,6 +169,13 @@ static int open_layers(struct fs *fs)
 		err = alloc_open(fs);
 	if (!err)
 		err = inode_table_create(fs);
+	if (!err)
+		err = reaper_prepare(fs);
+	/* Who held what before: known before anything is freed. */
+	if (!err)
+		err = layouts_open(fs);
+	if (!err)
+		fs->layout_hooks = &layouts_hooks;
 	return err;
 }
 
@@ -182,6 +191,8 @@ static int start_threads(struct fs *fs)
 		err = heartbeat_start(fs, fs->opt.heartbeat_ms);
 	if (!err)
 		err = reaper_start(fs);
+	if (!err)
+		err = layouts_start(fs);
 	return err;
 }
 
@@ -197,7 +208,10 @@ int fs_open(struct device *dev, const struct fs_options *opt, struct fs **out)
 	if (!err)
 		err = start_threads(fs);
 	if (err) {
+		atomic_store(&fs->shutdown, true);
 		jrn_abandon(fs);
+		layouts_stop(fs);
+		reaper_stop(fs);
 		heartbeat_stop(fs, true);
 		fs_free(fs);
 		return err;
@@ -211,6 +225,7 @@ int fs_close(struct fs *fs)
 	struct device *dev = fs->dev;
 	int err = 0;
 
+	layouts_stop(fs);
 	if (!fs->read_only) {
 		reaper_stop(fs);
 		write_last_lazy_times(fs);
@@ -233,6 +248,7 @@ void fs_abandon(struct fs *fs)
 		 * wait for it, ends. */
 		atomic_store(&fs->shutdown, true);
 		jrn_abandon(fs);
+		layouts_stop(fs);
 		reaper_stop(fs);
 		heartbeat_stop(fs, false);
 	}

@@ -46,6 +46,19 @@ struct cache_ops {
 	void (*attributes)(void *arg, inum_t ino);
 };
 
+/* What the modules of files and free space ask those of layouts, which lie above them. Set once at mount; NULL: nobody holds
+ * layouts. */
+struct inode;
+struct trans;
+struct layout_hooks {
+	/* Under which holder's name the blocks that `in` maps no more go to quarantine; 0: they become free. In a transaction. */
+	uint64_t (*drop_holder)(struct fs *fs, const struct inode *in);
+	/* In a transaction: so many blocks went to quarantine under this name, or (negative) left it. 0 or a code. */
+	int (*quarantined)(struct trans *t, uint64_t holder, int64_t blocks);
+	/* The last name and the last open are gone, a segment is left. No locks held. */
+	void (*unlinked)(struct inode *in);
+};
+
 struct fs_options {
 	bool read_only;
 	uint64_t cache_bytes;    /* metadata cache; default 64 MiB */
@@ -87,6 +100,7 @@ struct fs {
 	struct heartbeat *heartbeat;
 	struct layouts *layouts;
 	const struct seg_hooks *seg_hooks;
+	const struct layout_hooks *layout_hooks;
 	const struct cache_ops *cache_ops; /* set and cleared with nothing under way */
 	void *cache_arg;
 	_Atomic uint64_t next_map_gen;

@@ -87,9 +87,11 @@ struct inode *inode_ref(struct inode *in);
  * user. The reaper's own scan of the orphan tree is therefore inode_get() and inode_put() of each
  * number. A transaction's inodes are put after its end. */
 void inode_put(struct inode *in);
-/* An open file: a reference that is also counted in `opens`. */
+/* An open file: a reference that is also counted in `opens`. The last close of a nameless one asks holders for
+ * their layouts; so not with fs->lock held. */
 void inode_open(struct inode *in);
 void inode_close(struct inode *in);
+bool inode_is_open(struct inode *in);
 
 /* FUSE lookup counts. forget returns true when the count reached 0. */
 void inode_lookup_add(struct fs *fs, inum_t ino, uint64_t n);

@@ -405,15 +405,13 @@ struct inode *inode_ref(struct inode *in)
 	return in;
 }
 
-static void put_counted(struct inode *in, bool opened)
+static void put_counted(struct inode *in)
 {
 	struct inode_table *it = in->fs->inodes;
 	struct inode *victims = NULL;
 	bool orphan = false;
 
 	pthread_mutex_lock(&it->mutex);
-	xassert(!opened || in->opens > 0);
-	in->opens -= opened;
 	xassert(in->refs > in->opens);
 	if (--in->refs == 0) {
 		if (in->deleted || in->dying) {
@@ -439,7 +437,7 @@ static void put_counted(struct inode *in, bool opened)
 
 void inode_put(struct inode *in)
 {
-	put_counted(in, false);
+	put_counted(in);
 }
 
 void inode_open(struct inode *in)
@@ -453,9 +451,35 @@ void inode_open(struct inode *in)
 	pthread_mutex_unlock(&it->mutex);
 }
 
+bool inode_is_open(struct inode *in)
+{
+	struct inode_table *it = in->fs->inodes;
+	bool open;
+
+	pthread_mutex_lock(&it->mutex);
+	open = in->opens > 0;
+	pthread_mutex_unlock(&it->mutex);
+	return open;
+}
+
 void inode_close(struct inode *in)
 {
-	put_counted(in, true);
+	struct inode_table *it = in->fs->inodes;
+	bool last, nameless = false;
+
+	/* The open goes first, its reference later: in between the holders of layouts are told. */
+	pthread_mutex_lock(&it->mutex);
+	xassert(in->opens > 0);
+	last = --in->opens == 0;
+	pthread_mutex_unlock(&it->mutex);
+	if (last && in->fs->layout_hooks && seg_any(in)) {
+		fs_rdlock(in->fs);
+		nameless = in->core.nlink == 0;
+		fs_unlock(in->fs);
+	}
+	if (nameless)
+		in->fs->layout_hooks->unlinked(in);
+	put_counted(in);
 }
 
 void inode_table_withdraw(struct inode *in)

@@ -175,9 +175,9 @@ struct grant_look {
 	enum layout_iomode iomode;
 	unsigned flags; /* LAYOUT_F_ATOMIC */
 };
-/* Grants of one inode from *offset on. */
+/* Grants of one inode, in order of offset. *offset is a cursor: 0 to begin with, UINT64_MAX when there are no more. */
 unsigned grant_list(struct inode *in, uint64_t *offset, struct grant_look *out, unsigned n);
-/* Inodes that have grants, in order of number, above *ino. */
+/* Inodes that have grants, in order of number, above *ino, which becomes the last. */
 unsigned grant_inodes(struct fs *fs, inum_t *ino, inum_t *out, unsigned n);
 
 /* ---- what else there is ---- */
@@ -194,8 +194,7 @@ void layout_map_asked(struct inode *in);
 /* Under which name blocks unmapped from this inode go to quarantine; 0: nobody lost can reach them.
  * fs->lock held. QUARANTINE_ANY: more than one. */
 uint64_t layouts_lost_holder(struct fs *fs, inum_t ino);
-/* Where blocks go that `in` maps no more: 0: free space; else quarantine, under this name. In a transaction. */
-uint64_t layouts_drop_holder(struct fs *fs, const struct inode *in);
+extern const struct layout_hooks layouts_hooks; /* fs.h */
 
 /* The clock of deadlines: monotonic, or, once set, virtual (tests): ns. Setting it wakes the thread. */
 uint64_t layouts_now(struct fs *fs);

@@ -12,6 +12,7 @@
 #include <bsd/sys/queue.h>
 #include <bsd/sys/tree.h>
 
+#include "extmap.h"
 #include "layout.h"
 
 struct holder;
@@ -27,6 +28,8 @@ struct grant {
 	 * to change it. A split copies it */
 	uint64_t recalled_start, recalled_end, recalled_at;
 	TAILQ_ENTRY(grant) of_holder;
+	bool indexed;                /* in layouts->by_inode: one grant of each inode that has any; mutex */
+	RB_ENTRY(grant) by_inode;
 	struct grant *next_dead; /* in a grant_list */
 };
 #define GRANT_F_GHOST 0x1000u /* of before the restart: stands for everything that the holder could have had of the inode; what
@@ -100,7 +103,9 @@ struct layouts {
 	uint64_t nlost;
 	RB_HEAD(lost_tree, lost_inode) lost; /* fs->lock, not the mutex */
 	_Atomic uint64_t lost_count;         /* of lost: 0 is the fast way */
+	_Atomic bool shared_reachable;       /* layout_release.c */
 	_Atomic uint64_t next_seq;           /* of grants */
+	RB_HEAD(grant_tree, grant) by_inode; /* grant.c; mutex */
 	struct seg *due_head, *due_tail;     /* parked segments in order of deadline; mutex */
 	unsigned due_own;                    /* of them, operations of the thread */
 	RB_HEAD(timed_tree, timed) timed;    /* mutex */
@@ -171,16 +176,21 @@ int pin_timer(struct layouts *ls, inum_t ino, uint64_t holder, uint64_t until);
  * held, and the mutex. */
 void recall_answered(struct layouts *ls, struct grant *g, uint64_t start, uint64_t end);
 
-/* ---- grant.c ---- */
-/* From the held op segment `s` to a grant: cuts what this holder has of the same kind in the range, adds one grant. spare:
- * allocated before (grant_alloc), two more for a cut in the middle; what was not used is freed by the caller.
- * in->lock held; layouts->mutex not. */
+/* ---- grant.c ---- in->lock held, layouts->mutex not, unless said otherwise */
+/* No lock needed. */
 struct grant *grant_alloc(void);
 void grant_free(struct grant *g);
-void grant_add_locked(struct inode *in, struct holder *h, struct seg *s, enum seg_kind kind, uint64_t start, uint64_t end,
-		      unsigned flags, struct grant *spare[3], struct grant_list *dead);
-/* Take [start, end) from the holder's grants of the kinds (bit mask): whole ones go to dead, others shrink or split (spare as
- * above, one is enough: only one can be cut in the middle). Returns bytes taken. in->lock held. */
+/* From the held op segment `s` to a grant: cuts what this holder has of the same kind in [start, end), adds one grant and
+ * returns it. spare[0] becomes it (`until` as the caller set it), spare[1] may be needed for a cut in the middle (NULL: memory
+ * is got then); what was used is set to NULL, the rest is freed by the caller. Its seq, which is also seg.order, is the
+ * newest. */
+struct grant *grant_add_locked(struct inode *in, struct holder *h, struct seg *s, enum seg_kind kind, uint64_t start,
+			       uint64_t end, unsigned flags, struct grant *spare[3], struct grant_list *dead);
+/* At mount: everything of the inode, as a GHOST. g becomes it. 0 or -ENOMEM. */
+int grant_ghost_locked(struct inode *in, struct holder *h, enum seg_kind kind, struct grant *g);
+/* Take [start, end) from the holder's grants of the kinds (bit mask): whole ones go to dead, others shrink or split. An ATOMIC
+ * one goes whole or stays as it is. *spare: used for a cut in the middle, of which there is at most one for each kind; more is
+ * got when needed (no memory: that grant stays as it is). Returns bytes taken, at most UINT64_MAX. */
 uint64_t grant_cut_locked(struct inode *in, uint64_t holder, unsigned kinds, uint64_t start, uint64_t end,
 			  struct grant **spare, struct grant_list *dead);
 void grant_list_free(struct fs *fs, struct grant_list *dead); /* no lock held: puts inodes */
@@ -204,6 +214,8 @@ int holder_quarantined(struct trans *t, uint64_t id, int64_t blocks);
 int holders_load(struct fs *fs); /* at mount: records -> LOST holders; GONE ones on the release list */
 /* In a transaction: remove the record, and with the commit the object, whose users are 0; posts HOLDER_GONE. */
 int holder_forget(struct trans *t, struct holder *h);
+/* mutex held. FENCE_WANTED to the daemon, once, if it is LOST and can reach something. */
+void holder_tell_fence(struct layouts *ls, struct holder *h);
 /* Thread: what has been waiting for its time. */
 void holders_drop_idle(struct layouts *ls);
 void holders_destroy(struct layouts *ls);

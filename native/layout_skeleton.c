@@ -54,3 +54,4 @@ WEAK int layouts_event_fd(struct fs *fs) { return -1; }
 WEAK struct layout_counters *layouts_counters(struct fs *fs) { static struct layout_counters none; return &none; }
 WEAK void layouts_latency(struct fs *fs, enum latency_of of, uint64_t out[LATENCY_BUCKETS]) { memset(out, 0, LATENCY_BUCKETS * sizeof(*out)); }
 WEAK void layouts_note_latency(struct fs *fs, enum latency_of of, uint64_t ns) {}
+WEAK int holder_quarantined(struct trans *t, uint64_t id, int64_t blocks) { return 0; }

@@ -17,6 +17,7 @@
 #include "alloc.h"
 #include "btree.h"
 #include "errors.h"
+#include "segment.h"
 #include "namei_priv.h"
 
 /* An insert into the inode tree and one into the entries; the directory's own record in another
@@ -105,6 +106,19 @@ int namei_drop_link(struct trans *t, struct inode *in)
 	if (in->core.nlink == 0)
 		err = inode_orphan_add(t, in);
 	return err ? err : inode_write(t, in);
+}
+
+void namei_unlinked(struct inode *in)
+{
+	bool nameless;
+
+	if (!in->fs->layout_hooks || !seg_any(in))
+		return;
+	fs_rdlock(in->fs);
+	nameless = in->core.nlink == 0;
+	fs_unlock(in->fs);
+	if (nameless && !inode_is_open(in))
+		in->fs->layout_hooks->unlinked(in);
 }
 
 int namei_end(struct trans *t, int err)
@@ -407,6 +421,8 @@ static int remove_name(struct inode *dir, const char *name, size_t len, bool wan
 		return err;
 	t.alloc_flags |= ALLOC_USE_RESERVE;
 	err = namei_end(&t, remove_in(&t, dir, name, len, want_dir, &in));
+	if (!err)
+		namei_unlinked(in);
 	if (!err && victim)
 		*victim = in;
 	else if (in)

@@ -26,6 +26,9 @@ int namei_subdir_del(struct inode *dir);
 /* A joined inode lost a name: link count, ctime, orphan list; written. A directory loses its last
  * one. */
 int namei_drop_link(struct trans *t, struct inode *in);
+/* After that transaction, without fs->lock: when that was the last name and nobody has the file open, the
+ * holders of its layouts are asked for them. */
+void namei_unlinked(struct inode *in);
 /* Commit, or cancel on an error; returns err. */
 int namei_end(struct trans *t, int err);
 

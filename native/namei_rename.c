@@ -191,6 +191,8 @@ int namei_rename(struct inode *from, const char *name, size_t len, struct inode 
 	if (err)
 		return err;
 	err = namei_end(&t, rename_in(&t, &r));
+	if (!err && r.victim && r.victim != r.moved)
+		namei_unlinked(r.victim);
 	if (!err && victim && r.victim && r.victim != r.moved && !(flags & RENAME_F_EXCHANGE)) {
 		*victim = r.victim;
 		r.victim = NULL;

@@ -28,6 +28,7 @@
 #define SCAN_BATCH 64u
 #define XATTRS_A_TRANS 16u
 #define PARTS_A_TRANS 8u
+#define EXPOSURES_A_TRANS 32u
 #define GATHER_MAX 256u
 #define GATHER_NS 5000000
 
@@ -184,6 +185,40 @@ static int free_symlink(struct trans *t, struct item *it, bool *gone)
 	return 1;
 }
 
+/* What holders were told of it: nobody can ask for it any more. Their blocks have gone to quarantine. */
+static int free_exposures(struct trans *t, struct item *it, bool *gone)
+{
+	struct tree tree = fs_tree(t->fs, TREE_EXPOSURE);
+
+	for (unsigned n = 0; n < EXPOSURES_A_TRANS; n++) {
+		struct bt_cursor c;
+		struct key key;
+		int rc;
+
+		bt_cursor_init(&c, tree);
+		rc = bt_seek(&c, KEY(it->in->ino, 0), BT_GE);
+		key = rc ? KEY_MIN : bt_key(&c);
+		bt_cursor_release(&c);
+		if (rc == -ENOENT || (!rc && key.hi != it->in->ino))
+			return 0;
+		if (!rc)
+			rc = bt_delete(t, tree, key);
+		if (rc)
+			return rc;
+	}
+	return 1;
+}
+
+static bool any_exposures(struct fs *fs)
+{
+	bool any;
+
+	fs_rdlock(fs);
+	any = bt_records(fs_tree(fs, TREE_EXPOSURE)) != 0;
+	fs_unlock(fs);
+	return any;
+}
+
 static int delete_inode(struct trans *t, struct item *it, bool *gone)
 {
 	*gone = true;
@@ -193,11 +228,13 @@ static int delete_inode(struct trans *t, struct item *it, bool *gone)
 static int reap_orphan(struct reaper *rp, struct item *it)
 {
 	static const piece_fn pieces[] = { free_staging, free_data, free_xattrs, free_symlink,
-					   delete_inode };
+					   free_exposures, delete_inode };
 	int rc = 0;
 
 	for (unsigned i = 0; i < ARRAY_LEN(pieces) && !rc; i++) {
 		if (pieces[i] == free_symlink && (it->in->core.mode & 0170000) != 0120000)
+			continue;
+		if (pieces[i] == free_exposures && !any_exposures(rp->fs))
 			continue;
 		rc = roll(rp, it, pieces[i]);
 	}
@@ -488,7 +525,7 @@ static int take_intents(struct reaper *rp)
 	}
 }
 
-int reaper_start(struct fs *fs)
+int reaper_prepare(struct fs *fs)
 {
 	pthread_condattr_t attr;
 	struct reaper *rp;
@@ -509,13 +546,22 @@ int reaper_start(struct fs *fs)
 	atomic_store(&rp->busy, 1);
 	fs->reaper = rp;
 	rc = take_intents(rp);
-	if (!rc)
-		rc = -pthread_create(&rp->thread, NULL, reaper_main, rp);
-	rp->running = !rc;
-	if (rc) {
-		reaper_stop(fs);
+	if (rc)
 		reaper_destroy(fs);
-	}
+	return rc;
+}
+
+int reaper_start(struct fs *fs)
+{
+	struct reaper *rp = fs->reaper;
+	int rc;
+
+	if (!rp)
+		return 0;
+	rc = -pthread_create(&rp->thread, NULL, reaper_main, rp);
+	rp->running = !rc;
+	if (rc)
+		reaper_destroy(fs);
 	return rc;
 }
 

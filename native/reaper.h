@@ -16,7 +16,11 @@
 
 #include "inode.h"
 
-/* Starts the thread and has it go through TREE_INTENT and TREE_ORPHAN. Not on a read-only mount. */
+/* Takes the intents of TREE_INTENT, with their segments: before the grants of before the restart enter the trees, which
+ * would keep them out. Nothing on a read-only mount. */
+int reaper_prepare(struct fs *fs);
+/* Starts the thread, which works off the intents and goes through TREE_ORPHAN: after layouts_open(), which knows what must
+ * not become free. */
 int reaper_start(struct fs *fs);
 /* Finishes the transaction it is in, then stops; what is left stays on disk. */
 void reaper_stop(struct fs *fs);
