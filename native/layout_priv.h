@@ -43,7 +43,7 @@ struct holder {
 	struct holder_spec spec;
 	enum holder_state state;
 	struct event_sink *sink; /* NULL: LOST without anybody to tell */
-	TAILQ_HEAD(, grant) grants;
+	TAILQ_HEAD(grant_queue, grant) grants;
 	uint64_t ngrants;
 	uint64_t quarantined;  /* blocks in TREE_QUARANTINE under its id */
 	uint64_t recalls, missed;

@@ -22,6 +22,7 @@ STEP(file_exchange_start)
 STEP(file_shift_start)
 STEP(file_dedupe_start)
 
+WEAK uint64_t layouts_next_seq(struct layouts *ls) { return atomic_fetch_add(&ls->next_seq, 1); }
 WEAK int layouts_open(struct fs *fs) { return 0; }
 WEAK int layouts_start(struct fs *fs) { return 0; }
 WEAK void layouts_stop(struct fs *fs) {}
@@ -44,8 +45,6 @@ WEAK int holder_lost(struct fs *fs, uint64_t id) { return -ENOENT; }
 WEAK int holder_gone(struct fs *fs, uint64_t id) { return -ENOENT; }
 WEAK int holder_fenced(struct fs *fs, uint64_t id) { return -ENOENT; }
 WEAK unsigned holder_list(struct fs *fs, uint64_t *id, struct holder_look *out, unsigned n) { return 0; }
-WEAK unsigned grant_list(struct inode *in, uint64_t *offset, struct grant_look *out, unsigned n) { return 0; }
-WEAK unsigned grant_inodes(struct fs *fs, inum_t *ino, inum_t *out, unsigned n) { return 0; }
 WEAK void revoke_start(struct layouts *ls, struct inode *in, uint64_t holder, uint64_t start, uint64_t end) { inode_put(in); }
 WEAK void release_start(struct layouts *ls, uint64_t holder) {}
 WEAK void trim_start(struct layouts *ls, struct inode *in) { inode_put(in); }

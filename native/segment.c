@@ -9,9 +9,10 @@
  *  1. No two held segments clash, except grants that were added without a segment (a restart).
  *  2. A parked segment clashes with a held one or with one before it in the queue.
  *  3. The queue is in order of arrival, behind those that were put at its head.
- *  4. Each kind has a treap: ordered by (start, order), heap by a random priority. Every node knows
- *     the greatest end, the least and the greatest holder of its subtree. Grants are in a second
- *     one for their kind as well, ordered by (holder, start, order).
+ *  4. Each kind has a treap: ordered by (start, order, holder, kind), which no two have in common,
+ *     heap by a random priority. Every node knows the greatest end, the least and the greatest
+ *     holder of its subtree. Grants are in a second one for their kind as well, where the holder
+ *     comes first.
  *  5. `present` has a bit for every kind that has a treap: an inode without grants pays nothing for
  *     the kinds of grants.
  *
@@ -103,7 +104,11 @@ static bool before(const struct seg *a, const struct seg *b, unsigned by)
 		return a->holder < b->holder;
 	if (a->start != b->start)
 		return a->start < b->start;
-	return a->order < b->order;
+	if (a->order != b->order)
+		return a->order < b->order;
+	if (a->holder != b->holder)
+		return a->holder < b->holder;
+	return a->kind < b->kind;
 }
 
 static void pull_holders(struct seg *n)
@@ -208,11 +213,7 @@ static bool too_low(const struct overlap_query *q, const struct seg *n)
 {
 	if (q->by == BY_HOLDER && n->holder != q->holder)
 		return n->holder < q->holder;
-	if (!q->after)
-		return false;
-	if (n->start != q->after->start)
-		return n->start < q->after->start;
-	return n->order <= q->after->order;
+	return q->after && !before(q->after, n, BY_START);
 }
 
 /* The first of the subtree, in its order. */

@@ -65,7 +65,9 @@ struct seg {
 	struct op *op;   /* grants: NULL */
 	bool recalled;   /* parked, and hooks->recall() was called for it */
 	int err;         /* seg_fail(): why it was taken out of the queue */
-	uint64_t order;  /* arrival; of a grant: what its maker says (its sequence number), or, for 0, arrival */
+	/* arrival; of a grant: what its maker says (its sequence number), or, for 0, arrival. No two
+	 * grants of one holder and kind have both start and order in common. */
+	uint64_t order;
 	/* held: links of the treap of its kind and, grants only, of the one by holder */
 	struct seg_link {
 		struct seg *left, *right;
@@ -128,7 +130,8 @@ int seg_grant_locked(struct inode *in, struct seg *s, struct seg *grant);
 void seg_ungrant_locked(struct inode *in, struct seg *grant);
 void seg_shrink_locked(struct inode *in, struct seg *grant, uint64_t start, uint64_t end);
 /* Of kind (a bit mask of 1u << SEG_GRANT_*) and holder (0: any), the first grant in order of
- * (start, order) that overlaps [start, end) and comes after `prev` (NULL: the first), of which only these two are looked at. O(log n). */
+ * (start, order, holder, kind) that overlaps [start, end) and comes after `prev` (NULL: the first),
+ * of which only these four are looked at. O(log n). */
 struct seg *seg_next_grant_locked(struct inode *in, unsigned kinds, uint64_t holder, uint64_t start,
 				  uint64_t end, struct seg *prev);
 /* Do RW grants of this holder cover all of [start, end)? Newest order among them to *newest. */

@@ -564,6 +564,37 @@ static void a_grant_in_front_of_waiters(void **state)
 	seg_release(&file, &actors[2].seg);
 }
 
+/* Ghosts: the same range and the same number, but another holder or kind. */
+static void equal_places(void **state)
+{
+	uint64_t newest;
+
+	pthread_mutex_lock(&file.lock);
+	for (unsigned i = 0; i < GRANTS; i++) {
+		seg_init(&grants[i], SEG_FIRST_GRANT + i % 3, 0, UINT64_MAX, NULL);
+		grants[i].holder = 1 + i / 3;
+		grants[i].order = 1;
+		assert_int_equal(seg_grant_locked(&file, NULL, &grants[i]), 0);
+	}
+	for (unsigned left = GRANTS; left; left--) {
+		struct seg *s = NULL;
+		unsigned seen = 0, victim = 7 * left % GRANTS;
+
+		while ((s = seg_next_grant_locked(&file, 7u << SEG_FIRST_GRANT, 0, 5, 6, s)))
+			seen++;
+		assert_int_equal(seen, left);
+		while (grants[victim].state != SEG_HELD)
+			victim = (victim + 1) % GRANTS;
+		s = seg_next_grant_locked(&file, 1u << grants[victim].kind, grants[victim].holder, 5,
+					  6, NULL);
+		assert_ptr_equal(s, &grants[victim]);
+		assert_int_equal(seg_covered_locked(&file, s->holder, 5, 6, &newest),
+				 grants[(s->holder - 1) * 3 + 1].state == SEG_HELD);
+		seg_ungrant_locked(&file, s);
+	}
+	pthread_mutex_unlock(&file.lock);
+}
+
 /* ---- cost ----------------------------------------------------------------------------------- */
 
 #define MANY 100000u
@@ -703,6 +734,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(first_come_first_served, setup, teardown),
 		cmocka_unit_test_setup_teardown(head_of_the_queue, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_grant_in_front_of_waiters, setup, teardown),
+		cmocka_unit_test_setup_teardown(equal_places, setup, teardown),
 		cmocka_unit_test_setup_teardown(many_grants_are_cheap, setup, teardown),
 		cmocka_unit_test_setup_teardown(threads_exclude_each_other, setup, teardown),
 	};
