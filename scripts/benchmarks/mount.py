@@ -80,7 +80,7 @@ JOBS = [
     Job("bw", "buffered sequential write", "MiB/s", (*BUFFERED, "--rw=write", "--bs=128k")),
     Job("fs", "4 KiB write + fsync", "iops", (*BUFFERED, "--rw=randwrite", "--bs=4k", "--fsync=1")),
 ]
-NAME_PHASES = ["create", "stat", "readdir", "rename", "unlink"]
+NAME_PHASES = ["create", "stat", "readdir", "list", "rename", "unlink"]
 
 
 def fio(target: Target, job: Job, seconds: float, size_mib: int) -> float:
@@ -187,6 +187,7 @@ def run(
         shutil.rmtree(work, ignore_errors=True)
     titles = {job.name: (job.title, job.unit) for job in chosen}
     titles.update({phase: (f"{phase} of {files} files", "ops/s") for phase in NAME_PHASES})
+    titles["list"] = (f"readdir and stat of {files} files", "ops/s")
     medians = {
         job: {name: statistics.median(values) for name, values in by_target.items()}
         for job, by_target in samples.items()

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * names.c DIRECTORY COUNT: create, stat, readdir, rename and unlink COUNT empty files; operations a second as JSON.
+ * names.c DIRECTORY COUNT: create, stat, readdir, list, rename and unlink COUNT empty files; operations a second as JSON.
  * stat is of files just made: where the kernel may keep attributes it measures the kernel's cache.
+ * readdir is the first listing of a directory that changed; list is the next, with a stat of every entry, as ls -l does.
  */
 #include <dirent.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -25,14 +27,31 @@ static void fail(const char *what)
 	exit(1);
 }
 
+static void list(int count, bool with_attributes)
+{
+	struct dirent *ent;
+	struct stat st;
+	int seen = 0;
+	DIR *dir = opendir(".");
+
+	if (!dir)
+		fail("opendir");
+	for (; (ent = readdir(dir)); seen++)
+		if (with_attributes && fstatat(dirfd(dir), ent->d_name, &st, AT_SYMLINK_NOFOLLOW))
+			fail("fstatat");
+	closedir(dir);
+	if (seen != count + 2) {
+		fprintf(stderr, "readdir saw %d entries of %d\n", seen, count + 2);
+		exit(1);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	char name[64], other[64];
 	struct stat st;
-	struct dirent *ent;
-	double start, t[5];
-	int count, i, fd, seen = 0;
-	DIR *dir;
+	double start, t[6];
+	int count, i, fd;
 
 	if (argc != 3)
 		return 2;
@@ -59,17 +78,12 @@ int main(int argc, char **argv)
 	t[1] = now() - start;
 
 	start = now();
-	dir = opendir(".");
-	if (!dir)
-		fail("opendir");
-	while ((ent = readdir(dir)))
-		seen++;
-	closedir(dir);
-	if (seen != count + 2) {
-		fprintf(stderr, "readdir saw %d entries of %d\n", seen, count + 2);
-		return 1;
-	}
+	list(count, false);
 	t[2] = now() - start;
+
+	start = now();
+	list(count, true);
+	t[3] = now() - start;
 
 	start = now();
 	for (i = 0; i < count; i++) {
@@ -78,7 +92,7 @@ int main(int argc, char **argv)
 		if (rename(name, other))
 			fail("rename");
 	}
-	t[3] = now() - start;
+	t[4] = now() - start;
 
 	start = now();
 	for (i = 0; i < count; i++) {
@@ -86,9 +100,9 @@ int main(int argc, char **argv)
 		if (unlink(other))
 			fail("unlink");
 	}
-	t[4] = now() - start;
+	t[5] = now() - start;
 
-	printf("{\"create\": %.1f, \"stat\": %.1f, \"readdir\": %.1f, \"rename\": %.1f, \"unlink\": %.1f}\n",
-	       count / t[0], count / t[1], count / t[2], count / t[3], count / t[4]);
+	printf("{\"create\": %.1f, \"stat\": %.1f, \"readdir\": %.1f, \"list\": %.1f, \"rename\": %.1f, \"unlink\": %.1f}\n",
+	       count / t[0], count / t[1], count / t[2], count / t[3], count / t[4], count / t[5]);
 	return 0;
 }
