@@ -137,7 +137,13 @@ FOREIGN = {
 
 
 @fuse
-@pytest.mark.parametrize("kind", [*FOREIGN, "extfs"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pytest.param(kind, marks=[pytest.mark.slow] * (kind != "ext4")) for kind in FOREIGN),
+        "extfs",
+    ],
+)
 def test_another_filesystem_is_not_overwritten(
     make_loop: Loop, extfs: ExtfsRunner, target: Path, kind: str
 ) -> None:

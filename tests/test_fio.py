@@ -131,7 +131,19 @@ def remount(mounted: Mounted, extfs: ExtfsRunner, mount: Callable[..., Mounted])
     return mount(mounted.device)
 
 
-@pytest.mark.parametrize("name", JOBS)
+# What scripts/test --fast runs: each way into the data path once.
+FAST = {
+    "random-direct-io_uring",
+    "random-buffered",
+    "random-mmap",
+    "sectors-buffered",
+    "preallocated",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in JOBS]
+)
 def test_verified(
     mounted: Mounted, extfs: ExtfsRunner, mount_extfs: Callable[..., Mounted], name: str
 ) -> None:

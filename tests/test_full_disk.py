@@ -94,7 +94,7 @@ def remounted(mounted: Mounted, extfs: ExtfsRunner, mount_extfs: Callable[..., M
     return mount_extfs(mounted.device, mountpoint=mounted.mountpoint)
 
 
-@pytest.mark.parametrize("size", [5 * MIB, 300_000, 5000])
+@pytest.mark.parametrize("size", [5 * MIB, 300_000, pytest.param(5000, marks=pytest.mark.slow)])
 def test_fill_with_data_and_delete(
     small: Mounted, extfs: ExtfsRunner, mount_extfs: Callable[..., Mounted], size: int
 ) -> None:
@@ -160,6 +160,7 @@ def fill_with_metadata(root: Path) -> int:
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_fill_with_metadata_and_delete(
     small: Mounted, extfs: ExtfsRunner, mount_extfs: Callable[..., Mounted]
 ) -> None:

@@ -300,7 +300,7 @@ def large_directory(
 def test_large_directories(
     make_image: Callable[..., Path], extfs: ExtfsRunner, mount_extfs: Callable[..., Mounted]
 ) -> None:
-    large_directory(make_image(), extfs, mount_extfs, 30_000)
+    large_directory(make_image(), extfs, mount_extfs, 10_000)
 
 
 @pytest.mark.slow

@@ -60,7 +60,9 @@ def test_long_programs_on_the_core(formatted: core.SimDevice, seed: int) -> None
 
 
 @pytest.mark.fuse
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))]
+)
 def test_long_programs_on_a_mount(
     extfs: Any, loop_device: Any, mount_extfs: Callable[..., Any], seed: int
 ) -> None:

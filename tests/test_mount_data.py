@@ -54,14 +54,15 @@ def test_what_was_written_is_read(path: Path) -> None:
     assert path.stat().st_blocks * 512 >= len(content)
 
 
-def test_random_writes_agree_with_a_model(path: Path) -> None:
+@pytest.mark.parametrize(("seed", "steps"), [(7, 60), pytest.param(8, 300, marks=pytest.mark.slow)])
+def test_random_writes_agree_with_a_model(path: Path, seed: int, steps: int) -> None:
     """Buffered and direct writes, truncates and reads at random places against a bytearray."""
-    rng = random.Random(7)
+    rng = random.Random(seed)
     model = bytearray()
     buffered = os.open(path, os.O_RDWR | os.O_CREAT)
     direct = os.open(path, os.O_RDWR | os.O_DIRECT)
     aligned = mmap.mmap(-1, 64 * BLOCK)
-    for _ in range(300):
+    for _ in range(steps):
         kind = rng.random()
         if kind < 0.4:
             at, content = rng.randrange(MIB), rng.randbytes(rng.randrange(1, 20_000))
