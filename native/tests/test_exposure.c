@@ -150,7 +150,7 @@ static void random_changes(void **state)
 {
 	struct world *w = calloc(1, sizeof(*w));
 
-	w->f = fixture_create(16384, 8192, 1024);
+	w->f = fixture_create(16384, 16384, 1024);
 	w->rng = check_seed(4711);
 	for (unsigned n = 0; n < 6000; n++) {
 		unsigned i = check_random(&w->rng) % INODES;
@@ -189,7 +189,7 @@ static void random_changes(void **state)
 /* What a grant of 10^5 separate blocks costs: no step grows with the number of records. */
 static void many_runs(void **state)
 {
-	struct fixture *f = fixture_create(16384, 8192, 1024);
+	struct fixture *f = fixture_create(16384, 16384, 1024);
 	const unsigned n = 20000;
 	struct exposure e;
 	struct trans t;
@@ -220,7 +220,7 @@ static void impossible(void **state)
 	};
 
 	for (unsigned i = 0; i < ARRAY_LEN(bad); i++) {
-		struct fixture *f = fixture_create(16384, 8192, 1024);
+		struct fixture *f = fixture_create(16384, 16384, 1024);
 		struct exposure e;
 		struct trans t;
 
