@@ -13,6 +13,7 @@ from typing import Any
 from extfs.check import layout
 from extfs.check.attributes import Attributes, Targets
 from extfs.check.fixes import Fixes
+from extfs.check.holders import Holders
 from extfs.check.inventory import Inventory
 from extfs.check.layout import Magic
 from extfs.check.log import Log, Writer, read_log, replay
@@ -196,7 +197,10 @@ def _passes(inventory: Inventory, progress: Progress | None) -> Space:
     inventory.walker.progress = step
     space, names = Space(inventory), Names(inventory)
     attributes, targets = Attributes(inventory), Targets(inventory)
+    holders = Holders(inventory)
     inventory.read_inodes()
+    inventory.read_small_trees()
+    holders.read()
     title = "extents"
     space.read_extents()
     title = "names"
@@ -204,13 +208,13 @@ def _passes(inventory: Inventory, progress: Progress | None) -> Space:
     title = "attributes"
     attributes.read()
     targets.read()
-    inventory.read_small_trees()
     title = "links"
     names.check()
     attributes.check()
     targets.check()
     title = "space"
     space.check_extents()
+    holders.check()
     space.check_refcounts()
     space.read_ags()
     space.check_owners()

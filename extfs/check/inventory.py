@@ -109,6 +109,13 @@ class Inventory:
     orphans: set[int] = field(default_factory=set)
     intents: dict[int, dict[str, Any]] = field(default_factory=dict)
     quarantine: list[tuple[int, int]] = field(default_factory=list)
+    quarantine_holders: list[tuple[int, int]] = field(default_factory=list)
+    """(first block, holder) of each run."""
+    holders: set[int] = field(default_factory=set)
+    watched_extents: dict[int, list[tuple[int, int, int, int]]] = field(default_factory=dict)
+    """(fork, file block, device block, blocks) of the inodes that have exposures."""
+    staged_extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    """(file block, blocks) of the staging fork, by inode."""
     data_runs: list[tuple[int, int, int]] = field(default_factory=list)
     """(first block, blocks, references) of all blocks that files use, in order."""
 
@@ -247,20 +254,11 @@ class Inventory:
     # -- the small trees --
 
     def read_small_trees(self) -> None:
-        """Orphans, intents, quarantine, holders, fences, exposures, NFS clients."""
+        """Orphans, intents, quarantine, holders, fences, NFS clients."""
         self._read_orphans()
         self._read_intents()
         self._read_quarantine()
         self._read_holders()
-        for leaf in self.walker.walk(self.roots[Tree.EXPOSURE], Tree.EXPOSURE):
-            for hi, lo, offset, _length, _reserved in leaf.slots:
-                block, length, _flags, _holder = layout.EXPOSURE.codec.unpack_from(
-                    leaf.data, offset
-                )
-                if not length or block + length > self.volume.super.total_blocks:
-                    self.report.add(
-                        "EXPOSURE_SHAPE", f"exposure {hi}/{lo}", f"blocks {block} + {length}"
-                    )
         for _leaf in self.walker.walk(self.roots[Tree.NFS_CLIENT], Tree.NFS_CLIENT):
             pass
 
@@ -301,7 +299,7 @@ class Inventory:
         end = total = 0
         for leaf in self.walker.walk(self.roots[Tree.QUARANTINE], Tree.QUARANTINE):
             for hi, lo, offset, _length, _reserved in leaf.slots:
-                length, _holder, _xid = layout.QUARANTINE.codec.unpack_from(leaf.data, offset)
+                length, holder, _xid = layout.QUARANTINE.codec.unpack_from(leaf.data, offset)
                 if lo or not length or hi < end or hi + length > self.volume.super.total_blocks:
                     self.report.add(
                         "QUARANTINE_SHAPE", f"quarantine {hi}", f"{length} blocks, key {hi}/{lo}"
@@ -311,6 +309,7 @@ class Inventory:
                 end = hi + length
                 total += length
                 self.quarantine.append((hi, length))
+                self.quarantine_holders.append((hi, holder))
         if total != self.root["quarantined_blocks"] and not self.has_damage(Tree.QUARANTINE):
             self.fixes.root = True
             self.report.add(
@@ -328,6 +327,8 @@ class Inventory:
             for leaf in self.walker.walk(self.roots[tree], tree):
                 for hi, lo, offset, _length, _reserved in leaf.slots:
                     values = structure.unpack(leaf.data, offset)
+                    if tree == Tree.HOLDER:
+                        self.holders.add(hi)
                     if lo or values["state"] not in states:
                         self.report.add(
                             f"{tree.name}_SHAPE",

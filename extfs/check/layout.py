@@ -116,11 +116,33 @@ FORK_STAGING = 1
 EXT_F_LAYOUT = 1
 HEARTBEAT_CLEAN = 0
 HEARTBEAT_MOUNTED = 1
-INTENT_TYPES = {1: "free-tail", 2: "punch", 3: "unwrite", 4: "atomic", 5: "revoke"}
+INTENT_TYPES = {
+    1: "free-tail",
+    2: "punch",
+    3: "atomic",
+    4: "exchange",
+    5: "collapse",
+    6: "insert",
+}
+INTENT_STAGING = 1
+"""Flag of a punch: of the staging fork."""
+QUARANTINE_ANY = (1 << 64) - 1
+EXPOSURE_INODE = 1 << 63
+"""Bit of an exposure's key: it is about a whole inode."""
+
+
+class ExposureFlag(enum.IntFlag):
+    """Bits of exposure.flags."""
+
+    STAGING = 1
+    INODE = 2
+    RW = 4
+
+
 XATTR_PREFIXES = {1: b"user.", 2: b"trusted.", 3: b"security.", 4: b"system."}
 XNS_SYSTEM = 4
 HOLDER_KINDS = {1: "local", 2: "layout client"}
-HOLDER_STATES = {1: "live", 2: "revoked", 3: "fenced"}
+HOLDER_STATES = {1: "live", 2: "lost", 3: "gone"}
 FENCE_STATES = {1: "decided", 2: "issued", 3: "confirmed", 4: "failed"}
 
 
@@ -409,7 +431,11 @@ u32 pid
 u32 uid
 u64 pid_start
 b16 boot_id
-b80 name
+u64 key
+u32 flags
+u32 reserved
+b64 name
+b128 fence
 """,
 )
 

@@ -100,7 +100,10 @@ class Space:
                 )
             last_end = max(last_end, file_block + length)
             inv.found_blocks[row] += length
+            if hi in inv.watched_extents:
+                inv.watched_extents[hi].append((fork, file_block, block, length))
             if fork:
+                inv.staged_extents.setdefault(hi, []).append((file_block, length))
                 inv.found_flags[row] |= int(InodeFlag.STAGING)
             inv.ext_start.append(block)
             inv.ext_end.append(block + length)
