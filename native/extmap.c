@@ -8,6 +8,7 @@
 #include "errors.h"
 #include "extmap_priv.h"
 #include "fs.h"
+#include "layout.h"
 #include "refcount.h"
 
 static int damaged(const struct inode *in, const struct extent *e, int code)
@@ -203,6 +204,10 @@ int extmap_apply(struct trans *t, struct inode *in, enum fork fork, const struct
 	struct tree tree = extmap_tree(in);
 	int err = 0;
 
+	if (fork == FORK_DATA) {
+		atomic_store(&in->map_gen, atomic_fetch_add(&in->fs->next_map_gen, 1) + 1);
+		layout_map_changed(in);
+	}
 	for (unsigned i = 0; i < ed->nold && !err; i++)
 		if (!find_file(ed->new, ed->nnew, ed->old[i].file))
 			err = bt_delete(t, tree, extmap_key(in, fork, ed->old[i].file));

@@ -35,6 +35,7 @@ struct extmap_edit {
 };
 void edit_old(struct extmap_edit *ed, const struct extent *e);
 void edit_new(struct extmap_edit *ed, struct extent e);
+/* The one place where a map changes: raises in->map_gen, also when the transaction is cancelled. */
 int extmap_apply(struct trans *t, struct inode *in, enum fork fork, const struct extmap_edit *ed);
 
 #endif

@@ -3,9 +3,9 @@
  * file_copy.c - copy_file_range: whole blocks are shared where both offsets have the same place in
  * a block, the rest is read and written.
  *
- * Segments: WRITE_IO on the source (its blocks become shared: no write in place may be under way),
- * MAP on the destination; in order of inode number; one MAP over both ranges when the files are the
- * same.
+ * Segments: SHARE on the source (its blocks become shared: no write in place may be under way, by
+ * nobody), or READ_IO where no block can be shared; MAP on the destination; in order of inode
+ * number; one MAP over both ranges when the files are the same.
  *
  * Each step replaces one run of destination blocks in one transaction (unmap, share, size), so
  * after a crash every block holds what it held before or what was to be copied.
@@ -52,6 +52,12 @@ static enum step copy_fail(struct file_run *r, int rc)
 
 /* ---- segments ------------------------------------------------------------------------------- */
 
+/* Do bytes keep their place in a block? */
+static bool may_share(const struct file_op *fop)
+{
+	return ((fop->offset ^ fop->dst_offset) & BLOCK_MASK) == 0;
+}
+
 static enum step acquire_on(struct file_run *r, unsigned i)
 {
 	struct file_op *fop = r->fop;
@@ -63,7 +69,8 @@ static enum step acquire_on(struct file_run *r, unsigned i)
 		return run_acquire(r, 0, SEG_MAP, MIN(src, dst) << BLOCK_SHIFT,
 				   MAX(src_end, dst_end) << BLOCK_SHIFT);
 	if (r->seg_in[i] == fop->in)
-		return run_acquire(r, i, SEG_WRITE_IO, src << BLOCK_SHIFT, src_end << BLOCK_SHIFT);
+		return run_acquire(r, i, may_share(fop) ? SEG_SHARE : SEG_READ_IO,
+				   src << BLOCK_SHIFT, src_end << BLOCK_SHIFT);
 	return run_acquire(r, i, SEG_MAP, dst << BLOCK_SHIFT, dst_end << BLOCK_SHIFT);
 }
 

@@ -7,7 +7,7 @@
  *
  * A block of the range is, when it begins:
  *   written, unshared  rewritten in place;
- *   unwritten          written, then converted;
+ *   unwritten          written, then converted (a WRITE_IO segment becomes WRITE_MAP before that);
  *   hole               allocated unwritten (a transaction), then as above;
  *   written, shared    a new block is allocated in the staging fork, written, and takes the old
  *                      one's place in the map (remapped) in the transaction that removes it from
@@ -117,12 +117,26 @@ static int look(struct write_body *w, struct looks *l)
 
 static enum step stage_or_allocate(struct file_run *r, const struct looks *l);
 
-/* Readers of the range are kept out. */
-static bool may_remap(const struct file_run *r, const struct inode *in)
+static struct seg *seg_on(struct file_run *r, const struct inode *in)
 {
-	const struct seg *s = &r->seg[r->seg_in[0] == in ? 0 : 1];
+	return &r->seg[r->seg_in[0] == in ? 0 : 1];
+}
 
-	return s->state == SEG_HELD && s->kind == SEG_MAP;
+/* Readers of the range are kept out. */
+static bool may_remap(struct file_run *r, const struct inode *in)
+{
+	const struct seg *s = seg_on(r, in);
+
+	return s->state == SEG_HELD && (s->kind == SEG_MAP || s->kind == SEG_SWAP);
+}
+
+/* Holes and unwritten blocks become written: who was told of them has to give that back first. */
+static int may_convert(struct file_run *r, struct inode *in)
+{
+	struct seg *s = seg_on(r, in);
+
+	xassert(s->state == SEG_HELD);
+	return s->kind == SEG_WRITE_IO ? seg_change(in, s, SEG_WRITE_MAP) : 0;
 }
 
 static enum step write_look(struct file_run *r)
@@ -139,6 +153,9 @@ static enum step write_look(struct file_run *r)
 	if (rc)
 		return write_over(r, rc);
 	xassert(!l.shared || may_remap(r, w->in));
+	/* Only the first look of a write parks here: nothing is allocated yet, and it looks again. */
+	if (l.unwritten && may_convert(r, w->in) == ERR_PARKED)
+		return STEP_PARKED;
 	if (l.eof_written && shrink_pending(w->in))
 		w->settle_xid = w->in->shrink_xid;
 	w->unwritten = l.unwritten;

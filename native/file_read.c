@@ -144,6 +144,8 @@ enum step file_read_start(struct file_run *r)
 	end = block_ceil(fop->offset + fop->len) << BLOCK_SHIFT;
 	read_setup(r, fop->in, fop->offset, fop->len, fop->buf, fop->len, file_read_end);
 	r->rd.atime = !(fop->flags & FILE_F_NOATIME) && !r->fs->read_only && !fs_is_shutdown(r->fs);
+	if (unlikely(r->fs->opt.mutant == MUTANT_READ_UNHELD))
+		return STEP_NEXT;
 	s = run_acquire(r, 0, SEG_READ_IO, block_floor(fop->offset) << BLOCK_SHIFT, end);
 	return s;
 }

@@ -5,8 +5,9 @@
  *
  * Segment: WRITE_IO over the blocks written; from the block of EOF on when the write begins behind
  * EOF, because the tail there has to be zeroed. So the size changes only under a segment that
- * covers the block of the old EOF. Blocks that are shared need a MAP segment (their mapping changes
- * under readers).
+ * covers the block of the old EOF. It becomes WRITE_MAP when there are holes or unwritten blocks
+ * (file_put.c, write_look()): what a READ grant says of them would no longer be true. Blocks that
+ * are shared need a MAP segment (their mapping changes under readers).
  */
 #include "file_run.h"
 
@@ -183,6 +184,17 @@ static enum step write_locked(struct file_run *r)
 	return STEP_NEXT;
 }
 
+/* For who does not want to wait for it. A PIN that is granted a moment later is waited for. */
+static bool pinned(struct inode *in, uint64_t start, uint64_t end)
+{
+	bool found;
+
+	pthread_mutex_lock(&in->lock);
+	found = seg_next_grant_locked(in, 1u << SEG_GRANT_PIN, 0, start, end, NULL);
+	pthread_mutex_unlock(&in->lock);
+	return found;
+}
+
 static enum step write_acquire(struct file_run *r)
 {
 	struct file_op *fop = r->fop;
@@ -193,6 +205,8 @@ static enum step write_acquire(struct file_run *r)
 		start = block_floor(r->low) << BLOCK_SHIFT;
 		end = UINT64_MAX;
 	}
+	if (unlikely(fop->flags & FILE_F_NOWAIT) && pinned(fop->in, start, end))
+		return run_end(r, -EBUSY);
 	r->step = write_locked;
 	return run_acquire(r, 0, r->kind, start, end);
 }

@@ -40,6 +40,7 @@ struct inode *inode_alloc(struct fs *fs, inum_t ino)
 	in->fs = fs;
 	in->ino = ino;
 	in->refs = 1;
+	atomic_store(&in->map_gen, atomic_fetch_add(&fs->next_map_gen, 1) + 1);
 	pthread_mutex_init(&in->lock, NULL);
 	return in;
 }
@@ -237,6 +238,8 @@ int inode_table_create(struct fs *fs)
 		return -ENOMEM;
 	}
 	pthread_mutex_init(&it->mutex, NULL);
+	/* Not those of an earlier mount either. */
+	atomic_store(&fs->next_map_gen, (uint64_t)time_now().sec << 24);
 	fs->inodes = it;
 	return 0;
 }

@@ -175,6 +175,7 @@ struct todo {
 	bool keep_size, dsync;
 	uint64_t pattern; /* of the bytes written; never 0 */
 	unsigned skew;    /* bytes by which the memory misses alignment */
+	unsigned flags;   /* FILE_F_*, more than the others say */
 };
 
 struct model {
@@ -272,7 +273,8 @@ static inline void flight_start(struct flight *f, const struct todo *t)
 	f->fop.buf = memory ? f->mem + t->skew : NULL;
 	f->fop.dst = t->act == ACT_COPY ? world.file[t->dst] : NULL;
 	f->fop.dst_offset = t->dst_off;
-	f->fop.flags = (t->dsync ? FILE_F_DSYNC : 0) | (t->act == ACT_APPEND ? FILE_F_APPEND : 0);
+	f->fop.flags = t->flags | (t->dsync ? FILE_F_DSYNC : 0) |
+		       (t->act == ACT_APPEND ? FILE_F_APPEND : 0);
 	f->fop.mode = (t->keep_size || t->act == ACT_PUNCH ? FALLOC_KEEP_SIZE : 0) |
 		      (t->act == ACT_PUNCH ? FALLOC_PUNCH_HOLE : 0) |
 		      (t->act == ACT_ZERO ? FALLOC_ZERO_RANGE : 0);
