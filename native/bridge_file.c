@@ -188,6 +188,11 @@ static unsigned write_flags(const struct bridge *b, const struct fuse_write_in *
 		flags |= FILE_F_DSYNC;
 	if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
 		flags |= FILE_F_KILL_PRIV;
+	/* Pages that the kernel writes back have nobody who could be told EBUSY. */
+	if (in->write_flags & FUSE_WRITE_CACHE)
+		flags |= FILE_F_WRITEBACK;
+	else if (in->flags & O_NONBLOCK)
+		flags |= FILE_F_NOWAIT;
 	return flags;
 }
 
