@@ -1,8 +1,8 @@
 """Builds the fio engine native/fio/extfs_layout.c against the source of the installed fio.
 
-An engine has to be compiled with the headers of the very version that loads it, and Debian has no package of them; so
-the source package is fetched from the registry that this machine installs its packages from. Once built, nothing is
-fetched again until fio or the engine changes.
+An engine has to be compiled with the headers of the very version that loads it, and Debian has no
+package of them; so the source package is fetched from the registry that this machine installs its
+packages from. Once built, nothing is fetched again until fio or the engine changes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ def _source_lists(directory: Path) -> None:
     plain = [Path("/etc/apt/sources.list"), *sorted(lists.glob("*.list"))]
     for number, path in enumerate(plain):
         lines = path.read_text().splitlines() if path.exists() else []
-        wanted = [re.sub(r"^deb\s", "deb-src ", line) for line in lines if re.match(r"deb\s.*debian", line)]
+        wanted = [
+            re.sub(r"^deb\s", "deb-src ", line)
+            for line in lines
+            if re.match(r"deb\s.*debian", line)
+        ]
         if wanted:
             (directory / f"{number}.list").write_text("\n".join(wanted) + "\n")
             found = True

@@ -54,7 +54,9 @@ def run_scale(files: int, output: Path) -> None:
 @click.option("--seconds", default=2.0, show_default=True, help="Duration of each fio run.")
 @click.option("--extents", default=1_000_000, show_default=True, help="Where the curve ends.")
 @click.option("--segments", default=100_000, show_default=True, help="Where the other one ends.")
-@click.option("--output", default="bench-layout", show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output", default="bench-layout", show_default=True, type=click.Path(path_type=Path)
+)
 def run_layout(rounds: int, seconds: float, extents: int, segments: int, output: Path) -> None:
     """I/O through a layout beside the raw device; what the control calls cost."""
     layout.run(rounds=rounds, seconds=seconds, extents=extents, segments=segments, output=output)

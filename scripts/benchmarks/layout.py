@@ -1,4 +1,4 @@
-"""`scripts/bench layout`: I/O through a layout beside the raw device, and the cost of the control calls."""
+"""`scripts/bench layout`: I/O through a layout beside the raw device; the cost of control calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .targets import EXTFS, Target
 from .targets import run as command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import fio_engine  # noqa: E402 # beside this package, shared with scripts/fio-layout
+import fio_engine  # beside this package, shared with scripts/fio-layout
 
 DEVICE_BYTES = 6 << 30
 FILE_MIB = 512
@@ -52,8 +52,15 @@ class Job:
 JOBS = [
     Job("rr1", "4 KiB random read, depth 1", "iops", ("--rw=randread", "--bs=4k", "--iodepth=1")),
     Job("rw1", "4 KiB random write, depth 1", "iops", ("--rw=randwrite", "--bs=4k", "--iodepth=1")),
-    Job("rr16", "4 KiB random read, depth 16", "iops", ("--rw=randread", "--bs=4k", "--iodepth=16")),
-    Job("rw16", "4 KiB random write, depth 16", "iops", ("--rw=randwrite", "--bs=4k", "--iodepth=16")),
+    Job(
+        "rr16", "4 KiB random read, depth 16", "iops", ("--rw=randread", "--bs=4k", "--iodepth=16")
+    ),
+    Job(
+        "rw16",
+        "4 KiB random write, depth 16",
+        "iops",
+        ("--rw=randwrite", "--bs=4k", "--iodepth=16"),
+    ),
     Job("sr", "1 MiB sequential read, depth 4", "MiB/s", ("--rw=read", "--bs=1m", "--iodepth=4")),
     Job("sw", "1 MiB sequential write, depth 4", "MiB/s", ("--rw=write", "--bs=1m", "--iodepth=4")),
 ]
@@ -75,14 +82,16 @@ def mapped_at(path: Path) -> int:
     """Where the one extent of the file is on the device (bytes)."""
     extents = json.loads(command(EXTFS, "map", "--json", path))["extents"]
     if len(extents) != 1:
-        raise RuntimeError(f"{path} has {len(extents)} extents: the addresses would not be the same")
+        raise RuntimeError(
+            f"{path} has {len(extents)} extents: the addresses would not be the same"
+        )
     return int(extents[0]["physical"])
 
 
 def compare(
     target: Target, rounds: int, seconds: float, progress: Progress
 ) -> dict[str, dict[str, list[float]]]:
-    """The same jobs through the mount, through a layout, and raw at the layout's addresses; alternating."""
+    """The same jobs on the mount, through a layout, and raw at its addresses; alternating."""
     engine = f"--ioengine=external:{fio_engine.engine()}"
     path = target.mountpoint / "data"
     command(
@@ -113,11 +122,23 @@ def compile_calls(work: Path) -> Path:
     """Build layout_calls.c, as any user of extfs_ioctl.h would."""
     program = work / "layout_calls"
     source = Path(__file__).with_name("layout_calls.c")
-    command("gcc", "-O2", "-std=gnu11", "-D_GNU_SOURCE", "-pthread", f"-I{NATIVE}", "-o", program, source)
+    command(
+        "gcc",
+        "-O2",
+        "-std=gnu11",
+        "-D_GNU_SOURCE",
+        "-pthread",
+        f"-I{NATIVE}",
+        "-o",
+        program,
+        source,
+    )
     return program
 
 
-def time_calls(target: Target, program: Path, *what: str, rounds: int, cpu: int | None = None) -> Any:
+def time_calls(
+    target: Target, program: Path, *what: str, rounds: int, cpu: int | None = None
+) -> Any:
     """Run it on the target; its JSON."""
     pin = ["taskset", "-c", str(cpu)] if cpu is not None else []
     control = target.mountpoint / ".extfs/control"
@@ -166,7 +187,9 @@ def io_table(medians: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-def calls_table(runs: Sequence[dict[str, dict[str, float]]], pinned: dict[str, dict[str, float]]) -> Table:
+def calls_table(
+    runs: Sequence[dict[str, dict[str, float]]], pinned: dict[str, dict[str, float]]
+) -> Table:
     """Medians of the calls, and what was asked for."""
     table = Table(title="control calls, microseconds, round trip included")
     for heading in ("call", "median", "p99", "client pinned", "bar"):
@@ -210,10 +233,15 @@ def run(*, rounds: int, seconds: float, extents: int, segments: int, output: Pat
     json_path, png_path = output.with_suffix(".json"), output.with_suffix(".png")
     json_path.write_text(
         json.dumps(
-            {"machine": machine(), "io": {"median": medians, "samples": samples}, "calls": calls,
-             "calls_pinned": pinned, "curves": curves},
+            {
+                "machine": machine(),
+                "io": {"median": medians, "samples": samples},
+                "calls": calls,
+                "calls_pinned": pinned,
+                "curves": curves,
+            },
             indent=1,
-        )  # fmt: skip
+        )
         + "\n"
     )
     plot(curves, png_path)

@@ -291,7 +291,9 @@ class World:
             self.fs.wait_space()
         return checked(code)
 
-    def get(self, holder: Holder, file: File, first: int, count: int, iomode: int, flags: int) -> None:
+    def get(
+        self, holder: Holder, file: File, first: int, count: int, iomode: int, flags: int
+    ) -> None:
         args = ffi.new("struct extfs_layout_args *")
         room = ffi.new("struct extfs_core_layout_extent[]", 128)
         args.holder, args.iomode, args.flags = holder.id, iomode, flags
@@ -502,7 +504,8 @@ def get_rw(w: World) -> None:
 @step(6)
 def get_read(w: World) -> None:
     first, count = some_range(w)
-    w.get(some_holder(w), some_file(w), first, count, w.rng.choice([READ, READ, PIN]), w.rng.choice([0, WAIT]))
+    iomode, flags = w.rng.choice([READ, READ, PIN]), w.rng.choice([0, WAIT])
+    w.get(some_holder(w), some_file(w), first, count, iomode, flags)
 
 
 @step(30)
@@ -634,8 +637,13 @@ def server_clone(w: World) -> None:
     for s in span:
         target.later[s] = target.later.get(s, {0}) | source.later.get(s, {0})
     target.sizes.add(max(target.size, end))
-    done = w.waiting(lambda: checked(lib.extfs_clone(
-        w.fs.raw, source.ino, first * BLOCK, target.ino, first * BLOCK, end - first * BLOCK)))
+    done = w.waiting(
+        lambda: checked(
+            lib.extfs_clone(
+                w.fs.raw, source.ino, first * BLOCK, target.ino, first * BLOCK, end - first * BLOCK
+            )
+        )
+    )
     w.count("clone")
     if end > target.size:
         grow(target, end)
@@ -659,8 +667,13 @@ def server_exchange(w: World) -> None:
     for s in span:
         both = one.later.get(s, {0}) | other.later.get(s, {0})
         one.later[s], other.later[s] = set(both), set(both)
-    w.waiting(lambda: checked(lib.extfs_exchange(
-        w.fs.raw, one.ino, first * BLOCK, other.ino, first * BLOCK, end - first * BLOCK)))
+    w.waiting(
+        lambda: checked(
+            lib.extfs_exchange(
+                w.fs.raw, one.ino, first * BLOCK, other.ino, first * BLOCK, end - first * BLOCK
+            )
+        )
+    )
     w.count("exchange")
     for s in span:
         mine, theirs = one.allowed(s), other.allowed(s)
@@ -769,7 +782,7 @@ def run_one(run: Run) -> dict[str, int]:
 
 
 def after_the_cut(w: World) -> None:
-    """Everybody lost power. Then the holders' machines come back, and one of them writes what it remembers."""
+    """Everybody lost power. Holders come back, and write what they remember where it was."""
     w.fs.abandon()
     w.sim.restart(w.run.seed)
     w.open()
@@ -791,7 +804,9 @@ def seeds(first: int, count: int) -> Iterator[int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
@@ -805,8 +820,11 @@ def main() -> int:
                 total[name] = total.get(name, 0) + n
         except Violation as error:
             print(f"seed {seed}: {error}", file=sys.stderr)
-            print(f"repeat: python -m oracle.canary --seed {seed} --steps {run.steps}"
-                  f" --mutant {run.mutant.name}", file=sys.stderr)
+            print(
+                f"repeat: python -m oracle.canary --seed {seed} --steps {run.steps}"
+                f" --mutant {run.mutant.name}",
+                file=sys.stderr,
+            )
             return 1
     print(", ".join(f"{name} {n}" for name, n in sorted(total.items())))
     return 0
