@@ -218,6 +218,7 @@ int extfs_grant_list(struct fs *fs, uint64_t ino, uint64_t *offset, struct extfs
 			.ino = look[i].ino, .generation = look[i].generation, .holder = look[i].holder,
 			.offset = look[i].offset, .length = look[i].length, .seq = look[i].seq,
 			.iomode = (int)look[i].iomode, .flags = look[i].flags,
+			.recalled_ns = look[i].recalled_at,
 		};
 	return (int)count;
 }

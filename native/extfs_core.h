@@ -284,6 +284,7 @@ struct extfs_grant_look {
 	uint64_t holder, offset, length, seq;
 	int iomode;
 	unsigned flags;
+	uint64_t recalled_ns; /* since when a recall of it is not answered, on the layouts' clock; 0: none is */
 };
 int extfs_grant_list(struct fs *fs, uint64_t ino, uint64_t *offset, struct extfs_grant_look *out, unsigned n);
 unsigned extfs_grant_inodes(struct fs *fs, uint64_t *ino, uint64_t *out, unsigned n);

@@ -188,13 +188,18 @@ static struct grant_look look_at(const struct grant *g)
 		[SEG_GRANT_READ] = IOMODE_READ, [SEG_GRANT_RW] = IOMODE_RW,
 		[SEG_GRANT_PIN] = IOMODE_PIN,
 	};
+	struct layouts *ls = g->in->fs->layouts;
 	const struct seg *s = &g->seg;
+	uint64_t recalled_at;
 
+	pthread_mutex_lock(&ls->mutex);
+	recalled_at = g->recalled_at;
+	pthread_mutex_unlock(&ls->mutex);
 	return (struct grant_look){
 		.ino = g->in->ino, .generation = g->in->core.generation, .holder = s->holder,
 		.offset = s->start, .seq = g->seq, .iomode = iomodes[s->kind],
 		.length = s->end == UINT64_MAX ? UINT64_MAX : s->end - s->start,
-		.flags = g->flags & LAYOUT_F_ATOMIC,
+		.flags = g->flags & LAYOUT_F_ATOMIC, .recalled_at = recalled_at,
 	};
 }
 

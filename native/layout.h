@@ -174,6 +174,7 @@ struct grant_look {
 	uint64_t holder, offset, length, seq;
 	enum layout_iomode iomode;
 	unsigned flags; /* LAYOUT_F_ATOMIC */
+	uint64_t recalled_at; /* ns of the clock: a recall of it is not answered yet; 0: none is */
 };
 /* Grants of one inode, in order of offset. *offset is a cursor: 0 to begin with, UINT64_MAX when there are no more. */
 unsigned grant_list(struct inode *in, uint64_t *offset, struct grant_look *out, unsigned n);
