@@ -34,11 +34,14 @@ struct grant {
 };
 #define GRANT_F_GHOST 0x1000u /* of before the restart: stands for everything that the holder could have had of the inode; what
 			       * a commit may convert under it is what its exposures say */
+#define GRANT_F_STANDING 0x2000u /* a timed entry covers its recalled range; layout_recall.c */
+#define GRANT_F_EXPIRED 0x4000u  /* a PIN that is being dropped */
 #define GRANT_OF(segment) container_of(segment, struct grant, seg)
 
 struct grant_list { struct grant *head; };
 
 struct holder {
+	struct layouts *ls;
 	uint64_t id, key;
 	struct holder_spec spec;
 	enum holder_state state;
@@ -48,6 +51,10 @@ struct holder {
 	uint64_t quarantined;  /* blocks in TREE_QUARANTINE under its id */
 	uint64_t recalls, missed;
 	xid_t xid;             /* its record's group: durable before its first grant */
+	bool queued;           /* on layouts->to_release */
+	bool ended;            /* nobody speaks for it: with nothing held it goes */
+	bool idle;             /* of before the mount, and nobody has spoken for it since */
+	uint64_t live_since;   /* ns of the clock: recalls of before are forgotten */
 	bool releasing;        /* on the release list, or release_start() is at work on it; release_ended() clears it */
 	bool release_again;    /* wanted once more meanwhile */
 	bool fence_told;
@@ -64,7 +71,7 @@ struct lost_inode {
 	inum_t ino;
 	uint64_t holder;
 	bool revoked; /* something of it was taken back; else it is of the restart, and holder_resume() removes it */
-	RB_ENTRY(lost_inode) node; /* by (ino, holder) */
+	RB_ENTRY(lost_inode) by_ino, by_holder; /* by (ino, holder); by (holder, ino) */
 };
 
 /* Something that is due at a time although nobody waits for it: a recall that was asked for, or the end of a PIN. */
@@ -101,7 +108,8 @@ struct layouts {
 	pthread_mutex_t mutex;
 	RB_HEAD(holder_tree, holder) holders;
 	uint64_t nlost;
-	RB_HEAD(lost_tree, lost_inode) lost; /* fs->lock, not the mutex */
+	RB_HEAD(lost_by_ino, lost_inode) lost;       /* both trees: fs->lock, not the mutex */
+	RB_HEAD(lost_by_holder, lost_inode) lost_of;
 	_Atomic uint64_t lost_count;         /* of lost: 0 is the fast way */
 	_Atomic bool shared_reachable;       /* layout_release.c */
 	_Atomic uint64_t next_seq;           /* of grants */
@@ -123,6 +131,7 @@ struct layouts {
 	/* the thread */
 	pthread_t thread;
 	bool running;         /* mutex */
+	bool joinable;
 	bool stop;            /* mutex */
 	pthread_cond_t settled;
 	uint64_t rounds, wanted; /* mutex: layouts_settle() */
@@ -136,6 +145,11 @@ struct layouts {
 	unsigned nrevokes;
 	TAILQ_HEAD(, nap) naps;
 };
+
+RB_PROTOTYPE(holder_tree, holder, by_id, );
+RB_PROTOTYPE(timed_tree, timed, node, );
+RB_PROTOTYPE(lost_by_ino, lost_inode, by_ino, );
+RB_PROTOTYPE(lost_by_holder, lost_inode, by_holder, );
 
 /* ---- layout.c ---- */
 uint64_t layouts_next_seq(struct layouts *ls); /* any locks */
@@ -153,8 +167,10 @@ void layouts_nap(struct layouts *ls, struct nap *nap, struct op *op, uint64_t de
 /* Have blocks past EOF that LAYOUT_GET allocated freed in the background (trim_start()). Takes a reference of its own; the
  * mutex not held, in->lock may be. */
 void layouts_want_trim(struct inode *in);
-/* Put an inode from where locks are held: takes over the reference. The mutex not held. */
-void layouts_put_later(struct inode *in);
+/* For inodes that are to be put (or trimmed) where no lock is held: takes over the reference, and the memory of `work`. Mutex
+ * held. */
+void inode_work_add(struct layouts *ls, struct inode_work *work);
+void work_inodes(struct layouts *ls, bool trim); /* the list; no lock held */
 /* A revoke that revoke_start() began has ended, however: its range may be asked for again. Thread; no lock held. Not instead of
  * layouts_ran(). */
 void revoke_ended(struct layouts *ls, inum_t ino, uint64_t holder, uint64_t start, uint64_t end);
@@ -164,10 +180,22 @@ void release_ended(struct layouts *ls, uint64_t holder);
 
 /* ---- layout_recall.c ---- */
 extern const struct seg_hooks layout_hooks;
+#define ALL_GRANTS (1u << SEG_GRANT_READ | 1u << SEG_GRANT_RW | 1u << SEG_GRANT_PIN)
+/* The due list; mutex held. */
+void due_insert(struct layouts *ls, struct seg *w, uint64_t deadline);
+void due_remove(struct layouts *ls, struct seg *w);
+void timed_insert(struct layouts *ls, struct timed *tm);
+/* inode->lock and mutex held. The part of the grant that [start, end) means: of ATOMIC ones the whole. */
+void grant_meant(const struct grant *g, uint64_t *start, uint64_t *end);
+struct layout_event grant_event(const struct grant *g, enum layout_event_type type, uint64_t start, uint64_t end);
+/* Have what is in a parked waiter's way returned. Until when. */
+uint64_t recall_for(struct layouts *ls, struct seg *w, struct grant *g);
+/* ---- layout_due.c ---- */
 /* Thread: whatever is due at `now`. Returns the next deadline, UINT64_MAX: none. */
 uint64_t recalls_due(struct layouts *ls, uint64_t now);
 /* Thread, at the end: whoever waits for a holder fails with -EIO. True: somebody did. */
 bool recalls_fail_waiters(struct layouts *ls);
+/* ---- layout_recall.c again ---- */
 void recalls_destroy(struct layouts *ls);
 /* PINs of this holder whose `until` has come are to be dropped then; to be called before the grant is made. -ENOMEM. The mutex
  * not held. */

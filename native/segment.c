@@ -543,6 +543,11 @@ unsigned seg_fail(struct inode *in, uint64_t holder, uint64_t start, uint64_t en
 	return failed;
 }
 
+bool seg_clashes(const struct seg *s, const struct seg *other)
+{
+	return clash(s, other);
+}
+
 bool seg_any(struct inode *in)
 {
 	bool any;

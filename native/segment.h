@@ -81,6 +81,7 @@ struct seg {
 	struct inode *in;
 	struct seg *due_prev, *due_next;
 	uint64_t deadline; /* ns of the layouts' clock; 0: not on the list */
+	uint64_t due_at;     /* all that was recalled for it has to be returned by then */
 	uint64_t recall_seq; /* grants newer than this were not recalled for it */
 };
 
@@ -115,6 +116,8 @@ bool seg_cancel(struct inode *in, struct seg *s);
 /* Everything parked that overlaps and clashes with a grant of `holder` in [start, end) ends with
  * err: its op is resumed with s->err. Returns how many. */
 unsigned seg_fail(struct inode *in, uint64_t holder, uint64_t start, uint64_t end, int err);
+/* Is `other` in the way of s, which is no grant? */
+bool seg_clashes(const struct seg *s, const struct seg *other);
 bool seg_any(struct inode *in); /* anything held or parked? */
 void seg_tree_free(struct inode *in); /* when the inode leaves memory; must be empty */
 
