@@ -141,6 +141,18 @@ static bool split(struct inode *in, struct grant *g, uint64_t start, uint64_t en
 	return true;
 }
 
+/* A cut is the answer to a recall of what it takes. */
+static void answered(struct inode *in, struct grant *g, uint64_t start, uint64_t end)
+{
+	struct layouts *ls = in->fs->layouts;
+
+	if (!g->recalled_at)
+		return;
+	pthread_mutex_lock(&ls->mutex);
+	recall_answered(ls, g, start, end);
+	pthread_mutex_unlock(&ls->mutex);
+}
+
 uint64_t grant_cut_locked(struct inode *in, uint64_t holder, unsigned kinds, uint64_t start,
 			  uint64_t end, struct grant **spare, struct grant_list *dead)
 {
@@ -153,8 +165,12 @@ uint64_t grant_cut_locked(struct inode *in, uint64_t holder, unsigned kinds, uin
 		struct grant *g = GRANT_OF(s);
 		bool head = s->start < from, tail = to < s->end;
 
-		if (((head || tail) && (g->flags & LAYOUT_F_ATOMIC)) ||
-		    (head && tail && !split(in, g, from, to, spare))) {
+		if ((head || tail) && (g->flags & LAYOUT_F_ATOMIC)) {
+			kept = s;
+			continue;
+		}
+		answered(in, g, from, to);
+		if (head && tail && !split(in, g, from, to, spare)) {
 			kept = s;
 			continue;
 		}

@@ -115,6 +115,29 @@ static void tell_who_was_here(struct layouts *ls)
 	pthread_mutex_unlock(&ls->mutex);
 }
 
+/* Nobody will want a file without a name, so nobody would ever ask for what is held of it. */
+static void ask_for_nameless(struct fs *fs)
+{
+	inum_t found[64], ino = 0;
+	unsigned n;
+
+	while ((n = grant_inodes(fs, &ino, found, ARRAY_LEN(found)))) {
+		for (unsigned i = 0; i < n; i++) {
+			struct inode *in;
+			int rc;
+
+			fs_rdlock(fs);
+			rc = inode_get(fs, found[i], &in);
+			fs_unlock(fs);
+			if (rc)
+				continue;
+			if (in->core.nlink == 0)
+				layout_unlinked(in);
+			inode_put(in);
+		}
+	}
+}
+
 int layouts_open(struct fs *fs)
 {
 	struct layouts *ls = new_layouts(fs);
@@ -126,13 +149,14 @@ int layouts_open(struct fs *fs)
 	if (fs->read_only)
 		return 0;
 	ls->idle_at = layouts_now(fs) + ls->recall_ns;
+	fs->seg_hooks = &layout_hooks;
 	rc = holders_load(fs);
 	if (!rc && !RB_EMPTY(&ls->holders))
 		rc = exposures_load(fs);
 	if (rc)
 		return rc;
+	ask_for_nameless(fs);
 	tell_who_was_here(ls);
-	fs->seg_hooks = &layout_hooks;
 	return 0;
 }
 
