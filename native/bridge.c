@@ -24,6 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bridge_control.h"
 #include "bridge_mount.h"
 #include "log.h"
 
@@ -275,12 +276,14 @@ static void sleep_in_poll(struct bridge_thread *t)
 		rested(t);
 }
 
+/* The two counters of a thread are read one after the other: a little too many or too few. */
 static uint64_t requests_inflight(struct bridge *b)
 {
 	uint64_t n = 0;
 
 	for (unsigned i = 0; i < b->n_threads; i++)
-		n += atomic_load_explicit(&b->threads[i].inflight, memory_order_relaxed);
+		n += atomic_load_explicit(&b->threads[i].inflight, memory_order_relaxed) -
+		     atomic_load_explicit(&b->threads[i].dormant, memory_order_relaxed);
 	return n;
 }
 
@@ -421,7 +424,7 @@ static int start_threads(struct bridge *b)
 
 static void destroy(struct bridge *b)
 {
-	notifier_destroy(b);
+	cache_detach(b);
 	while (b->open) { /* the connection was aborted with files open */
 		struct open_file *of = b->open;
 
@@ -429,6 +432,7 @@ static void destroy(struct bridge *b)
 			plock_set_free(of->in);
 		open_file_close(b, of);
 	}
+	notifier_destroy(b); /* events come until their files are closed */
 	inode_lookup_forget_all(b->fs);
 	for (unsigned i = 0; i < b->n_threads; i++) {
 		struct bridge_thread *t = &b->threads[i];
@@ -508,6 +512,8 @@ int bridge_start(struct fs *fs, const struct mount_request *m, unsigned threads,
 	}
 	for (unsigned i = 0; i < b->n_threads && !err; i++)
 		err = prepare_thread(b, i, fd);
+	if (!err)
+		err = cache_attach(b);
 	if (!err)
 		err = start_threads(b);
 	if (err) {

@@ -19,8 +19,9 @@
  * they are; thread 0 receives the answers and passes them on. Notifications are written by a thread
  * of their own, because the kernel may answer one only after we served a request (bridge_notify.c).
  *
- * Locks: pending table mutexes, forward mutex, open files mutex, notification mutex: leaves all,
- * except that ioctx_wake() may be called with a pending table's mutex held.
+ * Locks: pending table mutexes, forward mutex, open files mutex, notification mutex, those of open
+ * files' events: leaves all, except that ioctx_wake() may be called with a pending table's mutex or
+ * that of events held.
  *
  * Errors: negative codes of errors.h inside; request_fail() maps them for the kernel.
  */
@@ -33,6 +34,7 @@
 #include "file.h"
 #include "fs.h"
 #include "fuse_abi.h"
+#include "layout.h"
 #include "namei.h"
 #include "plock.h"
 #include "reaper.h"
@@ -73,6 +75,7 @@ struct open_file {
 	struct inode *in; /* opened (inode_open) */
 	uint32_t flags;   /* of open(2) */
 	struct lock_owner *lock_owners; /* of POSIX locks set through it; open files mutex */
+	struct open_events *events; /* of holders; NULL until needed, then constant; open files mutex */
 	struct open_file *prev, *next;
 };
 
@@ -96,7 +99,8 @@ static inline struct open_file *open_file_of(uint64_t fh)
 
 /* ---- requests ---- */
 
-enum request_wait { WAIT_NONE, WAIT_FILE, WAIT_LOCK, WAIT_JOURNAL, WAIT_REAPER, WAIT_TURN };
+enum request_wait { WAIT_NONE, WAIT_FILE, WAIT_LOCK, WAIT_JOURNAL, WAIT_REAPER, WAIT_TURN,
+		    WAIT_EVENT, WAIT_CACHE };
 
 struct request {
 	struct op op;        /* lock granted, journal has room, group durable */
@@ -121,6 +125,9 @@ struct request {
 	void (*done)(struct request *r, int64_t result); /* after a file operation */
 	struct file_op fop;
 	struct plock_request lock;
+	struct layout_args layout;
+	struct open_events *events; /* WAIT_EVENT: whose */
+	struct request *event_next; /* on their list; their mutex */
 	struct jrn_waiter wait;
 	struct reaper_waiter reaper_wait;
 	unsigned reaper_tries;
@@ -161,6 +168,10 @@ struct cred request_cred(const struct request *r, uint32_t umask);
 
 /* Run r->fop (set up with file_op_init()), then done(r, result). */
 void request_start_file(struct request *r, void (*done)(struct request *r, int64_t result));
+/* After it: the pages of [offset, offset + len) (0: to the end) that the kernel has of a file are
+ * dropped, then done(r, r->fop.result) runs. */
+void request_drop_pages(struct request *r, struct inode *in, uint64_t offset, uint64_t len,
+			void (*done)(struct request *r, int64_t result));
 /* For the parking of other things: true: registered; false: interrupted already (answered
  * EINTR). */
 bool request_park(struct request *r, enum request_wait what);
@@ -192,6 +203,7 @@ struct bridge_thread {
 	struct op help;
 	bool forward_open, forward_armed; /* thread 0: pyfuse3's socket */
 	_Atomic uint64_t inflight; /* requests begun and not ended; changed by the thread alone */
+	_Atomic uint64_t dormant;  /* of them, waiting for an event of a holder: for hours, perhaps */
 	struct request *pool;
 	unsigned pooled, pooled_large;
 	pthread_mutex_t pending_mutex;
@@ -215,6 +227,8 @@ struct listed {
 
 struct forward;
 struct notifier;
+struct notification;
+struct open_events;
 
 struct bridge {
 	struct fs *fs;
@@ -277,6 +291,11 @@ int bridge_notify_inode(struct bridge *b, inum_t ino, int64_t offset, int64_t le
 /* A name did. */
 int bridge_notify_entry(struct bridge *b, inum_t dir, const char *name, size_t len,
 			struct op *done);
+/* The kernel is told, once, to poll the open file `kh` again: made beforehand (NULL: no memory), so
+ * that sending it cannot fail. */
+struct notification *notification_of_poll(uint64_t kh);
+void notification_send(struct bridge *b, struct notification *n);
+void notification_free(struct notification *n); /* of one that was not sent; may be NULL */
 /* A notification as it is, header included; copied. */
 int bridge_notify_raw(struct bridge *b, const void *message, size_t len);
 
@@ -305,6 +324,7 @@ void serve_fallocate(struct request *r);
 void serve_lseek(struct request *r);
 void serve_copy_file_range(struct request *r);
 void serve_ioctl(struct request *r);
+void serve_poll(struct request *r);
 void serve_opendir(struct request *r);
 void serve_readdir(struct request *r);
 void serve_readdirplus(struct request *r);
@@ -317,5 +337,8 @@ void serve_interrupt(struct request *r);
 void serve_getxattr(struct request *r);
 void serve_setxattr(struct request *r);
 void serve_destroy(struct request *r);
+
+/* bridge_control.c: requests about /.extfs, by node or by name. true: it was one, and is served. */
+bool control_serve(struct request *r);
 
 #endif

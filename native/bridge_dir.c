@@ -19,7 +19,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "bridge.h"
+#include "bridge_control.h"
 
 enum { OFFSET_DOT = 1, OFFSET_DOTDOT = 2 };
 
@@ -129,8 +129,11 @@ static int add_entry(void *arg, const struct dirent_view *ent)
 {
 	struct listing *l = arg;
 	struct fuse_entry_out *entry;
-	struct fuse_dirent *d = listing_place(l, ent->name_len, &entry);
+	struct fuse_dirent *d;
 
+	if (control_hides(l->dir, ent->name, ent->name_len))
+		return 0;
+	d = listing_place(l, ent->name_len, &entry);
 	if (!d)
 		return 1;
 	*d = (struct fuse_dirent){

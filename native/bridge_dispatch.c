@@ -2,6 +2,8 @@
  *
  * bridge_dispatch.c - who serves which opcode: the one place that says so.
  *
+ * Requests about /.extfs and what is in it go to bridge_control.c before this table is asked.
+ *
  * C: a handler of the bridge. FORWARD: pyfuse3, extfs/fuse/operations.py. NONE: ENOSYS, for the
  * stated reason. The columns: opcode, server, handler, fixed bytes of arguments that the handler
  * counts on.
@@ -53,7 +55,7 @@
 	NONE(BMAP)            /* fuseblk only; blocks move, so no number would stay true */     \
 	C(DESTROY,            serve_destroy,         0)                                         \
 	C(IOCTL,              serve_ioctl,           ARG(fuse_ioctl_in))                        \
-	NONE(POLL)            /* regular files are always ready: the kernel's answer */         \
+	C(POLL,               serve_poll,            ARG(fuse_poll_in))                         \
 	NONE(NOTIFY_REPLY)    /* answers FUSE_NOTIFY_RETRIEVE, which is never sent */           \
 	C(BATCH_FORGET,       serve_batch_forget,    ARG(fuse_batch_forget_in))                 \
 	C(FALLOCATE,          serve_fallocate,       ARG(fuse_fallocate_in))                    \

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * bridge_file.c - requests about open files: OPEN to RELEASE, READ, WRITE, FSYNC, FALLOCATE, LSEEK,
- * COPY_FILE_RANGE, IOCTL.
+ * COPY_FILE_RANGE.
  *
  * Whatever may touch the device is a file operation (file.h) that answers from its done callback.
  */
@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "bridge.h"
-#include "bridge_ioctl.h"
+#include "bridge_control.h"
 #include "log.h"
 
 /* ---- open files ---- */
@@ -44,6 +44,7 @@ void open_file_close(struct bridge *b, struct open_file *of)
 		of->next->prev = of->prev;
 	pthread_mutex_unlock(&b->open_mutex);
 	open_file_release_owners(b, of);
+	open_events_destroy(of->events);
 	inode_close(of->in);
 	of->in = NULL;
 	free(of);
@@ -127,6 +128,15 @@ static void done_read(struct request *r, int64_t result)
 		request_reply_payload(r, (size_t)result);
 }
 
+/* Will pages of the kernel hold what is transferred? Only direct I/O says whose locks it is under, and
+ * it says so always; the flags of open(2) do not tell: a file may be mapped through any of its
+ * descriptors. */
+static void note_pages(struct inode *in, bool direct)
+{
+	if (!direct && !atomic_load_explicit(&in->pages_cached, memory_order_relaxed))
+		atomic_store(&in->pages_cached, true);
+}
+
 void serve_read(struct request *r)
 {
 	const struct fuse_read_in *in = r->arg;
@@ -141,6 +151,7 @@ void serve_read(struct request *r)
 	r->fop.buf = r->payload;
 	if (in->flags & O_NOATIME)
 		r->fop.flags = FILE_F_NOATIME;
+	note_pages(r->fop.in, in->read_flags & FUSE_READ_LOCKOWNER);
 	request_start_file(r, done_read);
 }
 
@@ -214,6 +225,7 @@ void serve_write(struct request *r)
 	r->fop.len = in->size;
 	r->fop.buf = r->payload;
 	r->fop.flags = write_flags(r->t->b, in);
+	note_pages(r->fop.in, in->write_flags & FUSE_WRITE_LOCKOWNER);
 	request_start_file(r, done_write);
 }
 
@@ -328,27 +340,6 @@ void serve_copy_file_range(struct request *r)
 	r->fop.len = len;
 	r->fop.flags = kill_by_caller(r);
 	request_start_file(r, done_copy);
-}
-
-void serve_ioctl(struct request *r)
-{
-	const struct fuse_ioctl_in *in = r->arg;
-	struct fuse_ioctl_out *out = (void *)r->payload;
-	size_t in_len = MIN(in->in_size, r->arg_len - sizeof(*in));
-	size_t cap = MIN(in->out_size, BRIDGE_MAX_IO - sizeof(*out));
-	ssize_t n;
-
-	if (in->flags & (FUSE_IOCTL_COMPAT | FUSE_IOCTL_UNRESTRICTED)) {
-		request_fail(r, -ENOTTY);
-		return;
-	}
-	n = bridge_ioctl(open_file_of(in->fh)->in, in->cmd, in + 1, in_len, out + 1, cap);
-	if (n < 0) {
-		request_fail(r, (int)n);
-		return;
-	}
-	*out = (struct fuse_ioctl_out){.result = 0};
-	request_reply_payload(r, sizeof(*out) + (size_t)n);
 }
 
 /* ---- the connection ---- */

@@ -103,9 +103,8 @@ void notifier_destroy(struct bridge *b)
 	b->notifier = NULL;
 }
 
-static int enqueue(struct bridge *b, const struct iovec *parts, unsigned n_parts, struct op *done)
+static struct notification *make(const struct iovec *parts, unsigned n_parts, struct op *done)
 {
-	struct notifier *n = b->notifier;
 	struct notification *new;
 	size_t len = 0, at = 0;
 
@@ -113,7 +112,7 @@ static int enqueue(struct bridge *b, const struct iovec *parts, unsigned n_parts
 		len += parts[i].iov_len;
 	new = malloc(sizeof(*new) + len);
 	if (!new)
-		return -ENOMEM;
+		return NULL;
 	new->next = NULL;
 	new->done = done;
 	new->len = len;
@@ -121,11 +120,32 @@ static int enqueue(struct bridge *b, const struct iovec *parts, unsigned n_parts
 		memcpy(new->message + at, parts[i].iov_base, parts[i].iov_len);
 		at += parts[i].iov_len;
 	}
+	return new;
+}
+
+void notification_send(struct bridge *b, struct notification *new)
+{
+	struct notifier *n = b->notifier;
+
 	pthread_mutex_lock(&n->mutex);
 	*n->tail = new;
 	n->tail = &new->next;
 	pthread_cond_signal(&n->wake);
 	pthread_mutex_unlock(&n->mutex);
+}
+
+void notification_free(struct notification *n)
+{
+	free(n);
+}
+
+static int enqueue(struct bridge *b, const struct iovec *parts, unsigned n_parts, struct op *done)
+{
+	struct notification *new = make(parts, n_parts, done);
+
+	if (!new)
+		return -ENOMEM;
+	notification_send(b, new);
 	return 0;
 }
 
@@ -159,6 +179,15 @@ int bridge_notify_entry(struct bridge *b, inum_t dir, const char *name, size_t l
 	};
 
 	return enqueue(b, parts, ARRAY_LEN(parts), done);
+}
+
+struct notification *notification_of_poll(uint64_t kh)
+{
+	struct fuse_notify_poll_wakeup_out out = {.kh = kh};
+	struct fuse_out_header head = notify_head(FUSE_NOTIFY_POLL, sizeof(out));
+	struct iovec parts[] = {{&head, sizeof(head)}, {&out, sizeof(out)}};
+
+	return make(parts, ARRAY_LEN(parts), NULL);
 }
 
 int bridge_notify_raw(struct bridge *b, const void *message, size_t len)

@@ -26,7 +26,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "bridge.h"
+#include "bridge_control.h"
 #include "log.h"
 
 #define HEAD_BYTES 4096u
@@ -143,7 +143,12 @@ void request_end(struct request *r)
 /* Runs the handler until it has answered or parked. */
 static void serve(struct request *r)
 {
-	r->row->serve(r);
+	if (control_serve(r))
+		return;
+	if (r->row->server == OPCODE_FORWARD)
+		forward_send(r);
+	else
+		r->row->serve(r);
 }
 
 static void interrupt_arrived(struct op *op);
@@ -172,8 +177,6 @@ void request_begin(struct request *r, size_t len)
 		t->by_opcode[in->opcode]++;
 	if (!r->row || r->row->server == OPCODE_UNKNOWN)
 		request_fail(r, -ENOSYS);
-	else if (r->row->server == OPCODE_FORWARD)
-		forward_send(r);
 	else if (r->arg_len < r->row->arg_len)
 		request_fail(r, -EINVAL);
 	else
@@ -384,12 +387,15 @@ struct cred request_cred(const struct request *r, uint32_t umask)
 
 /* ---- parking ---- */
 
-/* Waiting for a lock ends with any signal. Nothing else may: programs do not expect EINTR of
+/* Waiting for a lock, an event or another holder's layout ends with any signal. Nothing else may: programs do not expect EINTR of
  * write(2) or fsync(2), and the kernel sends its interrupt for every signal, even one that is
  * handled with SA_RESTART. So what waits otherwise goes on unless its caller is being killed. */
 static bool gives_up(const struct request *r, enum request_wait what)
 {
-	return what == WAIT_LOCK || r->t->gone || interrupt_is_fatal(r->head.pid);
+	bool any_signal = what == WAIT_LOCK || what == WAIT_EVENT ||
+			  (what == WAIT_FILE && r->fop.kind == FILE_LAYOUT_GET);
+
+	return any_signal || r->t->gone || interrupt_is_fatal(r->head.pid);
 }
 
 bool request_park(struct request *r, enum request_wait what)
@@ -404,12 +410,14 @@ bool request_park(struct request *r, enum request_wait what)
 		return false;
 	}
 	r->waiting = what;
+	r->t->dormant += what == WAIT_EVENT;
 	return true;
 }
 
 void request_unpark(struct request *r)
 {
 	xassert(r->waiting != WAIT_NONE);
+	r->t->dormant -= r->waiting == WAIT_EVENT;
 	r->waiting = WAIT_NONE;
 	pending_del(r);
 }
@@ -430,6 +438,25 @@ void request_start_file(struct request *r, void (*done)(struct request *r, int64
 	r->fop.user = r;
 	if (request_park(r, WAIT_FILE))
 		file_start(&r->fop);
+}
+
+void request_drop_pages(struct request *r, struct inode *in, uint64_t offset, uint64_t len,
+			void (*done)(struct request *r, int64_t result))
+{
+	struct bridge *b = bridge_of(r);
+	inum_t ino = in->ino;
+	bool waits;
+	int err;
+
+	r->done = done;
+	waits = request_park(r, WAIT_CACHE); /* false: it has its answer, and in may be gone */
+	err = bridge_notify_inode(b, ino, (int64_t)offset, (int64_t)len, waits ? &r->op : NULL);
+	if (err)
+		log_msg(LOG_WARN, "no memory to tell the kernel that a file has changed");
+	if (err && waits) {
+		request_unpark(r);
+		done(r, r->fop.result);
+	}
 }
 
 static void wait_for_space(struct request *r)
@@ -488,8 +515,10 @@ static void wait_over(struct op *op)
 	request_unpark(r);
 	if (what == WAIT_LOCK)
 		request_fail(r, r->lock.result);
-	else if (what == WAIT_TURN || what == WAIT_REAPER)
+	else if (what == WAIT_TURN || what == WAIT_REAPER || what == WAIT_EVENT)
 		serve(r);
+	else if (what == WAIT_CACHE)
+		r->done(r, r->fop.result);
 	else if (r->wait.err)
 		request_fail(r, r->wait.err);
 	else if (r->wait.xid)
@@ -510,6 +539,7 @@ static void interrupt(struct request *r)
 	switch (r->waiting) {
 	case WAIT_NONE:
 	case WAIT_REAPER: /* soon over */
+	case WAIT_CACHE:  /* as soon as others have their answers */
 	case WAIT_TURN:   /* these give up when they park the next time */
 		return;
 	case WAIT_FILE:
@@ -522,6 +552,9 @@ static void interrupt(struct request *r)
 		break;
 	case WAIT_JOURNAL:
 		out = jrn_cancel(bridge_of(r)->fs, &r->wait);
+		break;
+	case WAIT_EVENT:
+		out = open_events_cancel(r);
 		break;
 	}
 	if (!out)
