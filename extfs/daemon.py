@@ -21,15 +21,18 @@ import os
 import re
 import signal
 import sys
+import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import trio
 
 from extfs import core
+from extfs.control.status import Status
 from extfs.core import Atime, Bridge, CoreError, Device, Filesystem
 from extfs.fuse import Session
+from extfs.layout import CoreTable, FenceChoice, Fencing, Host, parse_fence
 
 __all__ = [
     "MountError",
@@ -42,6 +45,7 @@ __all__ = [
 log = logging.getLogger("extfs")
 
 MIB = 1 << 20
+RECALL_MS = 10_000
 
 
 class MountError(Exception):
@@ -58,6 +62,8 @@ class MountOptions:
     cache_bytes: int = 0
     inode_cache: int = 0
     commit_ms: int = 0
+    recall_ms: int = RECALL_MS
+    fence: FenceChoice = field(default_factory=FenceChoice)
     atime: Atime = Atime.RELATIME
     threads: int = 0
     writeback_cache: bool = False
@@ -104,6 +110,23 @@ def _number(word: str, value: str, low: int, high: int) -> int:
     return number
 
 
+def _seconds(word: str, value: str, low: float, high: float) -> int:
+    """Milliseconds of a number of seconds, which may have a fraction."""
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", value) is None:
+        raise MountError(f"option {word}: {value!r} is not a number of seconds")
+    seconds = float(value)
+    if not low <= seconds <= high:
+        raise MountError(f"option {word}: {value} is not between {low:g} and {high:g}")
+    return round(1000 * seconds)
+
+
+def _fence(value: str) -> FenceChoice:
+    try:
+        return parse_fence(value)
+    except ValueError as error:
+        raise MountError(f"option fence: {error}") from None
+
+
 def _apply(options: MountOptions, word: str) -> MountOptions:
     name, equals, value = word.partition("=")
     if word in ("ro", "rw"):
@@ -125,6 +148,10 @@ def _apply(options: MountOptions, word: str) -> MountOptions:
         return replace(options, inode_cache=_number(name, value, 64, 1 << 24))
     if equals and name == "commit":
         return replace(options, commit_ms=1000 * _number(name, value, 1, 300))
+    if equals and name == "recall":
+        return replace(options, recall_ms=_seconds(name, value, 0.05, 3600))
+    if equals and name == "fence":
+        return replace(options, fence=_fence(value))
     if equals and name == "threads":
         return replace(options, threads=_number(name, value, 1, 64))
     raise MountError(f"unknown mount option: {word}")
@@ -134,8 +161,9 @@ def parse_options(device: str, mountpoint: str, words: str = "") -> MountOptions
     """Read the comma-separated words of ``-o``.
 
     Ours: ``cache=SIZE`` (metadata cache), ``inode_cache=N``, ``commit=SECONDS``, ``threads=N``,
-    ``writeback_cache``; ``allow_other`` is always on. MountError: a word that nobody knows, or a
-    number out of its range.
+    ``writeback_cache``, ``recall=SECONDS`` (a layout holder's time to answer), ``fence=WAY`` (what
+    confirms that a lost holder cannot reach the device); ``allow_other`` is always on. MountError:
+    a word that nobody knows, or a number out of its range.
     """
     options = MountOptions(device, mountpoint)
     for word in words.split(","):
@@ -192,6 +220,7 @@ def _opened(options: MountOptions) -> Iterator[Filesystem]:
             cache_bytes=options.cache_bytes,
             inode_cache=options.inode_cache,
             commit_ms=options.commit_ms,
+            recall_ms=options.recall_ms,
             atime=options.atime,
         )
     except OSError as error:
@@ -247,8 +276,12 @@ def _unmount(bridge: Bridge, mountpoint: str) -> None:
 
 
 def _log_counters(filesystem: Filesystem, bridge: Bridge) -> None:
-    """One line of JSON: the core's counters and the bridge's."""
-    counters = {"core": asdict(filesystem.stats()), "bridge": asdict(bridge.stats())}
+    """One line of JSON: the counters of core, bridge and layouts."""
+    counters = {
+        "core": asdict(filesystem.stats()),
+        "bridge": asdict(bridge.stats()),
+        "layouts": filesystem.layouts.counters(),
+    }
     log.info("counters: %s", json.dumps(counters))
 
 
@@ -269,11 +302,32 @@ async def _obey_signals(filesystem: Filesystem, bridge: Bridge, mountpoint: str)
             first = False
 
 
-async def _serve(filesystem: Filesystem, bridge: Bridge, session: Session, mountpoint: str) -> None:
+def _fencing(filesystem: Filesystem, options: MountOptions) -> Fencing | None:
+    """Who decides about lost layout holders; a read-only mount changes nothing about them."""
+    if options.read_only:
+        return None
+    context = {
+        "EXTFS_DEVICE": options.device,
+        "EXTFS_MOUNTPOINT": options.mountpoint,
+        "EXTFS_UUID": str(uuid.UUID(bytes=filesystem.super.uuid)),
+    }
+    driver = options.fence.driver(options.device, context, Host())
+    return Fencing(CoreTable(filesystem), driver, grace=options.recall_ms / 1000)
+
+
+async def _serve(
+    filesystem: Filesystem,
+    bridge: Bridge,
+    session: Session,
+    fencing: Fencing | None,
+    mountpoint: str,
+) -> None:
     """Until unmounted."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_pass_log_on)
         nursery.start_soon(_obey_signals, filesystem, bridge, mountpoint)
+        if fencing is not None:
+            nursery.start_soon(fencing.run)
         async with trio.open_nursery() as serving:
             serving.start_soon(session.run)
             await trio.lowlevel.wait_readable(bridge.event_fd)
@@ -293,12 +347,22 @@ def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None
         with _opened(options) as filesystem:
             bridge = _start_bridge(filesystem, options)
             try:
-                session = Session(filesystem, bridge.forward_fd)
+                fencing = _fencing(filesystem, options)
+                status = Status(
+                    filesystem,
+                    device=options.device,
+                    mountpoint=options.mountpoint,
+                    read_only=options.read_only,
+                    recall_ms=options.recall_ms,
+                    fencing=fencing,
+                    bridge=bridge.stats,
+                )
+                session = Session(filesystem, bridge.forward_fd, status.json)
                 try:
                     core.drain_log(log)  # what there was to say is said to whoever mounts
                     ready()
                     log.info("%s is mounted on %s", options.device, options.mountpoint)
-                    trio.run(_serve, filesystem, bridge, session, options.mountpoint)
+                    trio.run(_serve, filesystem, bridge, session, fencing, options.mountpoint)
                     log.info("%s is unmounted", options.mountpoint)
                 finally:
                     session.close()

@@ -33,7 +33,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "control": {"core", "errors", "layout"},
     "nfs": {"core", "errors", "layout"},
     "daemon": {"control", "core", "errors", "fuse", "layout", "nfs"},
-    "cli": {"check", "core", "daemon", "errors"},
+    "cli": {"check", "control", "core", "daemon", "errors"},
 }
 # The wiring may know everything below it; these are the only modules that nothing imports.
 NOT_IMPORTABLE = {"cli", "daemon"}
@@ -151,6 +151,29 @@ def test_layer_table_agrees_with_its_rules() -> None:
         assert "_core" not in allowed or part == "core"
         importable = NOT_IMPORTABLE - ({"daemon"} if part in MAY_IMPORT_DAEMON else set())
         assert not allowed & importable, f"{part} may not import {allowed & importable}"
+
+
+def test_the_client_of_the_control_file_needs_nothing_of_the_daemon() -> None:
+    """It is for other programs: they must not load the core, trio only for the trio client."""
+    allowed = {"structures": set(), "client": {"structures"}, "waiting": {"client"}}
+    wrong = []
+    for name, modules in allowed.items():
+        file = PACKAGE / "control" / f"{name}.py"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("extfs"):
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                known = {f"extfs.control.{module}" for module in modules}
+                wrong += [
+                    f"{file}:{node.lineno}: {found}"
+                    for found in names
+                    if not any(found.startswith(module) for module in known)
+                ]
+            elif isinstance(node, ast.Import):
+                roots = {alias.name.split(".")[0] for alias in node.names}
+                if roots & {"extfs", "pyfuse3"} or ("trio" in roots and name != "waiting"):
+                    wrong.append(f"{file}:{node.lineno}: {sorted(roots)}")
+    assert not wrong, "\n".join(wrong)
+    assert not (PACKAGE / "control" / "__init__.py").read_text().count("import")
 
 
 def test_layout_and_protocol_code_own_no_sockets() -> None:

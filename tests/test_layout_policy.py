@@ -213,7 +213,8 @@ async def test_what_failed_is_told_and_forgotten(clock: trio.testing.MockClock) 
         (15, lambda: seen.append(fencing.waiting())),
     )
     ((status,), after) = seen
-    assert (status.holder, status.driver, status.attempts) == (5, "script", 2)
+    assert (status.holder, status.attempts, status.waited) == (5, 2, 2.0)
+    assert fencing.driver == "script"
     assert status.last_failure == "refused"
     assert after == []
     assert table.confirmed == [(5, 7.0)]

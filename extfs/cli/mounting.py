@@ -112,7 +112,14 @@ def mount(device: str, mountpoint: str, options: tuple[str, ...], foreground: bo
       commit=SECONDS                changes are durable after at most this long (1)
       threads=N                     threads that serve requests (one for each CPU, up to 4)
       writeback_cache               let the kernel keep written data for a while; only when
-                                    nothing but this mount changes the files
+                                    nothing but this mount changes the files; no layouts
+      recall=SECONDS                time that layout holders have to answer a recall (10)
+      fence=WAY                     what confirms that a holder which did not answer cannot reach
+                                    the device any more, so that its blocks may be used again:
+                                      observe        its cgroup is empty, if it named one (default)
+                                      cgroup         the same, after its processes were killed
+                                      command:/PATH  a program, run for each, exits with 0
+                                      none           only `extfs layout fence`
     Words for /etc/fstab (defaults, auto, noauto, nofail, _netdev, x-...) are accepted and ignored.
 
     What a daemon that died left at MOUNTPOINT is cleaned up first.

@@ -156,7 +156,10 @@ class HolderRecord:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Bytes [offset, offset + length) of a file in a holder's hands."""
+    """Bytes [offset, offset + length) of a file in a holder's hands.
+
+    `recalled_ns`: since when, on `Layouts.now`, a recall of it is not answered; 0: none is.
+    """
 
     ino: int
     generation: int
@@ -166,6 +169,7 @@ class Grant:
     seq: int
     iomode: Iomode
     atomic: bool
+    recalled_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +413,7 @@ class Layouts:
                     g.seq,
                     Iomode(g.iomode),
                     bool(g.flags & lib.EXTFS_LAYOUT_F_ATOMIC),
+                    g.recalled_ns,
                 )
                 for g in (out[index] for index in range(count))
             ]
@@ -482,7 +487,10 @@ class Layouts:
         return found
 
     def latency(self, of: Latency) -> list[int]:
-        """A histogram: bucket n counts times below 2**n microseconds that no smaller one holds."""
+        """A histogram: bucket n counts times below 2**(n + 1) microseconds, from 2**n on but for 0.
+
+        The last bucket has no upper end.
+        """
         buckets = ffi.new("uint64_t[]", lib.EXTFS_LATENCY_BUCKETS)
         lib.extfs_layout_latency(self._raw, of, buckets)
         return [int(count) for count in buckets]

@@ -4,6 +4,9 @@ Which these are is said in one place, the table of ``native/bridge_dispatch.c``;
 with this class. Each handler is one call of the core. A full journal is waited for in a thread, so
 that no handler keeps the others from running.
 
+The requests of one file come here whole, /.extfs/status, which exists in the mount only: OPEN makes
+its text, READ gives it out, RELEASE forgets it.
+
 Lookup counts are the bridge's: it counts the entries in the answers that it passes on.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +25,10 @@ from extfs.core import BLOCK_SIZE, CoreError, Cred, Filesystem, Stat
 if TYPE_CHECKING:
     from pyfuse3 import (
         EntryAttributes,
+        FileHandleT,
+        FileInfo,
         FileNameT,
+        FlagT,
         InodeT,
         RequestContext,
         StatvfsData,
@@ -38,6 +45,12 @@ VALID_SECONDS = 86400
 """As BRIDGE_VALID_SECONDS of native/bridge.h: whoever changes a file otherwise tells the kernel."""
 
 NAME_MAX = 255
+
+STATUS_NODE = (1 << 62) + 3
+"""CONTROL_STATUS of native/bridge_control.h."""
+OPEN_TEXTS_BYTES = 32 << 20
+"""Texts of the status kept for those who have it open: anybody may."""
+
 _NANOSECONDS = 1_000_000_000
 _SECTORS_PER_BLOCK = BLOCK_SIZE // 512
 
@@ -79,9 +92,12 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    def __init__(self, filesystem: Filesystem, status: Callable[[], bytes]) -> None:
         super().__init__()
         self._filesystem = filesystem
+        self._status = status
+        self._texts: dict[int, bytes] = {}
+        self._next_text = 1
 
     async def _change(self, call: Callable[[Filesystem], _T]) -> _T:
         try:
@@ -140,3 +156,37 @@ class Operations(pyfuse3.Operations):
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """REMOVEXATTR. ENODATA: there is none."""
         await self._change(lambda fs: fs.removexattr(inode, name))
+
+    # -- /.extfs/status --
+
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        """OPEN of the status: its text is of this moment. EACCES to write, EMFILE."""
+        if inode != STATUS_NODE:
+            log.error("asked to open inode %d, which the bridge serves", inode)
+            raise pyfuse3.FUSEError(errno.EIO)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise pyfuse3.FUSEError(errno.EACCES)
+        if sum(map(len, self._texts.values())) >= OPEN_TEXTS_BYTES:
+            raise pyfuse3.FUSEError(errno.EMFILE)
+        try:
+            text = self._status()
+        except Exception as error:
+            raise _refusal(error) from error
+        number = self._next_text
+        self._next_text += 1
+        self._texts[number] = text
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(number), direct_io=True)
+
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """READ of the status."""
+        text = self._texts.get(fh)
+        if text is None:
+            raise pyfuse3.FUSEError(errno.EBADF)
+        return text[off : off + size]
+
+    async def flush(self, fh: FileHandleT) -> None:
+        """FLUSH of the status: nothing to do."""
+
+    async def release(self, fh: FileHandleT) -> None:
+        """RELEASE of the status."""
+        self._texts.pop(fh, None)

@@ -7,6 +7,7 @@ not /dev/fuse but a socket on which the bridge passes the requests that it does 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pyfuse3
 
@@ -19,14 +20,18 @@ __all__ = ["Session"]
 class Session:
     """The one pyfuse3 session of this process (pyfuse3 keeps it in globals)."""
 
-    def __init__(self, filesystem: Filesystem, forward_fd: int) -> None:
+    def __init__(
+        self, filesystem: Filesystem, forward_fd: int, status: Callable[[], bytes]
+    ) -> None:
         """Take `forward_fd` over: it is closed with the session, or here when that fails.
+
+        `status` makes the text of /.extfs/status.
 
         RuntimeError: libfuse refuses.
         """
         self._open = False
         try:
-            pyfuse3.init(Operations(filesystem), f"/dev/fd/{forward_fd}", {"fsname=extfs"})
+            pyfuse3.init(Operations(filesystem, status), f"/dev/fd/{forward_fd}", {"fsname=extfs"})
         except BaseException:
             os.close(forward_fd)
             raise

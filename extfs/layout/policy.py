@@ -74,13 +74,13 @@ class HolderTable(Protocol):
 
 @dataclass(slots=True)
 class FenceStatus:
-    """What is known of the fence of one lost holder; times on trio's clock, in seconds."""
+    """The fence of one lost holder. `since` on trio's clock; `waited` in seconds, when asked."""
 
     holder: int
-    driver: str
     since: float
     attempts: int = 0
     last_failure: str = ""
+    waited: float = 0.0
 
 
 def _described(holder: HolderRecord) -> str:
@@ -121,8 +121,11 @@ class Fencing:
         return self._driver.name
 
     def waiting(self) -> list[FenceStatus]:
-        """Fences that are not confirmed yet, by holder."""
-        return [replace(self._status[holder]) for holder in sorted(self._status)]
+        """Fences that are not confirmed yet, by holder. From trio."""
+        now = trio.current_time()
+        return [
+            replace(status, waited=now - status.since) for _, status in sorted(self._status.items())
+        ]
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -170,8 +173,7 @@ class Fencing:
         self._stop(holder)
         scope = trio.CancelScope()
         self._tasks[holder] = scope
-        now = trio.current_time()
-        self._status[holder] = FenceStatus(holder, self._driver.name, now)
+        self._status[holder] = FenceStatus(holder, trio.current_time())
         self._nursery.start_soon(self._guarded, holder, scope)
 
     # -- one holder --
