@@ -21,6 +21,7 @@
 #define CACHE_DEFAULT (64u << 20)
 #define INODE_CACHE_DEFAULT 16384u
 #define COMMIT_MS_DEFAULT 1000u
+#define RECALL_MS_DEFAULT 10000u
 /* Inodes whose times are written back at once, before a timed commit. */
 #define LAZY_BATCH 256u
 
@@ -91,6 +92,8 @@ static void set_defaults(struct fs_options *opt)
 		opt->inode_cache = INODE_CACHE_DEFAULT;
 	if (!opt->commit_ms)
 		opt->commit_ms = COMMIT_MS_DEFAULT;
+	if (!opt->recall_ms)
+		opt->recall_ms = RECALL_MS_DEFAULT;
 }
 
 static struct fs *fs_new(struct device *dev, const struct fs_options *opt)
