@@ -8,7 +8,6 @@
 #include "errors.h"
 #include "extmap_priv.h"
 #include "fs.h"
-#include "layout.h"
 #include "refcount.h"
 
 static int damaged(const struct inode *in, const struct extent *e, int code)
@@ -206,7 +205,8 @@ int extmap_apply(struct trans *t, struct inode *in, enum fork fork, const struct
 
 	if (fork == FORK_DATA) {
 		atomic_store(&in->map_gen, atomic_fetch_add(&in->fs->next_map_gen, 1) + 1);
-		layout_map_changed(in);
+		if (in->fs->layout_hooks)
+			in->fs->layout_hooks->map_changed(in);
 	}
 	for (unsigned i = 0; i < ed->nold && !err; i++)
 		if (!find_file(ed->new, ed->nnew, ed->old[i].file))

@@ -57,6 +57,8 @@ struct layout_hooks {
 	int (*quarantined)(struct trans *t, uint64_t holder, int64_t blocks);
 	/* The last name and the last open are gone, a segment is left. No locks held. */
 	void (*unlinked)(struct inode *in);
+	/* The map of `in` changes: watchers are told. In a transaction. */
+	void (*map_changed)(struct inode *in);
 };
 
 struct fs_options {

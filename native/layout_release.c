@@ -36,4 +36,5 @@ static int quarantined(struct trans *t, uint64_t holder, int64_t blocks)
 
 const struct layout_hooks layouts_hooks = {
 	.drop_holder = drop_holder, .quarantined = quarantined, .unlinked = layout_unlinked,
+	.map_changed = layout_map_changed,
 };

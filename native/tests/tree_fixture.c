@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "journal.h"
-#include "layout.h"
 #include "trans.h"
 
 /* ---- the journal as a counter ---------------------------------------------------------------- */
@@ -59,9 +58,6 @@ void fs_shutdown_writes(struct fs *fs, int code, const char *fmt, ...)
 	atomic_store(&fs->shutdown, true);
 	atomic_store(&fs->shutdown_code, code);
 }
-
-/* Nobody holds layouts here. */
-void layout_map_changed(struct inode *in) {}
 
 const struct buf_type buf_type_root = { .name = "root", .magic = MAGIC_ROOT };
 
