@@ -18,7 +18,7 @@ from pathlib import PurePath
 import click
 
 from extfs import __version__
-from extfs.cli import checking, formatting, mapping, mounting, system
+from extfs.cli import checking, formatting, layouts, mapping, mounting, status, system
 from extfs.cli.output import CommandError, complain
 
 __all__ = ["main"]
@@ -40,6 +40,8 @@ for _command in (
     mounting.mount,
     mounting.umount,
     mapping.show_map,
+    layouts.layout,
+    status.status,
     checking.fsck,
     checking.dump,
     system.install_helpers,

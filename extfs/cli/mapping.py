@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
-import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 
-from extfs.cli.output import CommandError, print_json, size_text
+from extfs.cli.output import CommandError, print_json, size_text, write_table
 
 BLOCK_SIZE = 4096
-
-# native/extfs_ioctl.h
-_HEAD = struct.Struct("=IIQQQQI20x")
-_EXTENT = struct.Struct("=QQQII")
-_EXTENTS = 500
-_SIZE = _HEAD.size + _EXTENTS * _EXTENT.size
-EXTFS_IOC_MAP = 3 << 30 | _SIZE << 16 | ord("X") << 8 | 0xE1
-_END = (1 << 64) - 1
-_SHARED, _LAYOUT = 1, 2
 _STATES = {1: "unwritten", 2: "written"}
 
 
@@ -41,37 +30,20 @@ class MapExtent:
 
 def mounted_map(path: str) -> tuple[int, list[MapExtent]]:
     """(file size, extents) of a file on a mounted extfs. CommandError, OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    extents: list[MapExtent] = []
-    size = start = 0
-    try:
-        while start != _END:
-            buffer = bytearray(_SIZE)
-            _HEAD.pack_into(buffer, 0, _SIZE, 0, start, _END, 0, 0, 0)
-            try:
-                fcntl.ioctl(descriptor, EXTFS_IOC_MAP, buffer, True)
-            except OSError as error:
-                if error.errno == errno.ENOTTY:
-                    raise CommandError(f"{path}: not a regular file on extfs") from error
-                raise CommandError(f"{path}: {error.strerror}") from error
-            _size, _flags, _start, _length, start, size, count = _HEAD.unpack_from(buffer)
-            for index in range(count):
-                offset, physical, length, state, flags = _EXTENT.unpack_from(
-                    buffer, _HEAD.size + index * _EXTENT.size
-                )
-                extents.append(
-                    MapExtent(
-                        offset,
-                        physical,
-                        length,
-                        _STATES.get(state, str(state)),
-                        bool(flags & _SHARED),
-                        bool(flags & _LAYOUT),
-                    )
-                )
-    finally:
-        os.close(descriptor)
-    return size, extents
+    from extfs.control.client import Descriptor
+
+    with Descriptor.of(path) as descriptor:
+        try:
+            answer = descriptor.whole_map()
+        except OSError as error:
+            if error.errno == errno.ENOTTY:
+                raise CommandError(f"{path}: not a regular file on extfs") from error
+            raise CommandError(f"{path}: {error.strerror}") from error
+    extents = [
+        MapExtent(e.offset, e.physical, e.length, e.state.name.lower(), e.shared, e.layout)
+        for e in answer.extents
+    ]
+    return answer.file_size, extents
 
 
 def device_map(device: str, path: str) -> tuple[int, list[MapExtent]]:
@@ -166,12 +138,7 @@ def _table(size: int, extents: list[MapExtent]) -> None:
                 state,
             )
         )
-    if rows:
-        columns = zip(titles, *rows, strict=True)
-        *widths, _last = [max(map(len, column)) for column in columns]
-        for row in (titles, *rows):
-            cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
-            click.echo("  ".join([*cells, row[-1]]))
+    write_table(titles, rows)
     mapped = sum(extent.length for extent in extents)
     click.echo(f"{len(extents):,} extents map {size_text(mapped)}; the file has {size_text(size)}")
     width = shutil.get_terminal_size().columns

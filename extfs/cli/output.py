@@ -8,7 +8,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -172,6 +172,17 @@ def write_fields(fields: dict[str, str]) -> None:
     width = max(map(len, fields))
     for name, value in fields.items():
         click.echo(f"{name:<{width}}  {value}")
+
+
+def write_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns to the right, but for the last one; nothing when there are no rows."""
+    if not rows:
+        return
+    columns = zip(titles, *rows, strict=True)
+    *widths, _last = [max(map(len, column)) for column in columns]
+    for row in (titles, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
+        click.echo("  ".join([*cells, row[-1]]).rstrip())
 
 
 def write_tree(value: Any, indent: int = 0) -> None:
