@@ -9,23 +9,16 @@
 
 #define HOLDERS 3u
 
-static struct layouts mine, *theirs;
 static const struct seg_hooks *their_hooks;
 static struct holder holders[HOLDERS];
 static struct grant_list dead;
 
-/* The table is tested alone: with holders that have no record. */
+/* The table is tested alone: with holders that nobody else knows, and without recalls. */
 static int setup(void **state)
 {
 	world_new(64u << 20, 512, 1);
 	make_files();
-	theirs = world.fs->layouts;
 	their_hooks = world.fs->seg_hooks;
-	memset(&mine, 0, sizeof(mine));
-	mine.fs = world.fs;
-	mine.next_seq = 100;
-	pthread_mutex_init(&mine.mutex, NULL);
-	world.fs->layouts = &mine;
 	world.fs->seg_hooks = NULL;
 	memset(holders, 0, sizeof(holders));
 	for (unsigned i = 0; i < HOLDERS; i++) {
@@ -49,9 +42,7 @@ static int teardown(void **state)
 		assert_false(seg_any(world.file[i]));
 		assert_int_equal(world.file[i]->refs, 1);
 	}
-	world.fs->layouts = theirs;
 	world.fs->seg_hooks = their_hooks;
-	pthread_mutex_destroy(&mine.mutex);
 	delete_all();
 	world_close();
 	world_end();
