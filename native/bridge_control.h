@@ -57,6 +57,8 @@ void serve_control_write(struct request *r);
 /* Which file a call is about: referenced until the request ends. reg: only a regular one will do.
  * -EINVAL, -ESTALE, -EISDIR, ... */
 int call_file(struct request *r, const struct extfs_handle *h, bool reg, struct inode **in);
+/* The inode of a handle, into r->inode or r->inode2. -EINVAL, -ESTALE. */
+int call_handle_inode(struct request *r, const struct extfs_handle *h, struct inode **slot);
 /* -EACCES unless the caller is root or owns the file. */
 int call_owner(const struct request *r, struct inode *in);
 /* -EBADF on a file's own descriptor that is not open for writing. */

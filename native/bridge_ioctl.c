@@ -13,6 +13,7 @@
 
 #include "alloc.h"
 #include "bridge_control.h"
+#include "errors.h"
 #include "extmap.h"
 
 #define IOC_MAX 16383u
@@ -76,6 +77,19 @@ static int check_regular(const struct inode *in)
 	return inode_is_dir(in) ? -EISDIR : -EINVAL;
 }
 
+int call_handle_inode(struct request *r, const struct extfs_handle *h, struct inode **slot)
+{
+	int err = h->reserved || !h->ino ? -EINVAL : 0;
+
+	xassert(!*slot);
+	if (!err)
+		err = inode_get_handle(bridge_of(r)->fs, h->ino, h->generation, slot);
+	if (err)
+		*slot = NULL;
+	/* Nothing that the administrator has to hear of. */
+	return err == -ERR_STALE_HANDLE ? -ESTALE : err;
+}
+
 int call_file(struct request *r, const struct extfs_handle *h, bool reg, struct inode **in)
 {
 	int err;
@@ -85,13 +99,9 @@ int call_file(struct request *r, const struct extfs_handle *h, bool reg, struct 
 	if (request_on_control(r)) {
 		struct inode **slot = r->inode ? &r->inode2 : &r->inode;
 
-		if (!h->ino)
-			return -EINVAL;
-		err = inode_get_handle(bridge_of(r)->fs, h->ino, h->generation, slot);
-		if (err) {
-			*slot = NULL;
+		err = call_handle_inode(r, h, slot);
+		if (err)
 			return err;
-		}
 		*in = *slot;
 	} else {
 		*in = call_open_file(r)->in;

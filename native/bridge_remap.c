@@ -105,17 +105,13 @@ static int other_file(struct request *r, const struct extfs_ioc_pair *call, stru
 {
 	int err;
 
-	if (call->other.reserved)
-		return -EINVAL;
 	if (!call->other.ino && !call->other.generation && !request_on_control(r)) {
 		*other = file;
-		return 0;
+		return call->other.reserved ? -EINVAL : 0;
 	}
-	err = inode_get_handle(r->t->b->fs, call->other.ino, call->other.generation, &r->inode2);
-	if (err) {
-		r->inode2 = NULL;
+	err = call_handle_inode(r, &call->other, &r->inode2);
+	if (err)
 		return err;
-	}
 	*other = r->inode2;
 	if (!inode_is_reg(*other))
 		return inode_is_dir(*other) ? -EISDIR : -EINVAL;
