@@ -107,7 +107,7 @@ from extfs.fuse import Session
 device, mountpoint = sys.argv[1:]
 fs = Filesystem.open(Device.open(device))
 bridge = Bridge.start(fs, mountpoint, fsname=device)
-session = Session(fs, bridge.forward_fd)
+session = Session(fs, bridge.forward_fd, lambda: b"{}")
 
 def until(condition):
     for _ in range(500):
