@@ -276,9 +276,9 @@ def get(
 ) -> int:
     """Get a layout of FILE, print its extents, and hold it. Then return it, without a commit.
 
-    What is recalled of a layout for writing is told on standard error: stop writing there, `commit`
-    it, and `return` it, or end this, in time. Else it is revoked: the file keeps what was committed,
-    and the holder is lost. A pin ends after its time, at most 60 s.
+    What is recalled of a layout for writing is told on standard error: stop writing there,
+    `commit` it, and `return` it, or end this, in time. Else it is revoked: the file keeps what was
+    committed, and the holder is lost. A pin ends after its time, at most 60 s.
     Exit codes: 0 got, held and returned, 1 failed, or it was revoked, 2 wrong usage.
     """
     from extfs.control.client import Descriptor
