@@ -111,7 +111,7 @@ struct dedupe_state { uint64_t pos; void *mem[2]; bool reading_dst; };
 struct layout_get_state { struct grant *spare[3]; fileblk_t b0, b1; xid_t xid; bool changes, invalidated; };
 struct layout_commit_state { unsigned at; fileblk_t block; uint64_t intent; uint64_t hull_start, hull_end; bool swaps; xid_t xid; };
 struct layout_return_state { struct grant *spare; fileblk_t at, end; uint64_t start, stop; xid_t xid; };
-struct layout_revoke_state { fileblk_t b0, b1, at; nblocks_t len; fsblock_t from, to; void *mem; uint64_t intent; unsigned tries; };
+struct layout_revoke_state { fileblk_t at, b1; nblocks_t len; fsblock_t from; void *mem; uint64_t intent; };
 struct layout_trim_state { fileblk_t at; };
 
 struct file_run {

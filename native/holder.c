@@ -360,7 +360,7 @@ void holder_returned_all(struct fs *fs, uint64_t id)
 		lost_del(fs, 0, id);
 	pthread_mutex_lock(&ls->mutex);
 	h = find_here(ls, id);
-	if (h && h->quarantined)
+	if (h && (h->quarantined || h->tainted))
 		holder_want_release(ls, h);
 	pthread_mutex_unlock(&ls->mutex);
 	fs_unlock(fs);
@@ -480,7 +480,7 @@ static int go(struct fs *fs, uint64_t id, int (*may)(const struct holder *h))
 	rc = h ? may(h) : -ENOENT;
 	if (!rc) {
 		before = h->state;
-		empty = !reaches(h) && !h->users && !h->releasing;
+		empty = !reaches(h) && !h->tainted && !h->users && !h->releasing;
 		set_state(ls, h, HOLDER_GONE);
 	}
 	pthread_mutex_unlock(&ls->mutex);
@@ -632,6 +632,9 @@ static int load_record(struct fs *fs, uint64_t id, const struct holder_disk *rec
 	h->state = get32(rec->state) == RECORD_GONE ? HOLDER_GONE : HOLDER_LOST;
 	h->idle = true;
 	enter_table(ls, h);
+	pthread_mutex_lock(&ls->mutex);
+	holder_taint(ls, h);
+	pthread_mutex_unlock(&ls->mutex);
 	return 0;
 }
 

@@ -58,6 +58,7 @@ struct holder {
 	bool releasing;        /* on the release list, or release_start() is at work on it; release_ended() clears it */
 	bool release_again;    /* wanted once more meanwhile */
 	bool fence_told;
+	bool tainted;          /* may reach blocks under QUARANTINE_ANY: layout_release.c */
 	unsigned users;        /* operations under way: holder_enter(). The object stays, and is not released, until 0 */
 	uint64_t nlost_inodes; /* of layouts->lost; fs->lock exclusive and mutex to change */
 	struct watch *watches;
@@ -111,7 +112,7 @@ struct layouts {
 	RB_HEAD(lost_by_ino, lost_inode) lost;       /* both trees: fs->lock, not the mutex */
 	RB_HEAD(lost_by_holder, lost_inode) lost_of;
 	_Atomic uint64_t lost_count;         /* of lost: 0 is the fast way */
-	_Atomic bool shared_reachable;       /* layout_release.c */
+	_Atomic uint64_t ntainted;           /* holders that are; changed with the mutex */
 	_Atomic uint64_t next_seq;           /* of grants */
 	RB_HEAD(grant_tree, grant) by_inode; /* grant.c; mutex */
 	struct seg *due_head, *due_tail;     /* parked segments in order of deadline; mutex */
@@ -278,7 +279,7 @@ int exposure_find(struct fs *fs, inum_t ino, uint64_t holder, fileblk_t at, file
 /* Are all of them this holder's exposures, at these very blocks? 1, 0 or a code. */
 int exposure_covers(struct fs *fs, inum_t ino, uint64_t holder, const struct extent *ext, bool staging);
 /* At mount: inodes of a holder become ghosts. */
-int exposures_load(struct fs *fs);
+int exposures_load(struct fs *fs); /* layout_ghosts.c */
 
 /* ---- layout_watch.c ---- */
 void watches_drop(struct layouts *ls, struct holder *h); /* mutex held; references are put by the thread */
@@ -293,7 +294,10 @@ void event_post(struct layouts *ls, struct event_sink *sink, const struct layout
 /* Begin to take [start, end) of in from the holder: asynchronous, by layouts_run(); revoke_ended() at the end. Takes over the
  * reference. */
 void revoke_start(struct layouts *ls, struct inode *in, uint64_t holder, uint64_t start, uint64_t end);
-/* ---- layout_release.c ---- on the thread */
+/* ---- layout_release.c ---- */
+/* mutex held: the holder may reach blocks that are kept under QUARANTINE_ANY, until it has returned everything or is fenced. */
+void holder_taint(struct layouts *ls, struct holder *h);
+/* on the thread */
 /* What a fenced or returned holder had becomes free, see holder_want_release(): asynchronous (counted by layouts_working() or
  * layouts_run()); release_ended() at the end. */
 void release_start(struct layouts *ls, uint64_t holder);

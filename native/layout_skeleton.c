@@ -16,13 +16,8 @@
 STEP(layout_get_start)
 STEP(layout_commit_start)
 STEP(layout_return_start)
-STEP(layout_revoke_start)
-STEP(layout_trim_start)
 STEP(file_exchange_start)
 STEP(file_shift_start)
 STEP(file_dedupe_start)
 
-WEAK void revoke_start(struct layouts *ls, struct inode *in, uint64_t holder, uint64_t start, uint64_t end) { inode_put(in); }
-WEAK void release_start(struct layouts *ls, uint64_t holder) {}
-WEAK void trim_start(struct layouts *ls, struct inode *in) { inode_put(in); }
 WEAK int exposures_load(struct fs *fs) { return 0; }

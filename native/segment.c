@@ -78,10 +78,17 @@ static bool is_grant(const struct seg *s)
 	return s->kind >= SEG_FIRST_GRANT;
 }
 
+/* Is the grant, where s overlaps it, about to go just as s wants to make others go? */
+static bool both_revoked(const struct seg *s, const struct seg *grant)
+{
+	return s->revokes && MAX(s->start, grant->start) >= grant->revoked_start &&
+	       MIN(s->end, grant->end) <= grant->revoked_end;
+}
+
 /* s is no grant. */
 static bool clash(const struct seg *s, const struct seg *other)
 {
-	if (s->start >= other->end || other->start >= s->end)
+	if (s->start >= other->end || other->start >= s->end || both_revoked(s, other))
 		return false;
 	switch ((enum rule)rules[s->kind][other->kind]) {
 	case NO:
@@ -250,7 +257,8 @@ static struct seg *foe_of_kind(const struct seg_tree *st, const struct seg *s, u
 				   .holder = rule == HOLDER ? s->holder : 0, .after = after };
 	struct seg *found;
 
-	while ((found = treap_overlap(st->root[kind], &q)) && rule == PAGES && !clash(s, found))
+	while ((found = treap_overlap(st->root[kind], &q)) && (rule == PAGES || s->revokes) &&
+	       !clash(s, found))
 		q.after = found;
 	return found;
 }
@@ -541,6 +549,20 @@ unsigned seg_fail(struct inode *in, uint64_t holder, uint64_t start, uint64_t en
 		wake_queue(in, low, high);
 	pthread_mutex_unlock(&in->lock);
 	return failed;
+}
+
+void seg_being_revoked(struct inode *in, uint64_t holder, uint64_t start, uint64_t end)
+{
+	struct seg *g = NULL;
+
+	pthread_mutex_lock(&in->lock);
+	while ((g = seg_next_grant_locked(in, 1u << SEG_GRANT_RW, holder, 0, UINT64_MAX, g))) {
+		g->revoked_start = start;
+		g->revoked_end = end;
+	}
+	if (start < end)
+		wake_queue(in, start, end);
+	pthread_mutex_unlock(&in->lock);
 }
 
 bool seg_clashes(const struct seg *s, const struct seg *other)

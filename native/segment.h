@@ -60,6 +60,7 @@ struct seg {
 	uint64_t start, end;
 	enum seg_kind kind;
 	bool writeback;  /* pages of a mapping that the kernel writes back */
+	bool revokes;    /* MAP of a revoke: grants that are being revoked themselves are not in its way */
 	enum { SEG_IDLE, SEG_PARKED, SEG_HELD } state;
 	uint64_t holder; /* id; 0: none */
 	struct op *op;   /* grants: NULL */
@@ -68,6 +69,7 @@ struct seg {
 	/* arrival; of a grant: what its maker says (its sequence number), or, for 0, arrival. No two
 	 * grants of one holder and kind have both start and order in common. */
 	uint64_t order;
+	uint64_t revoked_start, revoked_end; /* grants: seg_being_revoked() */
 	/* held: links of the treap of its kind and, grants only, of the one by holder */
 	struct seg_link {
 		struct seg *left, *right;
@@ -116,6 +118,9 @@ bool seg_cancel(struct inode *in, struct seg *s);
 /* Everything parked that overlaps and clashes with a grant of `holder` in [start, end) ends with
  * err: its op is resumed with s->err. Returns how many. */
 unsigned seg_fail(struct inode *in, uint64_t holder, uint64_t start, uint64_t end, int err);
+/* RW grants of the holder are being revoked in [start, end) (start == end: no more): there they are no longer in the way of the
+ * MAP segments of other revokes. Else two ghosts, which overlap, would wait for each other's revoke. */
+void seg_being_revoked(struct inode *in, uint64_t holder, uint64_t start, uint64_t end);
 /* Is `other` in the way of s, which is no grant? */
 bool seg_clashes(const struct seg *s, const struct seg *other);
 bool seg_any(struct inode *in); /* anything held or parked? */
