@@ -106,11 +106,42 @@ struct copy_state {
 
 struct exchange_state { fileblk_t a, b; nblocks_t left; uint64_t intent; };
 struct shift_state { fileblk_t at, end; nblocks_t by; uint64_t intent; };
-struct dedupe_state { uint64_t pos; void *mem[2]; bool reading_dst; };
+struct dedupe_state { uint64_t pos, end; nblocks_t limit; void *mem[2]; };
 /* layout_get.c, layout_commit.c, layout_return.c: private to them */
-struct layout_get_state { struct grant *spare[3]; fileblk_t b0, b1; xid_t xid; bool changes, invalidated; };
-struct layout_commit_state { unsigned at; fileblk_t block; uint64_t intent; uint64_t hull_start, hull_end; bool swaps; xid_t xid; };
-struct layout_return_state { struct grant *spare; fileblk_t at, end; uint64_t start, stop; xid_t xid; };
+struct layout_get_state {
+	struct holder *holder; /* holder_enter() */
+	struct grant *spare[3];
+	fileblk_t b0, b1;      /* wanted; b1 falls */
+	uint64_t low;          /* the segment begins here: at b0, or at EOF's block */
+	xid_t xid;             /* durable before the answer */
+	bool settling;         /* xid knows what was there when the segment was held */
+	bool tail_done;
+	nblocks_t allocated;
+	uint64_t began;        /* layout_ticks() */
+};
+struct layout_commit_state {
+	struct holder *holder;
+	unsigned at;           /* range, and block in it, that come next */
+	fileblk_t block;
+	nblocks_t blocks;      /* converted so far */
+	uint64_t hull_start, hull_end;       /* of the ranges; of the whole grant when that is ATOMIC */
+	uint64_t touched_start, touched_end; /* of the grants */
+	bool valid;            /* checked under the segment that is held */
+	bool atomic, plain, ghost; /* what kinds of grants */
+	bool unprivileged;     /* setuid and the like are gone */
+	uint64_t intent;
+	xid_t xid;
+	uint64_t began;
+};
+struct layout_return_state {
+	struct holder *holder;
+	uint64_t start, stop;  /* of the grants that go */
+	unsigned kinds;
+	bool rw;
+	struct file_op *one;   /* RETURN of everything: of one inode after the other */
+	struct layout_args *one_args;
+	uint64_t began;
+};
 struct layout_revoke_state { fileblk_t at, b1; nblocks_t len; fsblock_t from; void *mem; uint64_t intent; };
 struct layout_trim_state { fileblk_t at; };
 
@@ -248,5 +279,10 @@ int staging_end(struct trans *t, struct inode *in, uint64_t intent);
 /* To be called in a transaction that may have dropped references of the inode's blocks, before its
  * commit. */
 void note_unshare(struct inode *in);
+
+/* layout_swap.c. Inside a transaction of REMOVE_TRANS_BLOCKS that joined the inode, with readers of [*a, end) kept out: what the
+ * staging fork maps there replaces the data fork, as much as fits. *a: where the next call goes on. With the last piece the size
+ * grows to `size` and the intent (id; 0: none) is removed; *a == end. The caller writes the inode. */
+int atomic_some(struct trans *t, struct inode *in, fileblk_t *a, fileblk_t end, uint64_t size, uint64_t intent);
 
 #endif

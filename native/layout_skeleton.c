@@ -13,11 +13,7 @@
 
 #define WEAK __attribute__((weak))
 #define STEP(name) WEAK enum step name(struct file_run *r) { return run_end(r, -EOPNOTSUPP); }
-STEP(layout_get_start)
-STEP(layout_commit_start)
-STEP(layout_return_start)
 STEP(file_exchange_start)
 STEP(file_shift_start)
 STEP(file_dedupe_start)
 
-WEAK int exposures_load(struct fs *fs) { return 0; }
