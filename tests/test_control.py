@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,12 @@ def test_nobody_takes_the_name_or_changes_what_it_names(root: Path) -> None:
     for name in ("control", "status"):
         inode = ours / name
         assert refusal(inode.unlink) == "EPERM"
-        assert refusal(lambda path=inode: path.rename(root / "other")) == "EPERM"  # type: ignore[misc]
-        assert refusal(lambda path=inode: os.link(path, root / "other")) == "EPERM"  # type: ignore[misc]
-        assert refusal(lambda path=inode: path.chmod(0o666)) == "EPERM"  # type: ignore[misc]
-        assert refusal(lambda path=inode: os.truncate(path, 0)) == "EPERM"  # type: ignore[misc]
-        assert refusal(lambda path=inode: os.utime(path)) == "EPERM"  # type: ignore[misc]
-        assert refusal(lambda path=inode: os.setxattr(path, "user.x", b"")) == "EPERM"  # type: ignore[misc]
+        assert refusal(partial(inode.rename, root / "other")) == "EPERM"
+        assert refusal(partial(os.link, inode, root / "other")) == "EPERM"
+        assert refusal(partial(inode.chmod, 0o666)) == "EPERM"
+        assert refusal(partial(os.truncate, inode, 0)) == "EPERM"
+        assert refusal(partial(os.utime, inode)) == "EPERM"
+        assert refusal(partial(os.setxattr, inode, "user.x", b"")) == "EPERM"
         assert os.listxattr(inode) == []
     assert sorted(os.listdir(root)) == ["file", "mine"]
     # Anywhere else it is a name like others.
