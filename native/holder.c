@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * holder.c - holders: who they are, on disk and in memory, and how they come, are lost and go.
+ * holder.c - holders: how they come, are lost and go. Their records are in holder_disk.c.
  *
  * A holder's record in TREE_HOLDER is made before its first grant and removed when nothing is left
  * that it could reach. Numbers come from the root block and are never used again.
@@ -26,14 +26,11 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include "btree.h"
 #include "journal.h"
 #include "layout_priv.h"
-#include "log.h"
 
 /* One record of TREE_HOLDER, and the root block. */
 #define HOLDER_TRANS_BLOCKS (TRANS_TREE_OP + TRANS_ALLOC_OP)
-enum { RECORD_LIVE = 1, RECORD_GONE = 3 };
 
 static int by_id(const struct holder *a, const struct holder *b)
 {
@@ -41,8 +38,6 @@ static int by_id(const struct holder *a, const struct holder *b)
 }
 
 RB_GENERATE(holder_tree, holder, by_id, by_id)
-
-static struct tree records(struct fs *fs) { return fs_tree(fs, TREE_HOLDER); }
 
 /* ---- looking: mutex held -------------------------------------------------------------------- */
 
@@ -172,42 +167,7 @@ int holder_check(struct fs *fs, uint64_t id, uint64_t key)
 	return rc;
 }
 
-/* ---- records -------------------------------------------------------------------------------- */
-
-static struct holder_disk encode(const struct holder *h, uint32_t state)
-{
-	const struct holder_spec *spec = &h->spec;
-	struct holder_disk rec = {
-		.kind = put32(spec->kind), .state = put32(state),
-		.fence_key = put64(spec->fence_key), .pid = put32(spec->pid),
-		.uid = put32(spec->uid), .pid_start = put64(spec->pid_start),
-		.key = put64(h->key),
-	};
-
-	memcpy(rec.boot_id, spec->boot_id, sizeof(rec.boot_id));
-	memcpy(rec.name, spec->name, strlen(spec->name));
-	memcpy(rec.fence, spec->fence, strlen(spec->fence));
-	return rec;
-}
-
-static bool decode(const struct holder_disk *rec, struct holder *h)
-{
-	struct holder_spec *spec = &h->spec;
-
-	*spec = (struct holder_spec){
-		.kind = get32(rec->kind), .uid = get32(rec->uid), .pid = get32(rec->pid),
-		.pid_start = get64(rec->pid_start), .fence_key = get64(rec->fence_key),
-	};
-	h->key = get64(rec->key);
-	memcpy(spec->boot_id, rec->boot_id, sizeof(spec->boot_id));
-	memcpy(spec->name, rec->name, sizeof(spec->name));
-	memcpy(spec->fence, rec->fence, sizeof(spec->fence));
-	return (spec->kind == HOLDER_LOCAL || spec->kind == HOLDER_CLIENT) &&
-	       get32(rec->state) >= RECORD_LIVE && get32(rec->state) <= RECORD_GONE &&
-	       !spec->name[sizeof(spec->name) - 1] && !spec->fence[sizeof(spec->fence) - 1];
-}
-
-static struct holder *new_holder(struct layouts *ls)
+struct holder *holder_new(struct layouts *ls)
 {
 	struct holder *h = calloc(1, sizeof(*h));
 
@@ -247,21 +207,7 @@ static bool too_many(struct layouts *ls, uint32_t uid)
 	return n >= HOLDERS_PER_UID;
 }
 
-static int add_record(struct trans *t, struct holder *h)
-{
-	struct root_disk *root = fs_root(t->fs);
-	struct holder_disk rec;
-	int rc = trans_join(t, t->fs->root);
-
-	if (rc)
-		return rc;
-	h->id = get64(root->next_holder);
-	root->next_holder = put64(h->id + 1);
-	rec = encode(h, RECORD_LIVE);
-	return bt_insert(t, records(t->fs), KEY(h->id, 0), &rec, sizeof(rec));
-}
-
-static void enter_table(struct layouts *ls, struct holder *h)
+void holder_enter_table(struct layouts *ls, struct holder *h)
 {
 	pthread_mutex_lock(&ls->mutex);
 	xassert(!RB_INSERT(holder_tree, &ls->holders, h));
@@ -278,13 +224,13 @@ static int register_in(struct fs *fs, struct holder *h)
 	if (rc)
 		return rc;
 	/* In the transaction: two at a time are counted both. */
-	rc = too_many(fs->layouts, h->spec.uid) ? -EAGAIN : add_record(&t, h);
+	rc = too_many(fs->layouts, h->spec.uid) ? -EAGAIN : holder_record_add(&t, h);
 	if (rc) {
 		trans_cancel(&t);
 		return rc;
 	}
 	h->xid = jrn_running(fs);
-	enter_table(fs->layouts, h);
+	holder_enter_table(fs->layouts, h);
 	trans_commit(&t);
 	return 0;
 }
@@ -300,7 +246,7 @@ int holder_register(struct fs *fs, const struct holder_spec *spec, struct event_
 	if ((spec->kind != HOLDER_LOCAL && spec->kind != HOLDER_CLIENT) ||
 	    spec->name[sizeof(spec->name) - 1] || spec->fence[sizeof(spec->fence) - 1])
 		return -EINVAL;
-	h = new_holder(fs->layouts);
+	h = holder_new(fs->layouts);
 	if (!h)
 		return -ENOMEM;
 	h->spec = *spec;
@@ -450,16 +396,9 @@ static void forgotten(void *arg, xid_t xid)
 
 int holder_forget(struct trans *t, struct holder *h)
 {
-	int rc = bt_delete(t, records(t->fs), KEY(h->id, 0));
+	int rc = holder_record_delete(t, h);
 
 	return rc ? rc : trans_on_end(t, forgotten, h);
-}
-
-static int write_gone(struct trans *t, struct holder *h)
-{
-	struct holder_disk rec = encode(h, RECORD_GONE);
-
-	return bt_update(t, records(t->fs), KEY(h->id, 0), &rec, sizeof(rec));
 }
 
 /* GONE in memory and, with something to be released first, on disk; else the record goes at once. The state is as before if that
@@ -485,7 +424,7 @@ static int go(struct fs *fs, uint64_t id, int (*may)(const struct holder *h))
 	}
 	pthread_mutex_unlock(&ls->mutex);
 	if (!rc)
-		rc = empty ? holder_forget(&t, h) : write_gone(&t, h);
+		rc = empty ? holder_forget(&t, h) : holder_record_gone(&t, h);
 	if (rc) {
 		trans_cancel(&t);
 		if (before != HOLDER_GONE) {
@@ -535,7 +474,7 @@ struct quarantine_change {
 	int64_t blocks;
 };
 
-static void count_quarantine(struct layouts *ls, uint64_t id, int64_t blocks)
+void holder_count_quarantine(struct layouts *ls, uint64_t id, int64_t blocks)
 {
 	struct holder *h;
 
@@ -551,7 +490,7 @@ static void quarantine_ended(void *arg, xid_t xid)
 	struct quarantine_change *change = arg;
 
 	if (!xid)
-		count_quarantine(change->ls, change->id, -change->blocks);
+		holder_count_quarantine(change->ls, change->id, -change->blocks);
 	free(change);
 }
 
@@ -568,7 +507,7 @@ int holder_quarantined(struct trans *t, uint64_t id, int64_t blocks)
 		free(change);
 		return rc;
 	}
-	count_quarantine(t->fs->layouts, id, blocks);
+	holder_count_quarantine(t->fs->layouts, id, blocks);
 	return 0;
 }
 
@@ -609,99 +548,7 @@ unsigned holder_list(struct fs *fs, uint64_t *id, struct holder_look *out, unsig
 	return got;
 }
 
-/* ---- mount and unmount ---------------------------------------------------------------------- */
-
-static int damaged(struct fs *fs, uint64_t id)
-{
-	log_msg(LOG_ERROR, "holder %llu: impossible record", (unsigned long long)id);
-	return -ERR_RECORD_SHAPE;
-}
-
-static int load_record(struct fs *fs, uint64_t id, const struct holder_disk *rec)
-{
-	struct layouts *ls = fs->layouts;
-	struct holder *h = new_holder(ls);
-
-	if (!h)
-		return -ENOMEM;
-	h->id = id;
-	if (!decode(rec, h) || !id || id >= get64(fs_root(fs)->next_holder)) {
-		free(h);
-		return damaged(fs, id);
-	}
-	h->state = get32(rec->state) == RECORD_GONE ? HOLDER_GONE : HOLDER_LOST;
-	h->idle = true;
-	enter_table(ls, h);
-	pthread_mutex_lock(&ls->mutex);
-	holder_taint(ls, h);
-	pthread_mutex_unlock(&ls->mutex);
-	return 0;
-}
-
-static int load_records(struct fs *fs)
-{
-	struct bt_cursor c;
-	int rc;
-
-	bt_cursor_init(&c, records(fs));
-	rc = bt_seek(&c, KEY_MIN, BT_GE);
-	while (!rc) {
-		unsigned len;
-		const struct holder_disk *rec = bt_record(&c, &len);
-		uint64_t id = bt_key(&c).hi;
-
-		rc = len == sizeof(*rec) ? load_record(fs, id, rec) : damaged(fs, id);
-		if (!rc)
-			rc = bt_next(&c);
-	}
-	bt_cursor_release(&c);
-	return rc == -ENOENT ? 0 : rc;
-}
-
-/* How much is in quarantine under each name. */
-static int load_quarantine(struct fs *fs)
-{
-	struct bt_cursor c;
-	int rc;
-
-	bt_cursor_init(&c, fs_tree(fs, TREE_QUARANTINE));
-	rc = bt_seek(&c, KEY_MIN, BT_GE);
-	while (!rc) {
-		unsigned len;
-		const struct quarantine_disk *rec = bt_record(&c, &len);
-
-		if (len == sizeof(*rec))
-			count_quarantine(fs->layouts, get64(rec->holder),
-					 (int64_t)get64(rec->length));
-		else
-			rc = -ERR_RECORD_SHAPE;
-		if (!rc)
-			rc = bt_next(&c);
-	}
-	bt_cursor_release(&c);
-	return rc == -ENOENT ? 0 : rc;
-}
-
-int holders_load(struct fs *fs)
-{
-	struct layouts *ls = fs->layouts;
-	struct holder *h;
-	int rc;
-
-	if (fs->opt.mutant == MUTANT_HOLDERS_FORGOTTEN)
-		return 0;
-	fs_rdlock(fs);
-	rc = load_records(fs);
-	if (!rc && !RB_EMPTY(&ls->holders))
-		rc = load_quarantine(fs);
-	fs_unlock(fs);
-	pthread_mutex_lock(&ls->mutex);
-	RB_FOREACH(h, holder_tree, &ls->holders)
-		if (!rc && h->state == HOLDER_GONE)
-			holder_want_release(ls, h);
-	pthread_mutex_unlock(&ls->mutex);
-	return rc;
-}
+/* ---- unmount -------------------------------------------------------------------------------- */
 
 static void drop_grants(struct holder *h)
 {

@@ -7,9 +7,8 @@
  * first ends all waiting (layouts_stop()), then drops the grants in memory: on disk every holder
  * stays what it was, and is LOST after the next mount.
  *
- * The clock. Deadlines are nanoseconds of CLOCK_MONOTONIC until layouts_set_clock() is called;
- * from then on time stands still between two such calls. To be set before there are grants:
- * deadlines that were made before are not converted.
+ * The clock. Times are nanoseconds of CLOCK_MONOTONIC until layouts_set_clock() is called; from then
+ * on time stands still between two such calls, and all that was to come is as far away as before.
  */
 #include <string.h>
 #include <sys/eventfd.h>
@@ -49,10 +48,12 @@ void layouts_set_clock(struct fs *fs, uint64_t ns)
 	uint64_t before;
 
 	pthread_mutex_lock(&ls->mutex);
-	before = atomic_load(&ls->virtual_ns);
-	ns = MAX(ns, MAX(before, 1)); /* never back */
-	if (!before && ls->idle_at)
-		ls->idle_at = ns + ls->recall_ns;
+	before = layouts_now(fs);
+	if (!atomic_load(&ls->virtual_ns)) {
+		ns = MAX(ns, 1);
+		recalls_shift(ls, before, ns);
+	}
+	ns = MAX(ns, atomic_load(&ls->virtual_ns)); /* never back */
 	atomic_store(&ls->virtual_ns, ns);
 	layouts_kick(ls);
 	pthread_mutex_unlock(&ls->mutex);

@@ -41,7 +41,7 @@
  * quarantines, trimming of preallocation.
  *
  * Concurrency: holders, events and deadlines have one mutex (layouts->mutex), a leaf below
- * inode->lock; ioctx_wake() may be called with it. Disk records change in transactions. The set of
+ * inode->lock; ioctx_wake() and inode_ref() may be called with it. Disk records change in transactions. The set of
  * inodes with lost holders changes with fs->lock exclusive and is read with it at least shared.
  */
 #ifndef EXTFS_LAYOUT_H

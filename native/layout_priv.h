@@ -197,6 +197,8 @@ uint64_t recalls_due(struct layouts *ls, uint64_t now);
 /* Thread, at the end: whoever waits for a holder fails with -EIO. True: somebody did. */
 bool recalls_fail_waiters(struct layouts *ls);
 /* ---- layout_recall.c again ---- */
+/* mutex held: the clock is another one now: what was `from` is `to`. */
+void recalls_shift(struct layouts *ls, uint64_t from, uint64_t to);
 void recalls_destroy(struct layouts *ls);
 /* PINs of this holder whose `until` has come are to be dropped then; to be called before the grant is made. -ENOMEM. The mutex
  * not held. */
@@ -240,7 +242,6 @@ void holder_missed(struct fs *fs, uint64_t id);
 void holder_returned_all(struct fs *fs, uint64_t id);
 /* Blocks went to quarantine under its name, or left it. fs->lock exclusive, before the commit (a cancel undoes it). 0 or -ENOMEM. */
 int holder_quarantined(struct trans *t, uint64_t id, int64_t blocks);
-int holders_load(struct fs *fs); /* at mount: records -> LOST holders; GONE ones on the release list */
 /* In a transaction: remove the record, and with the commit the object, whose users are 0; posts HOLDER_GONE. */
 int holder_forget(struct trans *t, struct holder *h);
 /* mutex held. FENCE_WANTED to the daemon, once, if it is LOST and can reach something. */
@@ -252,6 +253,17 @@ void holders_destroy(struct layouts *ls);
  * blocks, remove exposures and inode records, release the quarantine, lost_del(), holder_forget(). For a LIVE one (it returned
  * all): only the quarantine. */
 void holder_want_release(struct layouts *ls, struct holder *h);
+
+/* ---- holder_disk.c ---- */
+/* In a transaction; add: gives it its id. */
+int holder_record_add(struct trans *t, struct holder *h);
+int holder_record_gone(struct trans *t, const struct holder *h);
+int holder_record_delete(struct trans *t, const struct holder *h);
+int holders_load(struct fs *fs); /* at mount: records -> LOST holders; GONE ones on the release list */
+/* holder.c, for it */
+struct holder *holder_new(struct layouts *ls);
+void holder_enter_table(struct layouts *ls, struct holder *h);
+void holder_count_quarantine(struct layouts *ls, uint64_t id, int64_t blocks);
 
 /* ---- holder_lost.c ---- inodes that lost holders can reach */
 /* In a transaction: this inode can be reached by the lost holder from now on: something is taken back. */

@@ -337,6 +337,44 @@ void layout_unlinked(struct inode *in)
 			(unsigned long long)in->ino, err_text(rc));
 }
 
+/* Times long ago become 1: before everything that is to come, and not `never`. */
+static uint64_t shift(uint64_t at, uint64_t from, uint64_t to)
+{
+	if (!at || at == UINT64_MAX)
+		return at;
+	if (at >= from)
+		return at - from > UINT64_MAX - 1 - to ? UINT64_MAX - 1 : to + (at - from);
+	return from - at < to ? to - (from - at) : 1;
+}
+
+static void shift_grants(struct holder *h, uint64_t from, uint64_t to)
+{
+	struct grant *g;
+
+	TAILQ_FOREACH(g, &h->grants, of_holder) {
+		g->until = shift(g->until, from, to);
+		g->recalled_at = shift(g->recalled_at, from, to);
+	}
+}
+
+void recalls_shift(struct layouts *ls, uint64_t from, uint64_t to)
+{
+	struct timed *tm;
+	struct holder *h;
+
+	for (struct seg *w = ls->due_head; w; w = w->due_next) {
+		w->deadline = shift(w->deadline, from, to);
+		w->due_at = shift(w->due_at, from, to);
+	}
+	RB_FOREACH(tm, timed_tree, &ls->timed) /* in the same order as before */
+		tm->deadline = shift(tm->deadline, from, to);
+	RB_FOREACH(h, holder_tree, &ls->holders) {
+		h->live_since = shift(h->live_since, from, to);
+		shift_grants(h, from, to);
+	}
+	ls->idle_at = shift(ls->idle_at, from, to);
+}
+
 void recalls_destroy(struct layouts *ls)
 {
 	struct timed *tm;

@@ -6,6 +6,7 @@
 #include "file_fixture.h"
 
 #include <poll.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "btree.h"
@@ -209,9 +210,9 @@ static void who_held_nothing_and_does_not_come_back_goes(void **state)
 	restart();
 	/* Nothing to fence. */
 	assert_int_equal(events(layouts_sink(world.fs), EVENT_FENCE_WANTED, NULL), 0);
-	forward(RECALL_NS - 1);
+	forward(RECALL_NS - SECOND); /* the mount itself took some time */
 	assert_int_equal(look(id).state, HOLDER_LOST);
-	forward(1);
+	forward(SECOND);
 	assert_int_equal(look(id).state, HOLDER_GONE);
 	assert_int_equal(holders_on_disk(), 0);
 	assert_true(reg() > id);
@@ -503,6 +504,30 @@ static void a_missed_deadline_takes_the_range(void **state)
 	assert_int_equal(layouts_lost_holder(world.fs, world.file[0]->ino), id);
 }
 
+/* The clock that was in use before counts no more, but what was on its way still is. */
+static void deadlines_outlive_the_change_of_clocks(void **state)
+{
+	struct layouts *ls = world.fs->layouts;
+	uint64_t id, key;
+	struct flight f;
+
+	atomic_store(&ls->virtual_ns, 0);
+	OK(holder_register(world.fs, &some_spec, sink, &id, &key));
+	grant(0, id, SEG_GRANT_RW, 0, 65536);
+	start_write(&f, 0, 0, 4096);
+	assert_int_equal(events(sink, EVENT_RECALL, NULL), 1);
+	layouts_set_clock(world.fs, SECOND);
+	assert_int_equal(layouts_now(world.fs), SECOND);
+	forward(RECALL_NS - SECOND); /* less than a second has gone by on the other clock */
+	assert_int_equal(look(id).state, HOLDER_LIVE);
+	layouts_set_clock(world.fs, SECOND / 2); /* it does not go back */
+	forward(SECOND);
+	flight_wait(&f);
+	assert_int_equal(f.fop.result, 4096);
+	flight_end(&f);
+	assert_int_equal(look(id).state, HOLDER_LOST);
+}
+
 static void waiters_have_deadlines_of_their_own(void **state)
 {
 	uint64_t slow = reg(), prompt = reg();
@@ -706,6 +731,134 @@ static void stopping_ends_all_waiting(void **state)
 	assert_int_equal(COUNTER(revokes), 0);
 }
 
+/* ---- threads -------------------------------------------------------------------------------- */
+
+static _Atomic bool over;
+static _Atomic unsigned written, failed;
+
+static void stress_done(struct file_op *fop)
+{
+	atomic_store((_Atomic bool *)fop->user, true);
+}
+
+static void *write_all_the_time(void *arg)
+{
+	uint8_t *mem = io_alloc(BLOCK_SIZE);
+	uint64_t n = (uintptr_t)arg;
+	struct ioctx *ctx;
+
+	OK(ioctx_create(8, &ctx));
+	memset(mem, 0x55, BLOCK_SIZE);
+	while (!atomic_load(&over)) {
+		_Atomic bool done = false;
+		struct file_op fop;
+
+		n = n * 6364136223846793005u + 1442695040888963407u;
+		file_op_init(&fop, FILE_WRITE, world.file[(n >> 60) % 2], ctx);
+		fop.offset = ((n >> 40) % 32) * BLOCK_SIZE;
+		fop.len = BLOCK_SIZE;
+		fop.buf = mem;
+		fop.done = stress_done;
+		fop.user = &done;
+		file_start(&fop);
+		while (!atomic_load(&done)) {
+			if ((n >> 33) % 16 == 0)
+				file_cancel(&fop);
+			OK(ioctx_run(ctx, true));
+		}
+		atomic_fetch_add(fop.result == BLOCK_SIZE ? &written : &failed, 1);
+		if (fop.result < 0 && fop.result != -EINTR)
+			fail_msg("write: %s", err_name((int)fop.result));
+	}
+	ioctx_destroy(ctx);
+	io_free(mem);
+	return NULL;
+}
+
+static bool try_grant(uint64_t id, struct inode *in, uint64_t start, uint64_t end)
+{
+	struct layouts *ls = world.fs->layouts;
+	struct grant *spare[3] = { grant_alloc(), grant_alloc(), grant_alloc() };
+	struct grant_list dead = { NULL };
+	struct holder *h;
+	struct seg s;
+	bool ok;
+
+	ok = holder_enter(ls, id, true, &h) == 0;
+	if (ok) {
+		seg_init(&s, SEG_GET_RW, start, end, NULL);
+		s.holder = id;
+		ok = seg_try(in, &s) == 0;
+		if (ok) {
+			pthread_mutex_lock(&in->lock);
+			grant_add_locked(in, h, &s, SEG_GRANT_RW, start, end, 0, spare, &dead);
+			pthread_mutex_unlock(&in->lock);
+		}
+		holder_leave(ls, h);
+	}
+	for (unsigned i = 0; i < 3; i++)
+		grant_free(spare[i]);
+	grant_list_free(world.fs, &dead);
+	return ok;
+}
+
+/* Writers on two threads; a holder that answers some recalls and misses others, and comes back. */
+static void threads_and_a_real_clock(void **state)
+{
+	struct timespec pause = { 0, 200000 };
+	uint64_t id, key, granted = 0, resumed = 0;
+	struct layout_event ev;
+	pthread_t threads[2];
+
+	event_sink_destroy(world.fs, sink);
+	put_files();
+	world_close();
+	world.opt.recall_ms = 5;
+	OK(world_open());
+	find_files();
+	sink = event_sink_create(world.fs, NULL, NULL);
+	id = reg();
+	key = reg_key;
+	rng_seed(5);
+	atomic_store(&over, false);
+	atomic_store(&written, 0);
+	atomic_store(&failed, 0);
+	for (uintptr_t i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, write_all_the_time,
+						(void *)(i + 1)), 0);
+	for (unsigned i = 0; i < 4000; i++) {
+		uint64_t start = below(32) * BLOCK_SIZE;
+
+		granted += try_grant(id, world.file[i & 1], start, start + (1 + below(8)) * BLOCK_SIZE);
+		while (event_next(world.fs, sink, &ev))
+			if (ev.type == EVENT_RECALL && below(8))
+				give_back(world.file[0]->ino == ev.ino ? 0 : 1, id, ev.offset,
+					  ev.offset + ev.length);
+		resumed += holder_resume(world.fs, id, key, sink) == 0;
+		nanosleep(&pause, NULL);
+	}
+	atomic_store(&over, true);
+	OK(holder_lost(world.fs, id));
+	for (unsigned i = 0; i < 2; i++)
+		pthread_join(threads[i], NULL);
+	print_message("%u writes, %u interrupted, %llu grants, %llu recalls, %llu answered, "
+		      "%llu missed, %llu came back\n", atomic_load(&written), atomic_load(&failed),
+		      (unsigned long long)granted, (unsigned long long)COUNTER(recalls),
+		      (unsigned long long)COUNTER(recalls_answered),
+		      (unsigned long long)COUNTER(recalls_missed), (unsigned long long)resumed);
+	assert_true(granted > 10 && atomic_load(&written) > 10);
+	assert_true(COUNTER(recalls_answered) > 0 && COUNTER(recalls_missed) > 0 && resumed > 0);
+	layouts_settle(world.fs);
+	assert_null(world.fs->layouts->due_head);
+	assert_int_equal(world.fs->layouts->working, 0);
+	if (look(id).state == HOLDER_LOST)
+		OK(holder_fenced(world.fs, id));
+	layouts_settle(world.fs);
+	assert_int_equal(holders_on_disk(), 0);
+	assert_false(seg_any(world.file[0]));
+	assert_false(seg_any(world.file[1]));
+}
+
 /* ---- the lost set --------------------------------------------------------------------------- */
 
 static void add_lost(inum_t ino, uint64_t id)
@@ -794,7 +947,9 @@ int main(void)
 		T(a_change_of_the_map_is_told_until_asked_again),
 		T(a_return_in_time_lets_the_writer_go_on),
 		T(a_missed_deadline_takes_the_range),
+		T(deadlines_outlive_the_change_of_clocks),
 		T(waiters_have_deadlines_of_their_own),
+		T(threads_and_a_real_clock),
 		T(each_holder_has_its_time),
 		T(a_resumed_holder_is_asked_anew),
 		T(asked_again_it_is_told_once),
