@@ -15,16 +15,34 @@
 /* The last answer. */
 static struct layout_extent ext[LAYOUT_MAX_EXTENTS];
 static struct layout_args args;
-static struct { uint64_t id, key; } holder[4];
+static struct { uint64_t id, key; struct event_sink *sink; } holder[4];
 
 static inline uint64_t new_holder(unsigned i)
 {
 	struct holder_spec spec = { .kind = HOLDER_LOCAL, .name = "test" };
-	struct event_sink *sink = event_sink_create(world.fs, NULL, NULL);
 
-	assert_non_null(sink);
-	OK(holder_register(world.fs, &spec, sink, &holder[i].id, &holder[i].key));
+	holder[i].sink = event_sink_create(world.fs, NULL, NULL);
+	assert_non_null(holder[i].sink);
+	OK(holder_register(world.fs, &spec, holder[i].sink, &holder[i].id, &holder[i].key));
 	return holder[i].id;
+}
+
+/* After a restart the same holder goes on. */
+static inline void come_back(unsigned i)
+{
+	holder[i].sink = event_sink_create(world.fs, NULL, NULL);
+	assert_non_null(holder[i].sink);
+	OK(holder_resume(world.fs, holder[i].id, holder[i].key, holder[i].sink));
+}
+
+/* The filesystem is gone, and nobody was told. */
+static inline void sinks_gone(void)
+{
+	for (unsigned i = 0; i < ARRAY_LEN(holder); i++) {
+		if (holder[i].sink)
+			sink_free(holder[i].sink);
+		holder[i].sink = NULL;
+	}
 }
 
 static inline void layout_start(struct flight *f, enum file_op_kind kind, unsigned file)
@@ -248,6 +266,7 @@ static inline void lose_power(bool keep_data)
 	put_files();
 	inode_put(world.root);
 	fs_abandon(world.fs);
+	sinks_gone();
 	if (keep_data)
 		sim_settle(world.sim);
 	else
@@ -262,6 +281,7 @@ static inline void remount(void)
 	inode_put(world.root);
 	inode_lookup_forget_all(world.fs);
 	OK(fs_close(world.fs));
+	sinks_gone();
 	OK(world_open());
 	find_files();
 }

@@ -35,6 +35,7 @@ static int teardown(void **state)
 		check_disk();
 		world_close();
 	}
+	sinks_gone();
 	world_end();
 	return 0;
 }
@@ -316,6 +317,7 @@ static void no_space(void **state)
 static void large(void **state)
 {
 	world_close();
+	sinks_gone();
 	world_end();
 	begin_world(3ull << 30);
 	OK(get(0, holder[0].id, IOMODE_RW, 0, 1u << 30, 0));
@@ -583,14 +585,6 @@ static void return_many(void **state)
 }
 
 /* ---- after a restart ------------------------------------------------------------------------ */
-
-static void come_back(unsigned i)
-{
-	struct event_sink *sink = event_sink_create(world.fs, NULL, NULL);
-
-	assert_non_null(sink);
-	OK(holder_resume(world.fs, holder[i].id, holder[i].key, sink));
-}
 
 static void restart(void **state)
 {
