@@ -224,6 +224,7 @@ static int without_trans(struct file_run *r, struct grant_list *dead, bool *done
 
 static enum step return_gone(struct file_run *r, struct grant_list *dead, bool trim)
 {
+	run_release(r, 0); /* before the trim, which takes only what nobody uses */
 	if (trim)
 		layouts_want_trim(r->fop->in);
 	grant_list_free(r->fs, dead);
