@@ -32,6 +32,7 @@ BLOCK_SIZE = 4096
 _MODES = {"read": 1, "rw": 2, "any": 3, "pin": 4}
 _TO_THE_END = (1 << 64) - 1
 PIN_MAX_MS = 60_000
+_LOOK_SECONDS = 1.0
 
 _MEANINGS = {
     errno.ENOTTY: "not a regular file on a mounted extfs",
@@ -219,8 +220,9 @@ def _hold(descriptor: Descriptor, holder: Holder, seconds: float | None, answer:
     kept = True
     with contextlib.suppress(KeyboardInterrupt, _Ended):
         while deadline is None or time.monotonic() < deadline:
-            left = None if deadline is None else deadline - time.monotonic()
-            for event in descriptor.wait_events(left):
+            # Others may return it in this holder's name, which is no event.
+            left = _LOOK_SECONDS if deadline is None else deadline - time.monotonic()
+            for event in descriptor.wait_events(min(left, _LOOK_SECONDS)):
                 kept = _obey(holder, event, answer) and kept
             if not any(grant.holder == holder.id for grant in descriptor.grants()):
                 complain("nothing is held any more")
