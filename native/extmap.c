@@ -142,6 +142,19 @@ int extmap_list(struct inode *in, enum fork fork, fileblk_t at, fileblk_t end, b
 	return (int)got;
 }
 
+int extmap_last(struct inode *in, enum fork fork, fileblk_t at, fileblk_t end, struct extent *out)
+{
+	int err = at < end ? extmap_find(in, fork, end, BT_LT, out) : -ENOENT;
+
+	if (err)
+		return err;
+	if (extent_end(out) <= at)
+		return -ENOENT;
+	out->len = MIN(out->len, end - out->file);
+	cut_front(out, at);
+	return 0;
+}
+
 int extmap_is_shared(struct inode *in, const struct extent *ext, bool *shared, nblocks_t *run)
 {
 	uint32_t refs;

@@ -36,8 +36,13 @@ int extmap_lookup(struct inode *in, enum fork fork, fileblk_t at, nblocks_t max,
 /* Up to n extents (holes left out unless with_holes) from `at` on below `end`; returns how many. */
 int extmap_list(struct inode *in, enum fork fork, fileblk_t at, fileblk_t end, bool with_holes,
 		struct extent *out, unsigned n);
+/* The last extent of [at, end), cut to it. -ENOENT: it is a hole. */
+int extmap_last(struct inode *in, enum fork fork, fileblk_t at, fileblk_t end, struct extent *out);
 /* Add a mapping where there is a hole. Merges with neighbours. -ERR_MAP_OVERLAP. */
 int extmap_add(struct trans *t, struct inode *in, enum fork fork, const struct extent *ext);
+/* Unmap [file, file + len), part of one extent, and keep the references of its blocks: the caller maps them elsewhere in
+ * the same transaction. -ERR_MAP_OVERLAP. */
+int extmap_detach(struct trans *t, struct inode *in, enum fork fork, fileblk_t file, nblocks_t len);
 /* Change the state of [file, file + len), all of it mapped (a hole is -ERR_MAP_OVERLAP), splitting
  * and merging. WRITTEN clears EXT_F_LAYOUT. Touches at most max_records records; *done says how
  * many blocks from `file` on are finished. */

@@ -133,6 +133,23 @@ static struct extent extent_part(const struct extent *e, fileblk_t from, fileblk
 	return part;
 }
 
+int extmap_detach(struct trans *t, struct inode *in, enum fork fork, fileblk_t file, nblocks_t len)
+{
+	struct extmap_edit ed = { .nold = 0 };
+	struct extent whole;
+	int err = extmap_find(in, fork, file, BT_LE, &whole);
+
+	if (err == -ENOENT || (!err && extent_end(&whole) < file + len))
+		return -ERR_MAP_OVERLAP;
+	if (err)
+		return err;
+	edit_old(&ed, &whole);
+	edit_new(&ed, extent_part(&whole, whole.file, file));
+	edit_new(&ed, extent_part(&whole, file + len, extent_end(&whole)));
+	err = extmap_apply(t, in, fork, &ed);
+	return err ? err : count_blocks(t, in, -(int64_t)len);
+}
+
 int extmap_set_state(struct trans *t, struct inode *in, enum fork fork, fileblk_t file,
 		     nblocks_t len, enum extent_state state, unsigned max_records, nblocks_t *done)
 {

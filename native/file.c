@@ -18,6 +18,11 @@ static bool changes(enum file_op_kind kind)
 	return kind != FILE_READ && kind != FILE_FSYNC;
 }
 
+static bool of_two_files(enum file_op_kind kind)
+{
+	return kind == FILE_COPY || kind == FILE_EXCHANGE || kind == FILE_DEDUPE;
+}
+
 /* What is wrong with the request as such. */
 static int check(const struct file_op *fop)
 {
@@ -29,7 +34,7 @@ static int check(const struct file_op *fop)
 		return in->fs->read_only ? -EROFS : 0;
 	if (!inode_is_reg(in))
 		return inode_is_dir(in) ? -EISDIR : -EINVAL;
-	if (fop->kind == FILE_COPY && !inode_is_reg(fop->dst))
+	if (of_two_files(fop->kind) && !inode_is_reg(fop->dst))
 		return inode_is_dir(fop->dst) ? -EISDIR : -EINVAL;
 	if (changes(fop->kind) && in->fs->read_only)
 		return -EROFS;
@@ -64,7 +69,7 @@ void file_start(struct file_op *fop)
 	r->fs = fop->in->fs;
 	r->seg_in[0] = fop->in;
 	r->step = start[fop->kind];
-	if (fop->kind == FILE_COPY && fop->dst != fop->in) {
+	if (of_two_files(fop->kind) && fop->dst != fop->in) {
 		bool forward = fop->in->ino < fop->dst->ino;
 
 		r->seg_in[0] = forward ? fop->in : fop->dst;
@@ -147,6 +152,15 @@ static int seek_some(struct inode *in, uint64_t *pos, bool data)
 	return 0;
 }
 
+/* Where the holes are will be known only when the map is of one piece again: until then all may be data. */
+static int seek_blindly(const struct inode *in, uint64_t *pos, bool data)
+{
+	if (data)
+		return *pos < in->core.size ? 1 : -ENXIO;
+	*pos = in->core.size;
+	return 1;
+}
+
 int file_seek_step(struct inode *in, uint64_t *pos, int whence, bool first)
 {
 	int rc;
@@ -156,6 +170,8 @@ int file_seek_step(struct inode *in, uint64_t *pos, int whence, bool first)
 	fs_rdlock(in->fs);
 	if (first && *pos >= in->core.size)
 		rc = -ENXIO;
+	else if (in->remapping)
+		rc = seek_blindly(in, pos, whence == 3);
 	else
 		rc = seek_some(in, pos, whence == 3);
 	fs_unlock(in->fs);

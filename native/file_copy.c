@@ -13,15 +13,15 @@
  * The source's last block may be shared although it is partly filled when the destination ends at
  * the same byte: what is behind EOF on the device then is behind EOF in both. Such a destination
  * inherits the source's rule about overwriting those bytes (shrink_xid).
+ *
+ * FILE_F_CLONE: the same, but what could not be shared whole is refused before anything happens.
  */
-#include "file_run.h"
+#include "file_remap.h"
 
 #include <string.h>
 
-#define COPY_TRANS_BLOCKS 384u
 #define COPY_RECORDS 8u          /* destination records unmapped in a transaction */
 #define COPY_PIECE (1u << 20)    /* bytes read and written at a time */
-#define TOO_MANY_PIECES E2BIG    /* for one transaction */
 
 static enum step copy_locked(struct file_run *r);
 static enum step copy_next(struct file_run *r);
@@ -118,16 +118,18 @@ static enum step copy_locked(struct file_run *r)
 		return STEP_NEXT;
 	}
 	if (fop->offset >= src_size)
-		return copy_fail(r, 0);
+		return copy_fail(r, fop->flags & FILE_F_CLONE ? -EINVAL : 0);
 	cp->len = MIN(fop->len, src_size - fop->offset);
 	if (overlaps(fop, cp->len))
+		return copy_fail(r, -EINVAL);
+	cp->whole_tail = fop->offset + cp->len == src_size && fop->dst_offset + cp->len >= dst_size;
+	if ((fop->flags & FILE_F_CLONE) && (cp->len & BLOCK_MASK) && !cp->whole_tail)
 		return copy_fail(r, -EINVAL);
 	s = run_kill_priv(r, fop->dst);
 	if (s != STEP_NEXT)
 		return s;
 	if (r->err)
 		return copy_fail(r, 0);
-	cp->whole_tail = fop->offset + cp->len == src_size && fop->dst_offset + cp->len >= dst_size;
 	return tail_begin(r, fop->dst, fop->dst_offset, false, copy_next);
 }
 
@@ -135,42 +137,40 @@ static enum step copy_locked(struct file_run *r)
 
 /* Blocks that one transaction can do at (s, d), at most max: as far as one source extent and
  * COPY_RECORDS of the destination go. */
-static int share_len(struct file_run *r, fileblk_t s, fileblk_t d, nblocks_t max,
-		     struct extent *src,
-		     nblocks_t *len)
+static int share_len(struct inode *in, fileblk_t s, struct inode *to, fileblk_t d, nblocks_t max,
+		     struct extent *src, nblocks_t *len)
 {
 	struct extent dst[COPY_RECORDS];
-	int rc = extmap_lookup(r->fop->in, FORK_DATA, s, max, src);
+	int rc = extmap_lookup(in, FORK_DATA, s, max, src);
 
 	if (rc < 0)
 		return rc;
 	*len = src->len;
-	rc = extmap_list(r->fop->dst, FORK_DATA, d, d + *len, false, dst, COPY_RECORDS);
+	rc = extmap_list(to, FORK_DATA, d, d + *len, false, dst, COPY_RECORDS);
 	if (rc == (int)COPY_RECORDS)
 		*len = MIN(*len, dst[rc - 1].file + dst[rc - 1].len - d);
 	return MIN(rc, 0);
 }
 
-/* -TOO_MANY_PIECES: what was unmapped would be holes at the end of the transaction. */
-static int share_some(struct file_run *r, struct trans *t, fileblk_t s, fileblk_t d, nblocks_t max,
-		      nblocks_t *len)
+/* -SHARE_PIECES: what was unmapped would be holes at the end of the transaction. */
+int share_blocks(struct trans *t, struct inode *src, fileblk_t s, struct inode *dst, fileblk_t d,
+		 nblocks_t max, nblocks_t *len)
 {
-	struct inode *src = r->fop->in, *dst = r->fop->dst;
 	fileblk_t rest = d;
 	nblocks_t shared;
 	struct extent ext;
-	int rc = share_len(r, s, d, max, &ext, len);
+	int rc = share_len(src, s, dst, d, max, &ext, len);
 
 	if (!rc)
 		rc = extmap_remove(t, dst, FORK_DATA, d, d + *len, 4 * COPY_RECORDS, &rest);
 	if (rc < 0)
 		return rc;
 	if (rest > d)
-		return -TOO_MANY_PIECES;
+		return -SHARE_PIECES;
 	if (ext.state == EXT_WRITTEN) {
 		rc = extmap_share(t, src, s, *len, dst, d, 4 * COPY_RECORDS, &shared);
 		if (!rc && shared < *len)
-			return -TOO_MANY_PIECES;
+			return -SHARE_PIECES;
 	}
 	return MIN(rc, 0);
 }
@@ -194,8 +194,8 @@ static int share_trans(struct file_run *r, nblocks_t max, uint64_t *bytes, nbloc
 	if (!rc && dst != fop->in)
 		rc = trans_join_inode(&t, dst);
 	if (!rc)
-		rc = share_some(r, &t, block_floor(fop->offset + cp->pos), block_floor(d), max,
-				&len);
+		rc = share_blocks(&t, fop->in, block_floor(fop->offset + cp->pos), dst,
+				  block_floor(d), max, &len);
 	*blocks = len;
 	if (!rc) {
 		*bytes = MIN(len << BLOCK_SHIFT, cp->len - cp->pos);
@@ -226,7 +226,7 @@ static enum step copy_share(struct file_run *r)
 	enum step how;
 	int rc = share_trans(r, MIN(max, cp->limit), &bytes, &blocks);
 
-	if (rc == -TOO_MANY_PIECES && blocks > 1) {
+	if (rc == -SHARE_PIECES && blocks > 1) {
 		cp->limit = blocks / 2;
 		return run_yield(r, copy_share);
 	}
@@ -296,6 +296,7 @@ static enum step copy_next(struct file_run *r)
 		r->step = copy_share;
 		return STEP_NEXT;
 	}
+	xassert(!(fop->flags & FILE_F_CLONE));
 	cp->piece = MIN(left, COPY_PIECE);
 	if (s == d)
 		cp->piece = MIN(left, BLOCK_SIZE - s);
@@ -316,6 +317,8 @@ enum step file_copy_start(struct file_run *r)
 		return run_end(r, -EXDEV);
 	if (fop->len == 0)
 		return run_end(r, 0);
+	if ((fop->flags & FILE_F_CLONE) && ((fop->offset | fop->dst_offset) & BLOCK_MASK))
+		return run_end(r, -EINVAL);
 	if (fop->dst_offset >= FILE_MAX_BYTES || fop->offset > FILE_MAX_BYTES)
 		return run_end(r, fop->offset > FILE_MAX_BYTES ? 0 : -EFBIG);
 	fop->len = MIN(fop->len, FILE_MAX_BYTES - MAX(fop->dst_offset, fop->offset));

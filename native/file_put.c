@@ -90,7 +90,7 @@ enum step write_begin(struct file_run *r, struct inode *in, uint64_t off, uint64
 
 /* ---- look: what kind of blocks are these? --------------------------------------------------- */
 
-struct looks { bool holes, unwritten, shared, eof_written; };
+struct looks { bool holes, unwritten, written, shared, eof_written; };
 
 static int look(struct write_body *w, struct looks *l)
 {
@@ -107,6 +107,7 @@ static int look(struct write_body *w, struct looks *l)
 			return rc;
 		l->holes |= ext.state == EXT_HOLE;
 		l->unwritten |= ext.state != EXT_WRITTEN;
+		l->written |= ext.state == EXT_WRITTEN;
 		if (ext.state == EXT_WRITTEN && (w->size & BLOCK_MASK) && at <= eof &&
 		    eof < at + ext.len)
 			l->eof_written = true;
@@ -158,6 +159,8 @@ static enum step write_look(struct file_run *r)
 		return STEP_PARKED;
 	if (l.eof_written && shrink_pending(w->in))
 		w->settle_xid = w->in->shrink_xid;
+	if (l.written)
+		w->settle_xid = MAX(w->settle_xid, w->in->moved_xid);
 	w->unwritten = l.unwritten;
 	w->cow = l.shared;
 	w->at = w->b0;

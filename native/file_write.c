@@ -72,6 +72,8 @@ static bool in_place(struct file_run *r, uint64_t *dev_offset)
 	if ((((uintptr_t)fop->buf | fop->offset | fop->len) & (r->fs->dev->align - 1)) ||
 	    end > in->core.size || (in->core.flags & INODE_F_SHARED) || fs_is_shutdown(r->fs))
 		return false;
+	if (unlikely(in->moved_xid) && in->moved_xid > jrn_durable(r->fs))
+		return false;
 	if (extmap_lookup(in, FORK_DATA, block_floor(fop->offset), len, &ext) < 0)
 		return false;
 	*dev_offset = (ext.block << BLOCK_SHIFT) + (fop->offset & BLOCK_MASK);

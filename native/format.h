@@ -291,7 +291,7 @@ enum intent_type {
 	INTENT_PUNCH = 2,       /* free every extent of ino in file blocks [a, b) */
 	INTENT_ATOMIC = 3,      /* what the staging fork of ino maps in [a, b) replaces the data fork; then its size is at least c */
 	INTENT_EXCHANGE = 4,    /* d blocks from a of ino and from c of inode b change places: what is left to do */
-	INTENT_COLLAPSE = 5,    /* everything of ino from a on moves b blocks towards the start: what is left to do */
+	INTENT_COLLAPSE = 5,    /* what ino maps in [a - b, a) is freed, then everything from a on moves b blocks towards the start */
 	INTENT_INSERT = 6,      /* everything of ino in [a, c) moves b blocks towards the end: what is left to do */
 };
 

@@ -52,6 +52,10 @@ struct inode {
 	bool hashed;          /* in the table; table mutex */
 	xid_t xid;            /* group of its last metadata change; 0: none since mount */
 	xid_t shrink_xid;     /* group of its last truncate-down that left a partial tail block */
+	/* group of the last change that gave blocks with bytes in them another place, in this file or
+	 * from another one: nothing is overwritten in place before it is durable */
+	xid_t moved_xid;
+	bool remapping;       /* such a change is between two transactions: the map is a mix; fs->lock */
 	bool tmpfile;         /* of O_TMPFILE, no name yet: link(2) may give it one; fs->lock */
 	/* bytes past EOF in the last block are known to be zero on the device */
 	bool tail_zero;

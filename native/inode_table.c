@@ -12,7 +12,7 @@
  *  4. nameless, unused and not known: the object is handed to the reaper (dying) at that very
  *     moment, once, by whoever took away the last use (inode_put) or the last lookup
  *     (inode_lookup_forget). From then on inode_get() answers -ENOENT, so nobody revives it;
- *  5. an object that is read again has xid and shrink_xid no older than the evicted one had, or
+ *  5. an object that is read again has xid, shrink_xid and moved_xid no older than the evicted one had, or
  *     fsync would return too early;
  *  6. core.nlink of an unused object does not change: who changes it holds a reference. So it may
  *     be read here without fs->lock.
@@ -197,6 +197,7 @@ static struct inode *evict(struct inode_table *it)
 		unhash(it, in);
 		it->evicted_xid = MAX(it->evicted_xid, in->xid);
 		it->evicted_shrink_xid = MAX(it->evicted_shrink_xid, in->shrink_xid);
+		it->evicted_moved_xid = MAX(it->evicted_moved_xid, in->moved_xid);
 		in->hash_next = victims;
 		victims = in;
 	}
@@ -348,6 +349,7 @@ int inode_get(struct fs *fs, inum_t ino, struct inode **out)
 	if (!other) {
 		in->xid = it->evicted_xid;
 		in->shrink_xid = it->evicted_shrink_xid;
+		in->moved_xid = it->evicted_moved_xid;
 		inode_table_insert(it, in);
 	} else if (other->dying || other->deleted) {
 		err = -ENOENT;

@@ -23,7 +23,7 @@ struct inode_table {
 	struct lookup_table lookups;
 	/* The newest groups of objects that were evicted: what an inode that comes back may still
 	 * wait for. */
-	xid_t evicted_xid, evicted_shrink_xid;
+	xid_t evicted_xid, evicted_shrink_xid, evicted_moved_xid;
 };
 
 /* A new object of one number, reference 1, not in the table yet; NULL: no memory. */

@@ -9,6 +9,7 @@
  * goes forward only, here or in the reaper after a crash, and a segment keeps readers out until the
  * last piece. What has been swapped has left the staging fork, so the intent needs no progress.
  */
+#include "file_remap.h"
 #include "layout_ops.h"
 
 int staging_settle(struct inode *in)
@@ -77,6 +78,8 @@ int atomic_some(struct trans *t, struct inode *in, fileblk_t *a, fileblk_t end, 
 		if (!rc && intent)
 			rc = intent_del(t, intent);
 	}
+	if (!rc)
+		rc = note_moved(t, in, at < end);
 	if (!rc)
 		*a = at;
 	return rc;

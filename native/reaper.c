@@ -8,8 +8,8 @@
  *
  * Invariants:
  *  1. An orphan item owns a reference to an inode without other users; nobody else changes it.
- *  2. An intent item owns a reference and a held MAP segment, both until it is finished or the
- *     thread stops.
+ *  2. An intent item owns a reference and a held MAP segment of each of its inodes, until it is
+ *     finished or the thread stops.
  *  3. busy counts items queued or under way, and 1 for the scan of TREE_ORPHAN at mount until it
  *     has ended.
  *
@@ -21,7 +21,7 @@
 
 #include <string.h>
 
-#include "file_run.h"
+#include "file_remap.h"
 #include "log.h"
 #include "xattr.h"
 
@@ -31,14 +31,17 @@
 #define EXPOSURES_A_TRANS 32u
 #define GATHER_MAX 256u
 #define GATHER_NS 5000000
+/* One transaction does for all of them. */
+_Static_assert(REMOVE_TRANS_BLOCKS >= REMAP_TRANS_BLOCKS, "a piece of an intent fits");
 
 struct item {
 	struct item *next;
 	struct inode *in;
 	bool is_intent;
 	uint64_t id;
-	struct intent_disk rec;
-	struct seg seg;
+	struct intent_disk rec; /* of an intent: what is left, as on disk */
+	struct inode *other;    /* EXCHANGE between two files; else NULL */
+	struct seg seg, other_seg;
 };
 
 struct reaper {
@@ -73,6 +76,15 @@ int intent_add(struct trans *t, const struct intent_disk *rec, uint64_t *id)
 int intent_del(struct trans *t, uint64_t id)
 {
 	return bt_delete(t, fs_tree(t->fs, TREE_INTENT), KEY(id, 0));
+}
+
+int intent_keep(struct trans *t, const struct intent_disk *rec, bool left, uint64_t *id)
+{
+	if (!left)
+		return *id ? intent_del(t, *id) : 0;
+	if (!*id)
+		return intent_add(t, rec, id);
+	return bt_update(t, fs_tree(t->fs, TREE_INTENT), KEY(*id, 0), rec, sizeof(*rec));
 }
 
 /* ---- rolling work, on the reaper's own thread ----------------------------------------------- */
@@ -241,7 +253,44 @@ static int reap_orphan(struct reaper *rp, struct item *it)
 	return rc;
 }
 
-static int intent_piece(struct trans *t, struct item *it, bool *gone)
+static int exchange_piece(struct trans *t, struct item *it)
+{
+	struct intent_disk *rec = &it->rec;
+	struct exchange_state ex = { .a = get64(rec->a), .b = get64(rec->c), .left = get64(rec->d),
+				     .intent = it->id };
+	int rc = exchange_some(t, it->in, it->other ? it->other : it->in, &ex);
+
+	rec->a = put64(ex.a);
+	rec->c = put64(ex.b);
+	rec->d = put64(ex.left);
+	return rc ? rc : ex.left > 0;
+}
+
+static int shift_piece(struct trans *t, struct item *it)
+{
+	struct intent_disk *rec = &it->rec;
+	struct shift_state sh = { .at = get64(rec->a), .by = get64(rec->b), .end = get64(rec->c),
+				  .intent = it->id };
+	bool collapse = get32(rec->type) == INTENT_COLLAPSE;
+	int rc = collapse ? collapse_some(t, it->in, &sh) : insert_some(t, it->in, &sh);
+
+	rec->a = put64(sh.at);
+	rec->c = put64(sh.end);
+	if (rc)
+		return rc;
+	return collapse ? sh.at < FILE_MAX_BLOCKS : sh.end > sh.at;
+}
+
+static int atomic_piece(struct trans *t, struct item *it)
+{
+	fileblk_t at = get64(it->rec.a), end = get64(it->rec.b);
+	int rc = atomic_some(t, it->in, &at, end, get64(it->rec.c), it->id);
+
+	it->rec.a = put64(at);
+	return rc ? rc : at < end;
+}
+
+static int remove_piece(struct trans *t, struct item *it)
 {
 	enum fork fork = get32(it->rec.flags) & INTENT_F_STAGING ? FORK_STAGING : FORK_DATA;
 	fileblk_t a = get64(it->rec.a), end = FILE_MAX_BLOCKS;
@@ -265,12 +314,23 @@ static int intent_piece(struct trans *t, struct item *it, bool *gone)
 	return intent_del(t, it->id);
 }
 
+static int intent_piece(struct trans *t, struct item *it, bool *gone)
+{
+	switch (get32(it->rec.type)) {
+	case INTENT_ATOMIC: return atomic_piece(t, it);
+	case INTENT_EXCHANGE: return exchange_piece(t, it);
+	case INTENT_COLLAPSE:
+	case INTENT_INSERT: return shift_piece(t, it);
+	default: return remove_piece(t, it);
+	}
+}
+
 static void finish_item(struct reaper *rp, struct item *it)
 {
 	int rc = it->is_intent ? roll(rp, it, intent_piece) : reap_orphan(rp, it);
 
 	/* The segment goes, the intent stays: whoever extended the file now would find what was cut
-	 * off, and the next mount would take away what he wrote. */
+	 * off, and the next mount would take away or move what he wrote. */
 	if (rc && rc != -ECANCELED && it->is_intent)
 		fs_shutdown_writes(rp->fs, rc,
 				   "inode %llu: what a crash cut off could not be finished",
@@ -285,6 +345,11 @@ static void item_free(struct item *it)
 	if (it->seg.state == SEG_HELD)
 		seg_release(it->in, &it->seg);
 	inode_put(it->in);
+	if (it->other) {
+		if (it->other_seg.state == SEG_HELD)
+			seg_release(it->other, &it->other_seg);
+		inode_put(it->other);
+	}
 	free(it);
 }
 
@@ -453,17 +518,95 @@ void reaper_orphan(struct fs *fs, struct inode *in)
 
 /* ---- start and stop ------------------------------------------------------------------------- */
 
+/* Between its first and its last transaction the map shows a mix of before and after. */
+static bool shows_a_mix(uint32_t type)
+{
+	return type == INTENT_ATOMIC || type == INTENT_EXCHANGE || type == INTENT_COLLAPSE ||
+	       type == INTENT_INSERT;
+}
+
+/* The blocks of ino that it is about (an exchange: its first side). false: no intent that this version
+ * writes. */
+static bool intent_range(const struct intent_disk *rec, fileblk_t *start, fileblk_t *end)
+{
+	const uint64_t most = FILE_MAX_BLOCKS;
+	uint64_t a = get64(rec->a), b = get64(rec->b), c = get64(rec->c), d = get64(rec->d);
+
+	*start = a;
+	*end = most;
+	switch (get32(rec->type)) {
+	case INTENT_FREE_TAIL:
+		return a <= most;
+	case INTENT_PUNCH:
+		*end = b;
+		return a < b && b <= most;
+	case INTENT_ATOMIC:
+		*end = b;
+		return a < b && b <= most && c <= FILE_MAX_BYTES;
+	case INTENT_EXCHANGE:
+		*end = a + d;
+		return d && d <= most && a <= most - d && c <= most - d;
+	case INTENT_COLLAPSE:
+		*start = a - b;
+		return b && b <= a && a <= most;
+	case INTENT_INSERT:
+		return b && b <= most && a <= c && c <= most - b;
+	default:
+		return false;
+	}
+}
+
+/* Two intents of one range: both are done, in turn. */
+static void hold_range(struct item *it, struct inode *in, struct seg *s, fileblk_t start, fileblk_t end)
+{
+	seg_init(s, SEG_MAP, start << BLOCK_SHIFT,
+		 end < FILE_MAX_BLOCKS ? end << BLOCK_SHIFT : UINT64_MAX, NULL);
+	if (seg_try(in, s))
+		log_msg(LOG_WARN, "intent %llu overlaps another", (unsigned long long)it->id);
+}
+
+/* The inodes of an intent into memory. */
+static int find_inodes(struct fs *fs, struct item *it)
+{
+	uint64_t other = get64(it->rec.b);
+	bool two = get32(it->rec.type) == INTENT_EXCHANGE && other != get64(it->rec.ino);
+	int rc;
+
+	fs_rdlock(fs);
+	rc = inode_get(fs, get64(it->rec.ino), &it->in);
+	if (!rc && two)
+		rc = inode_get(fs, other, &it->other);
+	fs_unlock(fs);
+	if (rc && it->in)
+		inode_put(it->in);
+	return rc;
+}
+
+static void hold_intent(struct item *it, fileblk_t start, fileblk_t end)
+{
+	fileblk_t c = get64(it->rec.c);
+	nblocks_t d = get64(it->rec.d);
+
+	if (shows_a_mix(get32(it->rec.type)))
+		it->in->remapping = true;
+	if (it->other) {
+		it->other->remapping = true;
+		hold_range(it, it->other, &it->other_seg, c, c + d);
+	} else if (get32(it->rec.type) == INTENT_EXCHANGE) {
+		start = MIN(start, c);
+		end = MAX(end, c + d);
+	}
+	hold_range(it, it->in, &it->seg, start, end);
+}
+
 /* An intent of the mount. An intent without its inode cannot be: both change in one transaction. */
 static int take_intent(struct reaper *rp, uint64_t id, const struct intent_disk *rec)
 {
-	struct fs *fs = rp->fs;
-	uint32_t type = get32(rec->type);
-	uint64_t start = get64(rec->a), end = get64(rec->b);
+	fileblk_t start, end;
 	struct item *it;
 	int rc;
 
-	if ((type != INTENT_FREE_TAIL && type != INTENT_PUNCH) || start > FILE_MAX_BLOCKS ||
-	    (type == INTENT_PUNCH && (end <= start || end > FILE_MAX_BLOCKS))) {
+	if (!intent_range(rec, &start, &end)) {
 		log_msg(LOG_ERROR, "intent %llu is of no kind that this version finishes",
 			(unsigned long long)id);
 		return 0;
@@ -474,26 +617,29 @@ static int take_intent(struct reaper *rp, uint64_t id, const struct intent_disk 
 	it->is_intent = true;
 	it->id = id;
 	it->rec = *rec;
-	fs_rdlock(fs);
-	rc = inode_get(fs, get64(rec->ino), &it->in);
-	fs_unlock(fs);
+	rc = find_inodes(rp->fs, it);
 	if (rc) {
 		free(it);
 		return rc;
 	}
-	seg_init(&it->seg, SEG_MAP, start << BLOCK_SHIFT,
-		 type == INTENT_PUNCH ? end << BLOCK_SHIFT : UINT64_MAX, NULL);
-	rc = seg_try(it->in, &it->seg);
-	/* Two intents of one range: both are done, in turn. */
-	if (rc)
-		log_msg(LOG_WARN, "intent %llu overlaps another", (unsigned long long)id);
+	hold_intent(it, start, end);
 	enqueue(rp, it);
 	return 0;
 }
 
-static int take_intents(struct reaper *rp)
+/* Read-only: nothing can be finished. */
+static int refuse_intent(uint64_t id, const struct intent_disk *rec)
 {
-	struct fs *fs = rp->fs;
+	if (!shows_a_mix(get32(rec->type)))
+		return 0;
+	log_msg(LOG_ERROR, "intent %llu is to be finished: a read-only mount must wait for a writable one",
+		(unsigned long long)id);
+	return -EROFS;
+}
+
+/* rp NULL: read-only. */
+static int take_intents(struct fs *fs, struct reaper *rp)
+{
 	uint64_t from = 0;
 	int rc;
 
@@ -517,7 +663,7 @@ static int take_intents(struct reaper *rp)
 		bt_cursor_release(&c);
 		fs_unlock(fs);
 		if (!rc)
-			rc = take_intent(rp, from, &rec);
+			rc = rp ? take_intent(rp, from, &rec) : refuse_intent(from, &rec);
 		if (rc)
 			return rc == -ENOENT ? 0 : rc;
 		if (++from == 0) /* no intent that we wrote: numbers begin at 1 */
@@ -532,7 +678,7 @@ int reaper_prepare(struct fs *fs)
 	int rc;
 
 	if (fs->read_only)
-		return 0;
+		return take_intents(fs, NULL);
 	rp = calloc(1, sizeof(*rp));
 	if (!rp)
 		return -ENOMEM;
@@ -545,7 +691,7 @@ int reaper_prepare(struct fs *fs)
 	pthread_cond_init(&rp->idle, NULL);
 	atomic_store(&rp->busy, 1);
 	fs->reaper = rp;
-	rc = take_intents(rp);
+	rc = take_intents(fs, rp);
 	if (rc)
 		reaper_destroy(fs);
 	return rc;

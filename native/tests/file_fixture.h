@@ -183,10 +183,12 @@ struct model {
 	uint8_t bytes[MODEL_MAX];
 };
 
-/* No byte is 0, so that zeros are always told from data. */
+/* No byte is 0, so that zeros are always told from data; near patterns differ, too. */
 static inline uint8_t pattern_byte(uint64_t pattern, uint64_t i)
 {
-	return (uint8_t)(1 + ((pattern ^ (i * 0x2545f4914f6cdd1d)) >> 24) % 255);
+	uint64_t mixed = pattern * 0x9e3779b97f4a7c15 ^ i * 0x2545f4914f6cdd1d;
+
+	return (uint8_t)(1 + (mixed >> 24) % 255);
 }
 
 static inline void model_grow(struct model *m, uint64_t size)
