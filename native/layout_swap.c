@@ -12,6 +12,8 @@
 #include "file_remap.h"
 #include "layout_ops.h"
 
+#define PIECES_AT_ONCE 64u /* of an ATOMIC commit, so that others get a turn at fs->lock */
+
 int staging_settle(struct inode *in)
 {
 	struct extent left;
@@ -65,7 +67,8 @@ int atomic_some(struct trans *t, struct inode *in, fileblk_t *a, fileblk_t end, 
 	fileblk_t at = *a;
 	int rc = 0;
 
-	for (unsigned n = 0; at < end && (n == 0 || trans_room(t) >= SWAP_STEP_BLOCKS); n++) {
+	for (unsigned n = 0; at < end && n < PIECES_AT_ONCE &&
+	     (n == 0 || trans_room(t) >= SWAP_STEP_BLOCKS); n++) {
 		nblocks_t moved;
 
 		rc = swap_piece(t, in, &at, end, 0, &moved);

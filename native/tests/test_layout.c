@@ -195,6 +195,7 @@ static void atomic_many(void **state)
 {
 	uint64_t h = holder[0].id;
 	const unsigned n = 300;
+	uint64_t intents;
 
 	/* Old extents in reverse order on the device, holes between them. */
 	for (unsigned i = n; i-- > 0;)
@@ -205,7 +206,9 @@ static void atomic_many(void **state)
 	holder_write(0, BLOCKS(200), 4);
 	for (unsigned i = 0; i < 100; i++)
 		expect(0, BLOCKS(2 * i), BLOCKS(1), 1000 + i);
+	intents = get64(fs_root(world.fs)->next_intent);
 	OK(commit(0, h, 0, BLOCKS(1), 0));
+	assert_int_equal(get64(fs_root(world.fs)->next_intent), intents + 1);
 	expect(0, 0, BLOCKS(200), 4);
 	expect(0, BLOCKS(200), BLOCKS(1), 1000 + 100);
 	assert_int_equal(bt_records(fs_tree(world.fs, TREE_INTENT)), 0);
