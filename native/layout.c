@@ -2,9 +2,9 @@
  *
  * layout.c - the layout module as a whole: its lifetime, its clock, its numbers.
  *
- * Opening reads who held what before (holder.c, exposure.c) and lets the segments of all inodes ask
- * here before an operation waits for a grant; the thread starts when the journal runs. Closing
- * first ends all waiting (layouts_stop()), then drops the grants in memory: on disk every holder
+ * Opening reads who held what before (holder_disk.c, layout_ghosts.c) and lets the segments of all
+ * inodes ask here before an operation waits for a grant; the thread starts when the journal and the
+ * reaper run. Closing first ends all waiting (layouts_stop()), then drops the grants in memory: on disk every holder
  * stays what it was, and is LOST after the next mount.
  *
  * The clock. Times are nanoseconds of CLOCK_MONOTONIC until layouts_set_clock() is called; from then
@@ -116,29 +116,6 @@ static void tell_who_was_here(struct layouts *ls)
 	pthread_mutex_unlock(&ls->mutex);
 }
 
-/* Nobody will want a file without a name, so nobody would ever ask for what is held of it. */
-static void ask_for_nameless(struct fs *fs)
-{
-	inum_t found[64], ino = 0;
-	unsigned n;
-
-	while ((n = grant_inodes(fs, &ino, found, ARRAY_LEN(found)))) {
-		for (unsigned i = 0; i < n; i++) {
-			struct inode *in;
-			int rc;
-
-			fs_rdlock(fs);
-			rc = inode_get(fs, found[i], &in);
-			fs_unlock(fs);
-			if (rc)
-				continue;
-			if (in->core.nlink == 0)
-				layout_unlinked(in);
-			inode_put(in);
-		}
-	}
-}
-
 int layouts_open(struct fs *fs)
 {
 	struct layouts *ls = new_layouts(fs);
@@ -156,7 +133,6 @@ int layouts_open(struct fs *fs)
 		rc = exposures_load(fs);
 	if (rc)
 		return rc;
-	ask_for_nameless(fs);
 	tell_who_was_here(ls);
 	return 0;
 }

@@ -4,7 +4,8 @@
  *
  * Which ranges they had is not on disk, only of which inodes they had anything. So each such pair
  * gets a ghost: a grant of the whole file, of the greatest iomode that the holder had. Its inode
- * counts as one that a lost holder can reach from before anything is freed or allocated.
+ * counts as one that a lost holder can reach from before anything is freed. The reaper has the
+ * segments of the intents that it found already: ghosts are added beside them.
  */
 #include "btree.h"
 #include "journal.h"
@@ -63,16 +64,22 @@ static int add_ghost(struct inode *in, const struct had *had, struct holder *h)
 	return rc;
 }
 
+static struct holder *holder_of(struct fs *fs, const struct had *had)
+{
+	struct holder *h;
+
+	pthread_mutex_lock(&fs->layouts->mutex);
+	h = holder_find(fs->layouts, had->holder); /* nobody removes any yet */
+	pthread_mutex_unlock(&fs->layouts->mutex);
+	return h;
+}
+
 static int load(struct fs *fs, const struct had *had)
 {
-	struct layouts *ls = fs->layouts;
+	struct holder *h = holder_of(fs, had);
 	struct inode *in = NULL;
-	struct holder *h;
 	int rc = 0;
 
-	pthread_mutex_lock(&ls->mutex);
-	h = holder_find(ls, had->holder); /* nobody removes any yet */
-	pthread_mutex_unlock(&ls->mutex);
 	fs_wrlock(fs);
 	if (h && h->state == HOLDER_LOST)
 		rc = lost_load(fs, had->ino, had->holder);
@@ -88,6 +95,9 @@ static int load(struct fs *fs, const struct had *had)
 	if (rc)
 		return rc;
 	rc = add_ghost(in, had, h);
+	/* Nobody will want a file without a name, so nobody would ever ask for what is held of it. */
+	if (!rc && in->core.nlink == 0)
+		layout_unlinked(in);
 	inode_put(in);
 	return rc;
 }
