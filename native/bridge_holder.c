@@ -2,17 +2,19 @@
  *
  * bridge_holder.c - calls about holders: HOLDER_REGISTER, HOLDER_GONE, FENCED.
  *
- * A local holder is a process, known by its number, the time of its start and the boot: after a
- * restart of the daemon that tells whether it can still be there.
+ * A local holder is a process, known by its number, the time of its start, the boot and the host:
+ * after a restart of the daemon that tells whether it can still be there. (extfs/layout/cgroups.py
+ * asks.)
  */
 #include <fcntl.h>
+#include <mntent.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "bridge_control.h"
 
-#define CGROUP_ROOT "/sys/fs/cgroup"
 #define FENCE_CGROUP "cgroup:"
 
 /* The whole of a small file; its length, or -1. */
@@ -74,12 +76,43 @@ static void read_boot_id(uint8_t id[16])
 	}
 }
 
+/* Tells this host from others after both have been restarted: FNV-1a of its machine id, or 0. */
+static uint64_t machine_key(void)
+{
+	uint64_t key = 0xcbf29ce484222325;
+	char text[64];
+	ssize_t n = read_text("/etc/machine-id", text, sizeof(text));
+	unsigned digits = 0;
+
+	for (ssize_t i = 0; i < n && text[i] != '\n'; i++, digits++)
+		key = (key ^ (uint8_t)text[i]) * 0x100000001b3;
+	return digits == 32 ? key : 0;
+}
+
+/* Where cgroup v2 is mounted: beside the directories of v1 on some hosts. -EPERM: nowhere. */
+static int find_cgroup_root(char *root, size_t room)
+{
+	FILE *mounts = setmntent("/proc/mounts", "re");
+	char text[4096];
+	struct mntent entry;
+	int err = -EPERM;
+
+	while (err && mounts && getmntent_r(mounts, &entry, text, sizeof(text)))
+		if (!strcmp(entry.mnt_type, "cgroup2") && strlen(entry.mnt_dir) < room) {
+			strcpy(root, entry.mnt_dir);
+			err = 0;
+		}
+	if (mounts)
+		endmntent(mounts);
+	return err;
+}
+
 /* Whoever may be killed in place of the holder must be in the hands of who says so: root, or the
  * owner of the file that kills the cgroup. -EINVAL, -EPERM. */
 static int check_fence(const struct request *r, const char *fence)
 {
 	const char *path = fence + strlen(FENCE_CGROUP);
-	char kill[sizeof(CGROUP_ROOT) + HOLDER_FENCE_LEN + sizeof("/cgroup.kill")];
+	char root[256], kill[sizeof(root) + HOLDER_FENCE_LEN + sizeof("/cgroup.kill")];
 	struct stat st;
 
 	if (!fence[0])
@@ -90,7 +123,9 @@ static int check_fence(const struct request *r, const char *fence)
 		return -EINVAL;
 	if (!r->head.uid)
 		return 0;
-	snprintf(kill, sizeof(kill), CGROUP_ROOT "%s/cgroup.kill", path);
+	if (find_cgroup_root(root, sizeof(root)) < 0)
+		return -EPERM;
+	snprintf(kill, sizeof(kill), "%s%s/cgroup.kill", root, path);
 	if (lstat(kill, &st) < 0 || st.st_uid != r->head.uid)
 		return -EPERM;
 	return 0;
@@ -120,6 +155,8 @@ static int register_new(struct request *r, const struct extfs_ioc_holder *call,
 		return err;
 	identify(r->head.pid, &spec.pid, &spec.pid_start);
 	read_boot_id(spec.boot_id);
+	if (spec.kind == HOLDER_LOCAL)
+		spec.fence_key = machine_key();
 	/* Not what is behind the end of the texts: it goes to the disk. */
 	snprintf(spec.name, sizeof(spec.name), "%s", call->name);
 	snprintf(spec.fence, sizeof(spec.fence), "%s", call->fence);

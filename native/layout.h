@@ -139,7 +139,7 @@ struct holder_spec {
 	uint32_t uid, pid;
 	uint64_t pid_start;      /* clock ticks since boot, /proc/PID/stat 22 */
 	uint8_t boot_id[16];
-	uint64_t fence_key;
+	uint64_t fence_key;      /* client: what the storage knows it by; local: which host, 0: unknown */
 	char name[HOLDER_NAME_LEN];   /* NUL-terminated */
 	char fence[HOLDER_FENCE_LEN]; /* what a fence driver needs: for local ones "cgroup:PATH" or empty */
 };

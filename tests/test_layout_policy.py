@@ -476,8 +476,8 @@ class FakeHost:
     top: Path
     device: Path
 
-    def host(self, **more: frozenset[bytes]) -> Host:
-        return Host(self.top / "proc", self.top / "sys", **more)
+    def host(self) -> Host:
+        return Host(self.top / "proc", self.top / "sys", self.top / "machine-id")
 
     def cgroup(self, path: str, *, populated: bool = True) -> Path:
         directory = self.top / "unified" / path.lstrip("/")
@@ -629,15 +629,43 @@ async def test_another_process_of_the_same_number_is_not_it(
     assert outcome.verdict is Verdict.CONFIRMED
 
 
-async def test_another_boot_is_not_confirmed_unless_it_was_this_hosts(fake: FakeHost) -> None:
+@pytest.mark.parametrize("fence", ["cgroup:/app", ""])
+async def test_a_restart_of_this_host_ends_every_local_holder(fake: FakeHost, fence: str) -> None:
+    """Of another host nothing is known, whatever its boot."""
+    machine = fake.top / "machine-id"
+    machine.write_text("0123456789abcdef0123456789abcdef\n")
     old = uuid.UUID(int=4).bytes
-    holder = record(3, boot_id=old, fence="cgroup:/app")
+    mine = record(3, boot_id=old, fence=fence, fence_key=fake.host().key())
+    driver = CgroupFence(str(fake.device), host=fake.host())
+    outcome = await driver.fence(mine)
+    assert outcome == Outcome.confirmed("this host has been restarted since")
+    for fence_key in (0, fake.host().key() ^ 1):
+        other = record(3, boot_id=old, fence=fence, fence_key=fence_key)
+        assert (await driver.fence(other)).verdict is Verdict.FAILED
+    machine.write_text("")
+    assert fake.host().key() == 0
+    unknown = record(3, boot_id=old, fence=fence, fence_key=0)
+    assert (await driver.fence(unknown)).verdict is Verdict.FAILED
+    (fake.top / "proc/sys/kernel/random/boot_id").unlink()
+    assert (await driver.fence(mine)).verdict is Verdict.FAILED
+
+
+def test_the_key_of_a_host_is_that_of_the_core(fake: FakeHost, tmp_path: Path) -> None:
+    """FNV-1a, from its definition."""
+    (fake.top / "machine-id").write_text("a" * 32)
+    key = 14695981039346656037
+    for byte in b"a" * 32:
+        key = (key ^ byte) * 1099511628211 % 2**64
+    assert fake.host().key() == key
+    (fake.top / "machine-id").write_text("a" * 31)
+    assert fake.host().key() == 0
+
+
+async def test_an_unknown_process_may_be_anywhere(fake: FakeHost) -> None:
+    fake.cgroup("/app", populated=False)
+    holder = record(3, boot_id=BOOT.bytes, fence="cgroup:/app")
     outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(holder)
     assert outcome.verdict is Verdict.FAILED
-    assert "another host" in outcome.detail
-    host = fake.host(ended_boots=frozenset([old]))
-    outcome = await CgroupFence(str(fake.device), host=host).fence(holder)
-    assert outcome.verdict is Verdict.CONFIRMED
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 A holder that named a cgroup at its registration promised that it, and every process it gives
 descriptors of the device to, runs in this cgroup and in no other. So when the cgroup is empty,
-nobody is left to begin I/O. What they began before must have ended too: dirty pages of the device
+nobody is left to begin I/O. The same is true of every local holder when this host was restarted
+since. What they began before must have ended too: dirty pages of the device
 are written by an fsync, and requests in flight are waited for.
 
 See Documentation/admin-guide/cgroup-v2.rst of Linux: cgroup.kill, cgroup.events.
@@ -37,14 +38,22 @@ class CgroupError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Where the kernel shows its state; tests show another one.
-
-    `ended_boots`: boot ids of this very host that it is known to have left behind.
-    """
+    """This host, and where its kernel shows its state; tests show another one."""
 
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
-    ended_boots: frozenset[bytes] = frozenset()
+    machine_id: Path = Path("/etc/machine-id")
+
+    def key(self) -> int:
+        """As machine_key() of native/bridge_holder.c: FNV-1a of the machine id; 0: unknown."""
+        try:
+            text = self.machine_id.read_bytes().split(b"\n")[0]
+        except OSError:
+            return 0
+        key = 0xCBF29CE484222325
+        for byte in text:
+            key = (key ^ byte) * 0x100000001B3 & (1 << 64) - 1
+        return key if len(text) == 32 else 0
 
     def boot_id(self) -> bytes:
         """16 bytes; zeros when unknown."""
@@ -150,7 +159,7 @@ class CgroupFence:
     """Confirms when the cgroup that a local holder named is empty, and `device` is quiet.
 
     With `kill` its processes are killed first; without, they are waited for. A holder that named
-    none is never confirmed here.
+    none is confirmed only after a restart of this host.
     """
 
     device: str
@@ -169,23 +178,28 @@ class CgroupFence:
 
     async def fence(self, holder: HolderRecord) -> Outcome:
         """Kill or wait, then see that the device is quiet."""
-        if holder.spec.kind is not HolderKind.LOCAL or not holder.spec.fence.startswith("cgroup:"):
+        spec = holder.spec
+        if spec.kind is not HolderKind.LOCAL:
             await trio.sleep_forever()
         boot = self.host.boot_id()
-        if holder.spec.boot_id != boot:
-            if holder.spec.boot_id in self.host.ended_boots:
+        if not any(boot) or not any(spec.boot_id):
+            return Outcome.failed("the boot that it ran under is not known")
+        if spec.boot_id != boot:
+            if spec.fence_key and spec.fence_key == self.host.key():
                 return Outcome.confirmed("this host has been restarted since")
-            return Outcome.failed(
-                "it ran under another boot: on this host before a restart, or on another host"
-            )
+            return Outcome.failed("it ran on another host, or on one without a machine id")
+        if not spec.fence.startswith("cgroup:"):
+            await trio.sleep_forever()
+        if not spec.pid:
+            return Outcome.failed("its process is not known, so it may be in any cgroup")
         try:
-            cgroup = Cgroup(cgroup_root(self.host), holder.spec.fence.removeprefix("cgroup:"))
-            how = await self._emptied(cgroup, holder.spec.uid)
-        except (CgroupError, OSError, TimeoutError) as error:
+            cgroup = Cgroup(cgroup_root(self.host), spec.fence.removeprefix("cgroup:"))
+            how = await self._emptied(cgroup, spec.uid)
+        except (CgroupError, OSError) as error:
             return Outcome.failed(str(error))
-        if self.host.runs(holder.spec.pid, holder.spec.pid_start):
+        if self.host.runs(spec.pid, spec.pid_start):
             return Outcome.failed(
-                f"{cgroup.path} is empty, but process {holder.spec.pid}, which named it, runs"
+                f"{cgroup.path} is empty, but process {spec.pid}, which named it, runs"
             )
         return await self._quieted(how)
 
