@@ -37,6 +37,7 @@ static int teardown(void **state)
 {
 	if (world.fs)
 		world_close();
+	sinks_gone();
 	world_end();
 	return 0;
 }
@@ -264,8 +265,7 @@ static void reader_is_lost(void **state)
 
 static void ghost_after_restart(void **state)
 {
-	uint64_t h = half_committed(), key = holder[0].key;
-	struct event_sink *sink;
+	uint64_t h = half_committed();
 
 	OK(do_fsync(0));
 	lose_power(true);
@@ -277,9 +277,7 @@ static void ghost_after_restart(void **state)
 	assert_int_equal(quarantined(), 1);
 	write_stale(0xdd);
 	expect(0, 0, B, 5);
-	holder[0].id = h;
-	sink = event_sink_create(world.fs, NULL, NULL);
-	OK(holder_resume(world.fs, h, key, sink));
+	come_back(0);
 	/* What it wrote before, and committed afterwards. */
 	OK(commit(0, h, 4 * B, 2 * B, 0));
 	assert_int_equal(state_of(0, 4), EXT_WRITTEN);
@@ -293,6 +291,121 @@ static void ghost_after_restart(void **state)
 	assert_int_equal(quarantined(), 0);
 	expect(0, 0, B, 5);
 	OK(holder_gone(world.fs, h));
+	check_all_free();
+}
+
+/* Readers of written blocks that move are asked too, and have their own time. */
+static void reader_of_blocks_that_move(void **state)
+{
+	for (unsigned answers = 0; answers < 2; answers++) {
+		uint64_t h = half_committed(), reader = new_holder(1);
+		struct flight *f;
+
+		OK(get(0, reader, IOMODE_READ, 0, 4 * B, 0));
+		f = start_write(0, 0, 2 * B, 5);
+		turn();
+		pass(RECALL_NS + 1);
+		turn();
+		assert_int_equal(look_at(h).state, HOLDER_LOST);
+		assert_int_equal(look_at(reader).state, HOLDER_LIVE);
+		assert_false(f->done);
+		if (answers)
+			OK(give_back(0, reader, IOMODE_ANY, 0, 4 * B));
+		else
+			pass(RECALL_NS);
+		assert_int_equal(finish(f), 2 * B);
+		layouts_settle(world.fs);
+		check_moved(0, 0, 2);
+		assert_int_equal(quarantined(), 2);
+		fence(h);
+		assert_int_equal(quarantined(), answers ? 0 : 2); /* kept for both */
+		if (!answers)
+			fence(reader);
+		else
+			OK(holder_gone(world.fs, reader));
+		assert_int_equal(do_truncate(0, 0), 0);
+		for (unsigned i = 0; i < 2; i++) {
+			event_sink_destroy(world.fs, holder[i].sink);
+			holder[i].sink = NULL;
+		}
+	}
+	check_all_free();
+}
+
+static void clone_file(unsigned from, unsigned to, uint64_t len)
+{
+	assert_int_equal(do_one(&(struct todo){ .act = ACT_COPY, .file = from, .dst = to,
+						.len = len }), len);
+}
+
+/* Copy on write: what it was to write was never mapped; what it read stays with the twin. */
+static void shared_blocks(void **state)
+{
+	uint64_t h = new_holder(0);
+	struct event_sink *sink = holder[0].sink;
+	struct layout_event ev;
+
+	assert_int_equal(do_write(0, 0, 4 * B, 3), 4 * B);
+	clone_file(0, 1, 4 * B);
+	OK(get(0, h, IOMODE_RW, 0, 4 * B, 0));
+	assert_int_equal(ext[0].state, READ_DATA);
+	remember();
+	OK(layout_recall(world.file[0], h, IOMODE_RW, 0, 4 * B));
+	pass(RECALL_NS + 1);
+	assert_int_equal(look_at(h).grants, 0);
+	assert_int_equal(quarantined(), 4);
+	assert_true(event_next(world.fs, sink, &ev) && ev.type == EVENT_RECALL);
+	assert_true(event_next(world.fs, sink, &ev) && ev.type == EVENT_REVOKED);
+	assert_true(ev.iomode == IOMODE_RW && ev.offset == 0 && ev.length == 4 * B);
+	write_stale(0xdd);
+	expect(0, 0, 4 * B, 3);
+	expect(1, 0, 4 * B, 3);
+	/* The twin knows nothing of the holder, which can read its blocks all the same. */
+	assert_int_equal(do_truncate(0, 0), 0);
+	assert_int_equal(quarantined(), 4);
+	assert_int_equal(do_truncate(1, 0), 0);
+	assert_int_equal(quarantined(), 8);
+	fence(h);
+	check_all_free();
+}
+
+static void atomic_goes_whole(void **state)
+{
+	uint64_t h = new_holder(0);
+
+	assert_int_equal(do_write(0, 0, 4 * B, 3), 4 * B);
+	OK(get(0, h, IOMODE_RW, 0, 8 * B, LAYOUT_F_ATOMIC));
+	remember();
+	OK(holder_lost(world.fs, h));
+	assert_int_equal(do_write(0, 7 * B, B, 5), B);
+	layouts_settle(world.fs);
+	assert_int_equal(look_at(h).grants, 0);
+	assert_int_equal(quarantined(), 8);
+	assert_int_not_equal(commit(0, h, 0, 8 * B, 0), 0);
+	write_stale(0xdd);
+	expect(0, 0, 4 * B, 3);
+	expect(0, 4 * B, 3 * B, 0);
+	expect(0, 7 * B, B, 5);
+	fence(h);
+	check_all_free();
+}
+
+/* Fenced before anybody wanted its range: nothing is copied. */
+static void fenced_with_everything(void **state)
+{
+	uint64_t h = new_holder(0);
+
+	assert_int_equal(do_write(1, 0, 4 * B, 3), 4 * B);
+	OK(get(0, h, IOMODE_RW, 0, 4 * B, 0));
+	OK(get(1, h, IOMODE_RW, 0, 8 * B, LAYOUT_F_ATOMIC));
+	OK(get(2, h, IOMODE_READ, 0, 4 * B, 0));
+	OK(holder_lost(world.fs, h));
+	fence(h);
+	assert_int_equal(layouts_counters(world.fs)->relocated_blocks, 0);
+	assert_int_equal(exposed(0, h) + exposed(1, h), 0);
+	assert_false(noted(0, h) || noted(1, h) || noted(2, h));
+	assert_int_equal(state_of(0, 0), EXT_HOLE); /* past EOF */
+	expect(1, 0, 4 * B, 3);
 	check_all_free();
 }
 
@@ -570,6 +683,7 @@ static void power_cuts(void **state)
 		put_files();
 		inode_put(world.root);
 		fs_abandon(world.fs);
+		sinks_gone();
 		sim_restart(world.sim, n);
 		OK(world_open());
 		set_clock();
@@ -586,7 +700,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 #define CASE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 		CASE(writer_goes_on_elsewhere), CASE(quarantine_is_not_reused),
-		CASE(reader_is_lost), CASE(ghost_after_restart), CASE(two_ghosts),
+		CASE(reader_is_lost), CASE(reader_of_blocks_that_move), CASE(shared_blocks),
+		CASE(atomic_goes_whole), CASE(fenced_with_everything), CASE(ghost_after_restart), CASE(two_ghosts),
 		CASE(returned_while_it_waits), CASE(unlinked_file), CASE(copy_fails),
 		CASE(no_space_for_the_copy), CASE(never_space_for_the_copy),
 		CASE(closed_in_the_middle), CASE(preallocation_is_trimmed),
