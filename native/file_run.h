@@ -128,13 +128,13 @@ struct layout_commit_state {
 	uint64_t touched_start, touched_end; /* of the grants */
 	bool valid;            /* checked under the segment that is held */
 	bool atomic, plain, ghost; /* what kinds of grants */
+	bool recalled;         /* one of them is to be returned */
 	bool unprivileged;     /* setuid and the like are gone */
 	uint64_t intent;
 	xid_t xid;
 	uint64_t began;
 };
 struct layout_return_state {
-	struct holder *holder;
 	uint64_t start, stop;  /* of the grants that go */
 	unsigned kinds;
 	bool rw;

@@ -86,7 +86,8 @@ static enum step commit_settle(struct file_run *r)
 	return s;
 }
 
-/* Done, but for those who have to hear of it. */
+/* Done, but for those who have to hear of it. Whoever waits for one of the grants may hold pages of it locked: then they are
+ * not waited for here, but dropped with the return that will come. */
 static enum step commit_tell(struct file_run *r)
 {
 	const struct cache_ops *ops = r->fs->cache_ops;
@@ -97,7 +98,8 @@ static enum step commit_tell(struct file_run *r)
 	r->step = commit_settle;
 	if (!ops)
 		return STEP_NEXT;
-	if (r->lc.touched_start < r->lc.touched_end && atomic_load(&in->pages_cached))
+	if (r->lc.touched_start < r->lc.touched_end && !r->lc.recalled &&
+	    atomic_load(&in->pages_cached))
 		return layout_drop_pages(r, in, r->lc.touched_start, r->lc.touched_end, commit_settle);
 	ops->attributes(r->fs->cache_arg, in->ino);
 	return STEP_NEXT;
@@ -125,6 +127,7 @@ static int touch(struct file_run *r, const struct seg *s)
 		LAYOUT_COUNT(r->fs, refused_stale, 1);
 		return -ENXIO;
 	}
+	lc->recalled |= GRANT_OF(s)->recalled_at != 0;
 	lc->touched_start = MIN(lc->touched_start, s->start);
 	lc->touched_end = MAX(lc->touched_end, s->end);
 	return 0;
@@ -259,7 +262,7 @@ static int check(struct file_run *r)
 
 	if (lc->valid || unchecked(r))
 		return 0;
-	lc->atomic = lc->plain = lc->ghost = false;
+	lc->atomic = lc->plain = lc->ghost = lc->recalled = false;
 	lc->touched_start = UINT64_MAX;
 	lc->touched_end = 0;
 	pthread_mutex_lock(&in->lock);

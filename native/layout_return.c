@@ -26,9 +26,6 @@ static enum step return_fail(struct file_run *r, int rc)
 {
 	struct layout_return_state *lr = &r->lr;
 
-	if (lr->holder)
-		holder_leave(r->fs->layouts, lr->holder);
-	lr->holder = NULL;
 	free(lr->one);
 	free(lr->one_args);
 	if (rc == -EINVAL)

@@ -731,6 +731,93 @@ static void waits(void **state)
 	assert_int_equal(f.fop.result, -EINTR);
 }
 
+/* ---- the kernel's pages --------------------------------------------------------------------- */
+
+static struct kernel {
+	unsigned pages, attributes;
+	uint64_t offset, len;
+	struct flight dirty; /* a page of a mapping that is written back before it is dropped */
+	bool write_back;
+} kernel;
+
+static int drop_pages(void *arg, inum_t ino, uint64_t offset, uint64_t len, struct op *op)
+{
+	kernel.pages++;
+	kernel.offset = offset;
+	kernel.len = len;
+	if (kernel.write_back) {
+		struct flight *f = &kernel.dirty;
+
+		kernel.write_back = f->done = false;
+		f->mem = io_alloc(BLOCK_SIZE);
+		memset(f->mem, 0x77, BLOCK_SIZE);
+		file_op_init(&f->fop, FILE_WRITE, world.file[0], world.ctx);
+		f->fop.offset = offset;
+		f->fop.len = BLOCK_SIZE;
+		f->fop.buf = f->mem;
+		f->fop.flags = FILE_F_WRITEBACK;
+		f->fop.done = flight_done;
+		f->fop.user = f;
+		file_start(&f->fop);
+		flight_wait(f); /* the grant does not keep it waiting */
+		assert_int_equal(f->fop.result, BLOCK_SIZE);
+		flight_end(f);
+	}
+	ioctx_wake(op);
+	return 0;
+}
+
+static void drop_attributes(void *arg, inum_t ino) { kernel.attributes++; }
+
+static void pages(void **state)
+{
+	static const struct cache_ops ops = { .pages = drop_pages, .attributes = drop_attributes };
+	uint64_t h = holder[0].id;
+	struct inode *in = world.file[0];
+	struct flight f;
+
+	OK(do_write(0, 0, BLOCKS(8), 5));
+	memset(&kernel, 0, sizeof(kernel));
+	world.fs->cache_ops = &ops;
+	/* Nothing is cached: nobody is asked. */
+	OK(get(0, h, IOMODE_RW, 0, BLOCKS(8), 0));
+	OK(give_back(0, h, IOMODE_RW, 0, UINT64_MAX));
+	assert_int_equal(kernel.pages, 0);
+	for (unsigned wait = 0; wait < 2; wait++) {
+		atomic_store(&in->pages_cached, true);
+		kernel.write_back = true;
+		OK(get(0, h, IOMODE_RW, BLOCKS(2), BLOCKS(2), wait ? LAYOUT_F_WAIT : 0));
+		assert_true(args.flags & LAYOUT_F_INVALIDATED);
+		assert_int_equal(kernel.pages, 1 + 3 * wait);
+		assert_int_equal(kernel.offset, BLOCKS(2));
+		assert_int_equal(kernel.len, BLOCKS(2));
+		assert_true(atomic_load(&in->pages_cached)); /* of the rest */
+		assert_false(kernel.write_back);
+		/* A commit, of whatever, drops all of the grant. */
+		OK(commit(0, h, BLOCKS(3), BLOCKS(1), 0));
+		assert_int_equal(kernel.pages, 2 + 3 * wait);
+		assert_int_equal(kernel.offset, BLOCKS(2));
+		OK(give_back(0, h, IOMODE_RW, 0, UINT64_MAX));
+		assert_int_equal(kernel.pages, 3 + 3 * wait);
+		assert_int_equal(kernel.len, BLOCKS(2));
+	}
+	/* Somebody waits for the grant: pages go with the return. */
+	OK(get(0, h, IOMODE_RW, 0, BLOCKS(8), 0));
+	assert_false(atomic_load(&in->pages_cached)); /* it was the whole file */
+	atomic_store(&in->pages_cached, true);
+	kernel.pages = kernel.attributes = 0;
+	flight_start(&f, &(struct todo){ .act = ACT_WRITE, .len = BLOCKS(1), .pattern = 3 });
+	OK(commit(0, h, BLOCKS(3), BLOCKS(1), 0));
+	assert_int_equal(kernel.pages, 0);
+	assert_int_equal(kernel.attributes, 1);
+	assert_false(f.done);
+	OK(give_back(0, h, IOMODE_RW, 0, UINT64_MAX));
+	assert_int_equal(kernel.pages, 1);
+	flight_wait(&f);
+	flight_end(&f);
+	world.fs->cache_ops = NULL;
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -742,6 +829,7 @@ int main(void)
 		TEST(tail_of_a_holder), TEST(setuid_goes), TEST(many_ranges), TEST(very_many_ranges),
 		TEST(return_splits), TEST(uncommitted), TEST(return_many), TEST(restart),
 		TEST(restart_staged), TEST(restart_clean), TEST(in_front_of_waiters), TEST(waits),
+		TEST(pages),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
