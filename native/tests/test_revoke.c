@@ -553,6 +553,25 @@ static void never_space_for_the_copy(void **state)
 	check_all_free();
 }
 
+/* Fenced while the copy waits for space: nothing has to be copied. */
+static void fenced_while_it_waits(void **state)
+{
+	uint64_t h = half_committed();
+	struct flight *f;
+
+	fill_device(1);
+	f = start_write(0, 0, 4 * B, 5);
+	turn();
+	pass(RECALL_NS + 1);
+	turn();
+	assert_false(f->done);
+	fence(h);
+	assert_int_equal(finish(f), 4 * B);
+	assert_int_equal(layouts_counters(world.fs)->relocated_blocks, 0);
+	expect(0, 0, 4 * B, 5);
+	check_all_free();
+}
+
 /* A revoke that waits for space does not keep the filesystem from closing. */
 static void closed_in_the_middle(void **state)
 {
@@ -695,6 +714,50 @@ static void power_cuts(void **state)
 	assert_true(cuts > 10 * SEEDS);
 }
 
+/* Cuts between the decision that a holder is fenced and the end of what follows. */
+static void power_cuts_of_a_fence(void **state)
+{
+	unsigned cuts = 0, whole = 0;
+
+	for (uint64_t n = 1; whole < SEEDS; n++) {
+		uint64_t h = half_committed();
+		struct holder_look look;
+		uint64_t from = 0;
+
+		OK(get(1, h, IOMODE_RW, 0, 8 * B, LAYOUT_F_ATOMIC));
+		OK(holder_lost(world.fs, h));
+		assert_int_equal(do_write(0, 0, 4 * B, 5), 4 * B);
+		OK(do_fsync(0));
+		sim_settle(world.sim);
+		sim_crash_at(world.sim, sim_events(world.sim) + 1 + n / SEEDS);
+		(void)holder_fenced(world.fs, h);
+		for (unsigned i = 0; i < 3 && !sim_crashed(world.sim); i++) {
+			layouts_settle(world.fs);
+			(void)do_write(2, 0, B, 6);
+			(void)do_fsync(2);
+		}
+		cuts += sim_crashed(world.sim);
+		whole += !sim_crashed(world.sim);
+		sim_crash_at(world.sim, 0);
+		put_files();
+		inode_put(world.root);
+		fs_abandon(world.fs);
+		sinks_gone();
+		sim_restart(world.sim, n);
+		OK(world_open());
+		set_clock();
+		find_files();
+		layouts_settle(world.fs);
+		expect(0, 0, 4 * B, 5);
+		if (holder_list(world.fs, &from, &look, 1) && look.state != HOLDER_GONE)
+			fence(h);
+		check_all_free();
+		teardown(NULL);
+		setup(NULL);
+	}
+	assert_true(cuts > 2 * SEEDS);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -704,8 +767,8 @@ int main(void)
 		CASE(atomic_goes_whole), CASE(fenced_with_everything), CASE(ghost_after_restart), CASE(two_ghosts),
 		CASE(returned_while_it_waits), CASE(unlinked_file), CASE(copy_fails),
 		CASE(no_space_for_the_copy), CASE(never_space_for_the_copy),
-		CASE(closed_in_the_middle), CASE(preallocation_is_trimmed),
-		CASE(mutants_are_caught), CASE(power_cuts),
+		CASE(fenced_while_it_waits), CASE(closed_in_the_middle), CASE(preallocation_is_trimmed),
+		CASE(mutants_are_caught), CASE(power_cuts), CASE(power_cuts_of_a_fence),
 #undef CASE
 	};
 
