@@ -237,6 +237,43 @@ static void quarantine_is_not_reused(void **state)
 	check_all_free();
 }
 
+/* More pieces than one transaction, or one hold of the lock, takes. */
+static void many_extents(void **state)
+{
+	static struct layout_range ranges[1024];
+	uint64_t h = new_holder(0);
+
+	OK(get(0, h, IOMODE_RW, 0, 2048 * B, 0));
+	remember();
+	holder_write(0, 2048 * B, 3);
+	for (unsigned i = 0; i < 1024; i++)
+		ranges[i] = (struct layout_range){ 2 * i * B, B };
+	OK(commit_ranges(0, h, ranges, 1024, 2048 * B, 0, 0));
+	OK(get(1, h, IOMODE_RW, 0, 512 * B, LAYOUT_F_ATOMIC));
+	OK(holder_lost(world.fs, h));
+	OK(layout_recall(world.file[0], h, IOMODE_ANY, 0, UINT64_MAX));
+	layouts_settle(world.fs);
+	assert_int_equal(look_at(h).grants, 1);
+	assert_int_equal(exposed(0, h), 0);
+	check_moved(0, 0, 2048);
+	assert_int_equal(quarantined(), 2048);
+	write_stale(0xdd);
+	for (unsigned i = 0; i < 2048; i++) {
+		struct flight f;
+
+		flight_start(&f, &(struct todo){ .act = ACT_READ, .file = 0, .off = i * B, .len = B });
+		flight_wait(&f);
+		for (unsigned j = 0; j < B; j++)
+			assert_int_equal(((uint8_t *)f.fop.buf)[j],
+					 i & 1 ? 0 : pattern_byte(3, i * B + j));
+		flight_end(&f);
+	}
+	assert_int_equal(do_truncate(0, 0), 0);
+	assert_int_equal(quarantined(), 2048 + 1024);
+	fence(h);
+	check_all_free();
+}
+
 static void reader_is_lost(void **state)
 {
 	uint64_t h = new_holder(0);
@@ -763,7 +800,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 #define CASE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 		CASE(writer_goes_on_elsewhere), CASE(quarantine_is_not_reused),
-		CASE(reader_is_lost), CASE(reader_of_blocks_that_move), CASE(shared_blocks),
+		CASE(many_extents), CASE(reader_is_lost), CASE(reader_of_blocks_that_move), CASE(shared_blocks),
 		CASE(atomic_goes_whole), CASE(fenced_with_everything), CASE(ghost_after_restart), CASE(two_ghosts),
 		CASE(returned_while_it_waits), CASE(unlinked_file), CASE(copy_fails),
 		CASE(no_space_for_the_copy), CASE(never_space_for_the_copy),
