@@ -105,6 +105,7 @@ static void become_lost(struct layouts *ls, struct holder *h)
 	watches_drop(ls, h);
 	end_if_empty(ls, h);
 	holder_tell_fence(ls, h);
+	recalls_hurry(ls);
 }
 
 /* ---- users ---------------------------------------------------------------------------------- */

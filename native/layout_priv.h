@@ -185,6 +185,8 @@ extern const struct seg_hooks layout_hooks;
 /* The due list; mutex held. */
 void due_insert(struct layouts *ls, struct seg *w, uint64_t deadline);
 void due_remove(struct layouts *ls, struct seg *w);
+/* mutex held: a holder became LOST. */
+void recalls_hurry(struct layouts *ls);
 void timed_insert(struct layouts *ls, struct timed *tm);
 /* inode->lock and mutex held. The part of the grant that [start, end) means: of ATOMIC ones the whole. */
 void grant_meant(const struct grant *g, uint64_t *start, uint64_t *end);

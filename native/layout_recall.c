@@ -69,6 +69,17 @@ void due_insert(struct layouts *ls, struct seg *w, uint64_t deadline)
 	ls->due_own += is_own(ls, w);
 }
 
+/* Who was to have time has none any more: all waiters are looked at now. */
+void recalls_hurry(struct layouts *ls)
+{
+	uint64_t now = layouts_now(ls->fs);
+
+	for (struct seg *w = ls->due_head; w; w = w->due_next)
+		w->deadline = MIN(w->deadline, now);
+	if (ls->due_head)
+		layouts_kick(ls);
+}
+
 /* ---- timed: mutex held ---------------------------------------------------------------------- */
 
 void timed_insert(struct layouts *ls, struct timed *tm)

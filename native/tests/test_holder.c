@@ -367,25 +367,27 @@ static void events_are_told_in_order_and_lost_ones_counted(void **state)
 		post(n);
 	assert_int_equal(woken, 1);
 	assert_int_equal(COUNTER(events_lost), 10);
-	for (uint64_t n = 1; n <= 3; n++)
+	expect(EVENT_REVOKED, 1, 1, 0);
+	post(EVENT_RING + 11); /* there is no room for the gap and for this one */
+	for (uint64_t n = 2; n <= 4; n++)
 		expect(EVENT_REVOKED, n, n, 0);
-	/* Room for the gap and for this one. */
-	post(EVENT_RING + 11);
 	post(EVENT_RING + 12);
 	post(EVENT_RING + 13);
-	for (uint64_t n = 4; n <= EVENT_RING; n++)
+	post(EVENT_RING + 14);
+	post(EVENT_RING + 15);
+	for (uint64_t n = 5; n <= EVENT_RING; n++)
 		expect(EVENT_REVOKED, n, n, 0);
-	expect(EVENT_OVERFLOW, EVENT_RING + 10, 0, 10);
-	expect(EVENT_REVOKED, EVENT_RING + 11, EVENT_RING + 11, 0);
-	expect(EVENT_REVOKED, EVENT_RING + 12, EVENT_RING + 12, 0);
-	/* The third found the ring full again, and nothing came after it. */
+	expect(EVENT_OVERFLOW, EVENT_RING + 11, 0, 11);
+	for (uint64_t n = 12; n <= 14; n++)
+		expect(EVENT_REVOKED, EVENT_RING + n, EVENT_RING + n, 0);
+	/* The fourth found the ring full again, and nothing came after it. */
 	assert_true(event_any(world.fs, sink));
-	expect(EVENT_OVERFLOW, EVENT_RING + 13, 0, 1);
+	expect(EVENT_OVERFLOW, EVENT_RING + 15, 0, 1);
 	assert_false(event_next(world.fs, sink, &ev));
 	assert_int_equal(woken, 1);
 	post(1);
 	assert_int_equal(woken, 2);
-	expect(EVENT_REVOKED, EVENT_RING + 14, 1, 0);
+	expect(EVENT_REVOKED, EVENT_RING + 16, 1, 0);
 }
 
 static void the_daemon_sees_its_events(void **state)
@@ -604,6 +606,49 @@ static void a_resumed_holder_is_asked_anew(void **state)
 	flight_end(&f);
 }
 
+/* Who waits for a holder that is lost meanwhile waits no longer; but not if it came back. */
+static void a_loss_ends_the_waiting(void **state)
+{
+	uint64_t id = reg(), other = reg(), key = reg_key;
+	struct flight a, b, c;
+
+	grant(0, id, SEG_GRANT_RW, 0, 65536);
+	grant(1, other, SEG_GRANT_RW, 0, 65536);
+	start_write(&b, 1, 0, 4096);
+	start_write(&a, 0, 0, 4096);
+	OK(holder_lost(world.fs, id));
+	layouts_settle(world.fs);
+	flight_wait(&a);
+	assert_int_equal(a.fop.result, 4096);
+	assert_int_equal(look(id).grants, 1);
+	assert_false(b.done);
+	/* A lost one is served before those who still have to wait. */
+	start_write(&c, 0, 8192, 4096);
+	layouts_settle(world.fs);
+	flight_wait(&c);
+	assert_int_equal(c.fop.result, 4096);
+	/* Without the thread in between: it was away, and has its time from now on. */
+	forward(RECALL_NS - 1);
+	pthread_mutex_lock(&world.fs->layouts->mutex);
+	holder_find(world.fs->layouts, other)->state = HOLDER_LOST;
+	world.fs->layouts->nlost++;
+	pthread_mutex_unlock(&world.fs->layouts->mutex);
+	OK(holder_resume(world.fs, other, key, sink));
+	events(sink, EVENT_RECALL, NULL);
+	forward(1);
+	assert_int_equal(events(sink, EVENT_RECALL, NULL), 1);
+	assert_int_equal(look(other).state, HOLDER_LIVE);
+	forward(RECALL_NS - 1);
+	assert_int_equal(look(other).state, HOLDER_LIVE);
+	forward(1);
+	assert_int_equal(look(other).state, HOLDER_LOST);
+	flight_wait(&b);
+	assert_int_equal(b.fop.result, 4096);
+	flight_end(&a);
+	flight_end(&b);
+	flight_end(&c);
+}
+
 static void asked_again_it_is_told_once(void **state)
 {
 	uint64_t id = reg();
@@ -616,6 +661,7 @@ static void asked_again_it_is_told_once(void **state)
 	assert_int_equal(ev.offset, 4096);
 	assert_int_equal(ev.length, 8192);
 	assert_int_equal(COUNTER(recalls_asked), 1);
+	assert_int_equal(world.fs->layouts->timed_serial, 1);
 	OK(layout_recall(world.file[0], id, IOMODE_READ, 0, 65536));
 	OK(layout_recall(world.file[0], id + 1, IOMODE_ANY, 0, 65536));
 	assert_int_equal(events(sink, EVENT_RECALL, NULL), 0);
@@ -952,6 +998,7 @@ int main(void)
 		T(threads_and_a_real_clock),
 		T(each_holder_has_its_time),
 		T(a_resumed_holder_is_asked_anew),
+		T(a_loss_ends_the_waiting),
 		T(asked_again_it_is_told_once),
 		T(an_answer_ends_a_recall_that_was_asked_for),
 		T(an_unlinked_file_is_asked_for),
