@@ -15,6 +15,7 @@ This module needs no other part of extfs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import errno
@@ -268,7 +269,9 @@ class Descriptor:
         """Close. Holders that still have something become lost; a second time does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            # Closed it is in any case; what may fail is a dead mount, and nothing depends on it.
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def __enter__(self) -> Self:
         return self
