@@ -137,13 +137,16 @@ static void tell(struct revoke *rv)
 	struct inode *in = rv->fop.in;
 	struct layout_event ev = {
 		.type = EVENT_REVOKED, .holder = rv->holder, .ino = in->ino,
-		.generation = in->core.generation, .offset = rv->start,
+		.offset = rv->start,
 		.length = rv->end == UINT64_MAX ? UINT64_MAX : rv->end - rv->start,
 		.iomode = (rv->read ? IOMODE_READ : 0) | (rv->rw ? IOMODE_RW : 0) |
 			  (rv->pin ? IOMODE_PIN : 0),
 	};
 	struct holder *h;
 
+	fs_rdlock(rv->ls->fs);
+	ev.generation = in->core.generation;
+	fs_unlock(rv->ls->fs);
 	LAYOUT_COUNT(rv->ls->fs, revokes, 1);
 	pthread_mutex_lock(&rv->ls->mutex);
 	h = holder_find(rv->ls, rv->holder);
