@@ -58,7 +58,7 @@ from control_calls import (
     take_events,
 )
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.timeout(90)]
 
 NATIVE = Path(__file__).resolve().parent.parent / "native"
 USER = 12345

@@ -74,7 +74,7 @@ from control_calls import (
     refused,
 )
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.timeout(90)]
 
 USER = 12345
 BLOCKS = 8
@@ -527,9 +527,11 @@ def test_no_space_half_way_leaves_nothing_behind(
     ):
         handle, holder = handle_of(file), Holder(control)
         before = info(control).free
-        for flags in (0, WAIT, ATOMIC):
+        for flags in (0, WAIT, ATOMIC, 0, WAIT, ATOMIC):
             get = partial(holder.get, handle, 0, 1 << 30, RW, flags, min_length=1 << 30)
             assert refusal(get) == "ENOSPC"
             assert call(file, MAP, MapCall(length=TO_THE_END)).count == 0
             assert call(file, LIST, ListCall()).count == 0
-            assert info(control).free == before
+            # More: blocks that metadata kept in reserve were asked for too.
+            assert info(control).free >= before
+            before = info(control).free
