@@ -115,11 +115,13 @@ static inline uint64_t piece_pattern(unsigned file, unsigned i)
 	return 1000 * (file + 1) + i;
 }
 
-/* Written in turns, so that no two blocks of one file follow each other on the device. Files 0 and 1;
- * every fifth block of file 1 is a hole, every seventh of file 0 unwritten. */
+/* Files 0 and 1, written from the end backwards, so that no block follows the one before it in the file on
+ * the device, too. Every fifth block of file 1 is a hole, every seventh of file 0 unwritten. */
 static inline void make_pieces(void)
 {
-	for (unsigned i = 0; i < PIECES; i++) {
+	OK(do_write(0, (uint64_t)PIECES * BLOCK_SIZE, 100, 77)); /* the block of EOF */
+	OK(do_truncate(1, (uint64_t)PIECES * BLOCK_SIZE + 50));
+	for (unsigned i = PIECES; i-- > 0;) {
 		uint64_t off = (uint64_t)i * BLOCK_SIZE;
 
 		if (i % 7 == 3)
@@ -129,10 +131,10 @@ static inline void make_pieces(void)
 		if (i % 5 != 2)
 			OK(do_write(1, off, BLOCK_SIZE, piece_pattern(1, i)));
 	}
-	OK(do_write(0, (uint64_t)PIECES * BLOCK_SIZE, 100, 77)); /* the block of EOF */
-	OK(do_truncate(1, (uint64_t)PIECES * BLOCK_SIZE + 50));
 	for (unsigned i = 0; i < 2; i++)
 		OK(do_fsync(i));
+	assert_true(extents_of(0) > PIECES);
+	assert_true(extents_of(1) > PIECES / 2);
 }
 
 /* What block `at` of file shows: 1 + the number of the piece that it is, of file 0 or 1 in *of; 0: zeros.
