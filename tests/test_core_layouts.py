@@ -296,11 +296,7 @@ def test_the_document(fs: Filesystem, ino: int) -> None:
         fencing=Fencing(CoreTable(fs), NoFence()),
         bridge=lambda: BridgeStats(5, 4, 3, 2, {1: 5}),
     )
-
-    async def document() -> bytes:
-        return status.json()
-
-    text = trio.run(document)
+    text = status.json()
     said = json.loads(text)
     assert text.endswith(b"\n")
     assert str(key) not in text.decode()
@@ -323,7 +319,7 @@ def test_the_document(fs: Filesystem, ino: int) -> None:
     assert said["layouts"]["latencies"]["get"]["count"] == 1
     assert said["bridge"]["requests"] == 5
     layouts.give_all_back(holder)
-    said = json.loads(trio.run(document))
+    said = json.loads(status.json())
     assert (said["grants"]["files"], said["recalls"]["list"]) == ([], [])
 
 

@@ -104,7 +104,7 @@ def _grant(grant: Grant) -> dict[str, Any]:
 
 
 class Status:
-    """Makes the document. `bridge` is asked for its counters each time."""
+    """Makes the document, in any thread. `bridge` is asked for its counters each time."""
 
     def __init__(
         self,

@@ -63,8 +63,7 @@ class Filesystem(Closing):
         options.commit_ms = commit_ms
         options.atime = int(atime)
         options.no_heartbeat = no_heartbeat
-        if recall_ms:
-            options.recall_ms = recall_ms
+        options.recall_ms = recall_ms
         options.mutant = int(mutant)
         out = ffi.new("struct fs **")
         checked(lib.extfs_open(device.raw, options, out))

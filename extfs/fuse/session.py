@@ -25,7 +25,7 @@ class Session:
     ) -> None:
         """Take `forward_fd` over: it is closed with the session, or here when that fails.
 
-        `status` makes the text of /.extfs/status.
+        `status` makes the text of /.extfs/status, in a thread of its own.
 
         RuntimeError: libfuse refuses.
         """

@@ -112,6 +112,7 @@ class Fencing:
         self._tasks: dict[int, trio.CancelScope] = {}
         self._status: dict[int, FenceStatus] = {}
         self._nursery: trio.Nursery | None = None
+        self._clock: trio.abc.Clock | None = None
         self._restarted: set[int] = set()
         self._grace_ends = 0.0
 
@@ -121,16 +122,20 @@ class Fencing:
         return self._driver.name
 
     def waiting(self) -> list[FenceStatus]:
-        """Fences that are not confirmed yet, by holder. From trio."""
-        now = trio.current_time()
-        return [
-            replace(status, waited=now - status.since) for _, status in sorted(self._status.items())
+        """Fences that are not confirmed yet, by holder. From any thread."""
+        if self._clock is None:
+            return []
+        now = self._clock.current_time()
+        found = [
+            replace(status, waited=now - status.since) for status in list(self._status.values())
         ]
+        return sorted(found, key=lambda status: status.holder)
 
     async def run(self) -> None:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._clock = trio.lowlevel.current_clock()
             self._grace_ends = trio.current_time() + self._grace
             self._restarted = {h.id for h in self._table.holders() if h.state is HolderState.LOST}
             self._take_events()
