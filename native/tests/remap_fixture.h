@@ -7,8 +7,8 @@
 #define REMAP_FIXTURE_H
 
 #include "btree.h"
-#include "file_fixture.h"
 #include "journal.h"
+#include "layout_fixture.h"
 
 static inline void remap_start(struct flight *f, struct ioctx *ctx, enum file_op_kind kind, unsigned file,
 			       uint64_t off, uint64_t len, unsigned dst, uint64_t dst_off)
@@ -257,7 +257,7 @@ static inline void cut_once(const struct cut_test *ct, uint64_t n, uint64_t seed
 		/* Decided once, it stays. */
 		assert_true(tally->cut);
 	}
-	reaper_drain(world.fs);
+	check_disk();
 	assert_int_equal(intents(), 0);
 }
 

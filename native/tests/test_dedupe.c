@@ -3,6 +3,7 @@
  * test_dedupe.c - blocks become shared: because they are equal (dedupe), or to be (clone).
  */
 #include "remap_fixture.h"
+#include "tree_check.h"
 
 #define BS ((uint64_t)BLOCK_SIZE)
 

@@ -4,6 +4,7 @@
  * every write of an exchange of several transactions.
  */
 #include "remap_fixture.h"
+#include "tree_check.h"
 
 #define BS ((uint64_t)BLOCK_SIZE)
 

@@ -4,6 +4,7 @@
  * those that take several transactions.
  */
 #include "remap_fixture.h"
+#include "tree_check.h"
 
 #define BS ((uint64_t)BLOCK_SIZE)
 
