@@ -118,8 +118,15 @@ def mount(device: str, mountpoint: str, options: tuple[str, ...], foreground: bo
                                     the device any more, so that its blocks may be used again:
                                       observe        its cgroup is empty, if it named one (default)
                                       cgroup         the same, after its processes were killed
-                                      command:/PATH  a program, run for each, exits with 0
+                                      command:/PATH  a program, run for each, exits with 0; its
+                                                     environment has EXTFS_HOLDER, EXTFS_KIND,
+                                                     EXTFS_NAME, EXTFS_UID, EXTFS_PID,
+                                                     EXTFS_PID_START, EXTFS_BOOT_ID, EXTFS_FENCE,
+                                                     EXTFS_FENCE_KEY, EXTFS_QUARANTINED (blocks),
+                                                     EXTFS_DEVICE, EXTFS_MOUNTPOINT, EXTFS_UUID
                                       none           only `extfs layout fence`
+                                    Holders of before a restart of the daemon have the time of a
+                                    recall to come back, before they are killed or the program runs.
     Words for /etc/fstab (defaults, auto, noauto, nofail, _netdev, x-...) are accepted and ignored.
 
     What a daemon that died left at MOUNTPOINT is cleaned up first.
