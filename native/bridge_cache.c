@@ -2,8 +2,9 @@
  *
  * bridge_cache.c - the kernel's caches as the core sees them: struct cache_ops of fs.h.
  *
- * The core calls from any thread, also while the bridge stops: so it holds no pointer to the bridge,
- * only the filesystem's, by which a call finds the bridge here, and keeps it as long as it lasts.
+ * The core calls from any thread, also while the bridge stops: so it holds no pointer to the
+ * bridge, only the filesystem's, by which a call finds the bridge here, and keeps it as long as
+ * it lasts.
  */
 #include <string.h>
 #include <sys/uio.h>
@@ -49,9 +50,9 @@ static int drop_pages(void *arg, inum_t ino, uint64_t offset, uint64_t len, stru
 	return err;
 }
 
-/* Written here and now, so that whoever is told next finds the new size. The kernel takes no lock for
- * it that one of our answers must set free: it drops no page, and an inode that it is about to forget
- * has been written before. */
+/* Written here and now, so that whoever is told next finds the new size. The kernel takes no lock
+ * for it that one of our answers must set free: it drops no page, and an inode that it is about
+ * to forget has been written before. */
 static void drop_attributes(void *arg, inum_t ino)
 {
 	struct fuse_notify_inval_inode_out out = {.ino = ino, .off = -1};

@@ -7,11 +7,11 @@
  * and /.extfs/status. bridge_control.c takes every request that names them, by number or by name,
  * before the core sees it; status is then read in Python, like other forwarded requests.
  *
- * A call (ioctl(2), or write(2) on the control file) is decoded and checked by bridge_ioctl.c, which
- * knows sizes, flags and who may, and served by the handler of its row, in the files of their
- * subject. A handler answers with call_reply() or request_fail(), at once or after a file operation;
- * when the journal is full it runs again from its beginning, so the arguments stay as they came
- * until the answer.
+ * A call (ioctl(2), or write(2) on the control file) is decoded and checked by bridge_ioctl.c,
+ * which knows sizes, flags and who may, and served by the handler of its row, in the files of
+ * their subject. A handler answers with call_reply() or request_fail(), at once or after a file
+ * operation; when the journal is full it runs again from its beginning, so the arguments stay as
+ * they came until the answer.
  *
  * Concurrency: as bridge.h says. Events are posted by any thread, with layouts->mutex held; the
  * mutex of struct open_events is a leaf below it, and below nothing else.

@@ -3,9 +3,10 @@
  * bridge_events.c - events of the holders that belong to an open file: read(2) of the control file,
  * the call EVENTS, and poll(2) of everything.
  *
- * A read that finds no event is parked on the list of its open file (struct open_events); the sink's
- * wake() takes all from the list and has them look again, in their threads. So a parked request is
- * on the list or its op is on its way, never both, and who takes it off the list wakes it.
+ * A read that finds no event is parked on the list of its open file (struct open_events); the
+ * sink's wake() takes all from the list and has them look again, in their threads. So a parked
+ * request is on the list or its op is on its way, never both, and who takes it off the list wakes
+ * it.
  *
  * No event is missed between the look and the parking: a reader looks once more after it is on the
  * list, a poll after it has left its notification. Both may then be woken for nothing.

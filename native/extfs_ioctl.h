@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * extfs_ioctl.h - the calls of a mounted extfs, for C and C++ programs. This header is all they need.
+ * extfs_ioctl.h - the calls of a mounted extfs, for C and C++ programs. This header is all they
+ * need.
  *
  * Two kinds of descriptors take them as ioctl(2). /.extfs/control in the root of the mount (not
  * listed; root only): calls on it name a file by its handle, poll(2) says when there are events,
@@ -8,46 +9,49 @@
  * or directory: calls on it are about that file; the handle is zero, or the file's own.
  *
  * Every struct begins with its own size in bytes, what follows in an array included (that is
- * _IOC_SIZE of the command), and with flags. Unknown flags and reserved fields that are not zero are
- * EINVAL, so that later versions can give them a meaning. Numbers are in the host's byte order;
- * offsets and lengths are bytes. Where blocks are meant they are multiples of the block size
- * (INFO), else EINVAL; LAYOUT_GET alone rounds. An answer fills the struct up to the last array
- * element that it counts; what is behind it is left as it was. After an error nothing is written.
+ * _IOC_SIZE of the command), and with flags. Unknown flags and reserved fields that are not zero
+ * are EINVAL, so that later versions can give them a meaning. Numbers are in the host's byte
+ * order; offsets and lengths are bytes. Where blocks are meant they are multiples of the block
+ * size (INFO), else EINVAL; LAYOUT_GET alone rounds. An answer fills the struct up to the last
+ * array element that it counts; what is behind it is left as it was. After an error nothing is
+ * written.
  *
- * The protocol. HOLDER_REGISTER makes a holder, which belongs to this open file. LAYOUT_GET hands it
- * a range of a file: extents on the device, which it then reads and writes itself, with O_DIRECT, on
- * the device (not through its page cache). LAYOUT_COMMIT says what it wrote: only then others see
- * blocks that were INVALID before, and the size grows. An event RECALL asks for a range: stop I/O on
- * it, commit what was written, LAYOUT_RETURN it. A holder that does not within the time of the event
- * loses it (event REVOKED): its blocks are taken out of the file, and what it still writes there
- * goes nowhere. Closing the open file (its last descriptor) with something held is the same as not
- * answering.
+ * The protocol. HOLDER_REGISTER makes a holder, which belongs to this open file. LAYOUT_GET hands
+ * it a range of a file: extents on the device, which it then reads and writes itself, with
+ * O_DIRECT, on the device (not through its page cache). LAYOUT_COMMIT says what it wrote: only
+ * then others see blocks that were INVALID before, and the size grows. An event RECALL asks for a
+ * range: stop I/O on it, commit what was written, LAYOUT_RETURN it. A holder that does not within
+ * the time of the event loses it (event REVOKED): its blocks are taken out of the file, and what
+ * it still writes there goes nowhere. Closing the open file (its last descriptor) with something
+ * held is the same as not answering.
  *
- * Who may. On the control file "owner" is a caller that is root or owns the file that is meant; on a
- * file's own descriptor "writable" means that it is open for writing.
+ * Who may. "owner": the caller, not who opened the descriptor, is root or owns the file that is
+ * meant. "writable": the descriptor is open for writing. "key": the caller knows the holder's.
+ * Of a directory's own descriptor only INFO and HANDLE.
  *
  *                                      control              own descriptor
  *   INFO                               anybody              anybody
  *   HANDLE                             -                    anybody
- *   MAP, LIST, WATCH                   owner                anybody
+ *   EVENTS                             anybody              anybody
+ *   MAP, LIST                          owner                anybody
+ *   WATCH                              key, owner           key
  *   HOLDER_REGISTER                    anybody              owner
- *   HOLDER_GONE, LAYOUT_RETURN,        the holder's key     the holder's key
- *     EVENTS
- *   LAYOUT_GET, READ                   owner                owner
- *   LAYOUT_GET, RW and PIN             owner                owner, writable
- *   LAYOUT_COMMIT                      the holder's key     the holder's key, writable
+ *   HOLDER_GONE, LAYOUT_RETURN         key                  key
+ *   LAYOUT_GET, READ                   key, owner           key, owner
+ *   LAYOUT_GET, RW and PIN             key, owner           key, owner, writable
+ *   LAYOUT_COMMIT                      key                  key, writable
  *   RECALL                             owner                owner
  *   EXCHANGE, CLONE, DEDUPE (and       root                 writable (and owner of the other
  *     the other file), COLLAPSE, INSERT                     file)
  *   FENCED, SHUTDOWN                   root                 -
  *
- * Errors that all calls share: EINVAL (a size, flag, reserved field, range or alignment that cannot
- * be; not a regular file), EISDIR, ESTALE (the handle's file is gone, or not that of the
- * descriptor), ENOENT (no such holder), EKEYREJECTED (the key is not the holder's), EOWNERDEAD (the
- * holder was lost: resume it, or return everything), EACCES (not the owner), EPERM (not root, or not
- * on this kind of descriptor), EBADF (not writable), EROFS, EOPNOTSUPP (mounted with
- * writeback_cache: no layouts, no changes of maps), EFBIG (beyond 2^63 - 1), ENOTTY (not on extfs; a
- * call that this version does not know), EINTR (a signal came, nothing was done).
+ * Errors that all calls share: EINVAL (a size, flag, reserved field, range or alignment that
+ * cannot be; not a regular file), EISDIR, ESTALE (the handle's file is gone, or not that of the
+ * descriptor), ENOENT (no such holder), EKEYREJECTED (the key is not the holder's), EOWNERDEAD
+ * (the holder was lost: resume it, or return everything), EACCES (not the owner), EPERM (not
+ * root, or not on this kind of descriptor), EBADF (not writable), EROFS, EOPNOTSUPP (mounted with
+ * writeback_cache: no layouts, no changes of maps), EFBIG (beyond 2^63 - 1), ENOTTY (not on
+ * extfs; a call that this version does not know), EINTR (a signal came, nothing was done).
  */
 #ifndef EXTFS_IOCTL_H
 #define EXTFS_IOCTL_H
@@ -90,11 +94,11 @@ struct extfs_ioc_extent {
 
 #define EXTFS_IOC_MAP_EXTENTS 500
 
-/* MAP: the extents of a regular file in [start, start + length), in order; what no extent covers is
- * a hole. The answer is one consistent view, cut to whole blocks around the range. When `next` is
- * below the end of the range, there are more: ask again with start = next. The map may change at any
- * time afterwards, except while it is pinned (LAYOUT_GET with EXTFS_PIN). Two answers with the same
- * generation are of the same map. ENOTTY, not EINVAL: not a regular file. */
+/* MAP: the extents of a regular file in [start, start + length), in order; what no extent covers
+ * is a hole. The answer is one consistent view, cut to whole blocks around the range. When `next`
+ * is below the end of the range, there are more: ask again with start = next. The map may change
+ * at any time afterwards, except while it is pinned (LAYOUT_GET with EXTFS_PIN). Two answers with
+ * the same generation are of the same map. ENOTTY, not EINVAL: not a regular file. */
 struct extfs_ioc_map {
 	uint32_t size;
 	uint32_t flags;     /* none defined: 0 */
@@ -142,8 +146,8 @@ struct extfs_ioc_handle {
                                   * it holds; name and fence are not looked at. EBUSY: it is not lost */
 #define EXTFS_HOLDER_CLIENT 0x2u /* for a layout server's client; root on the control file only */
 
-/* HOLDER_REGISTER: on success the holder belongs to this open file, where its events arrive: it ends
- * when the last descriptor of it is closed. EAGAIN: this user has too many. */
+/* HOLDER_REGISTER: on success the holder belongs to this open file, where its events arrive: it
+ * ends when the last descriptor of it is closed. EAGAIN: this user has too many. */
 struct extfs_ioc_holder {
 	uint32_t size;
 	uint32_t flags;
@@ -196,11 +200,11 @@ struct extfs_layout_extent {
 #define EXTFS_LAYOUT_ATOMIC 0x4u /* RW: every block is new, readers see the old ones until one commit
                                   * exchanges all; wholly or not at all */
 
-/* LAYOUT_GET: a grant of [offset, next), as extents that tile it. RW allocates what is missing; READ
- * never does. Less than was asked for is possible: go on with offset = next. EAGAIN: a conflict (a
- * foreign layout, or a recall of this range under way); ENOSPC: not min_length bytes, nothing was
- * allocated. A wait ends with EINTR at any signal. The room for the answer is in the size:
- * EXTFS_IOC_LAYOUT_GET(n) carries n extents, 1 <= n <= EXTFS_LAYOUT_EXTENTS_MAX. */
+/* LAYOUT_GET: a grant of [offset, next), as extents that tile it. RW allocates what is missing;
+ * READ never does. Less than was asked for is possible: go on with offset = next. EAGAIN: a
+ * conflict (a foreign layout, or a recall of this range under way); ENOSPC: not min_length bytes,
+ * nothing was allocated. A wait ends with EINTR at any signal. The room for the answer is in the
+ * size: EXTFS_IOC_LAYOUT_GET(n) carries n extents, 1 <= n <= EXTFS_LAYOUT_EXTENTS_MAX. */
 EXTFS_OPEN_STRUCT extfs_ioc_layout {
 	uint32_t size;
 	uint32_t flags;
@@ -234,11 +238,11 @@ struct extfs_range {
                                   * file makes it so */
 #define EXTFS_COMMIT_MTIME 0x10u /* mtime is given; else now, and the fields are 0 */
 
-/* LAYOUT_COMMIT: these ranges were written to the device, completely: whole blocks under RW layouts
- * that this holder holds now. Whole or nothing. ENXIO: not (or no longer) held: nothing was changed.
- * For blocks that were READ_WRITE_DATA no range is needed. ERANGE: file_size lies outside the
- * layouts and past the end. An ATOMIC layout is committed whole by naming any range of it (no other
- * layout in the same call).
+/* LAYOUT_COMMIT: these ranges were written to the device, completely: whole blocks under RW
+ * layouts that this holder holds now. Whole or nothing. ENXIO: not (or no longer) held: nothing
+ * was changed. For blocks that were READ_WRITE_DATA no range is needed. ERANGE: file_size lies
+ * outside the layouts and past the end. An ATOMIC layout is committed whole by naming any range
+ * of it (no other layout in the same call).
  *
  * EXTFS_IOC_LAYOUT_COMMIT(n) carries n ranges, up to EXTFS_COMMIT_IOCTL_MAX; more, up to
  * EXTFS_COMMIT_RANGES_MAX, go by one write(2) of the same struct to a control descriptor, which
@@ -282,8 +286,8 @@ struct extfs_ioc_return {
 };
 #define EXTFS_IOC_LAYOUT_RETURN _IOWR('X', 0xe9, struct extfs_ioc_return)
 
-/* RECALL: have the holders (0: all) asked for a range; who does not answer in time loses it. Does not
- * wait for them. The range is rounded outwards. */
+/* RECALL: have the holders (0: all) asked for a range; who does not answer in time loses it. Does
+ * not wait for them. The range is rounded outwards. */
 struct extfs_ioc_recall {
 	uint32_t size;
 	uint32_t flags;       /* 0 */
@@ -306,8 +310,8 @@ struct extfs_grant {
 	uint32_t flags;       /* EXTFS_LAYOUT_ATOMIC */
 };
 #define EXTFS_LIST_GRANTS 300
-/* LIST: grants on a file, by offset; go on with offset = next until it is UINT64_MAX. Grants come and
- * go meanwhile. */
+/* LIST: grants on a file, by offset; go on with offset = next until it is UINT64_MAX. Grants come
+ * and go meanwhile. */
 struct extfs_ioc_list {
 	uint32_t size;
 	uint32_t flags;       /* 0 */
@@ -373,11 +377,10 @@ struct extfs_ioc_events {
 
 /* ---- changes of maps that FUSE has no call for ---- */
 
-/* EXCHANGE: two ranges, of one file or two, change places, atomically. Whole blocks, below both ends
- * of file, no overlap.
- * CLONE: `file`'s range becomes a copy of `other`'s that shares its blocks: whole blocks, the
- * source's last one excepted.
- * DEDUPE: the same if the bytes are equal, else EBADE; `done` says how many were shared. */
+/* EXCHANGE: two ranges, of one file or two, change places, atomically. Whole blocks, below both
+ * ends of file, no overlap. CLONE: `file`'s range becomes a copy of `other`'s that shares its
+ * blocks: whole blocks, the source's last one excepted. DEDUPE: the same if the bytes are equal,
+ * else EBADE; `done` says how many were shared. */
 struct extfs_ioc_pair {
 	uint32_t size;
 	uint32_t flags;       /* 0 */
