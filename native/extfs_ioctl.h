@@ -325,7 +325,7 @@ struct extfs_ioc_list {
 #define EXTFS_IOC_LIST _IOWR('X', 0xeb, struct extfs_ioc_list)
 
 /* WATCH: one event MAP_CHANGED for this holder when the map of the file changes next. Whoever wants
- * another one asks again, and after that for the MAP. */
+ * another one asks again, and after that for the MAP. EAGAIN: this holder watches too many files. */
 #define EXTFS_WATCH_OFF 0x1u
 struct extfs_ioc_watch {
 	uint32_t size;

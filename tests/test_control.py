@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
+import re
 import select
 import signal
 import stat
@@ -286,6 +288,27 @@ def test_shutdown_stops_every_change(mounted: Mounted, mount_extfs: Callable[...
     again = mount_extfs(mounted.device).mountpoint
     assert os.listdir(again) == ["file"]
     assert (again / "file").read_bytes() == b"before"
+
+
+def test_the_status_is_one_json_document_for_everybody(root: Path, control: int) -> None:
+    """Read in any pieces, and with nine hundred holders in it."""
+    for number in range(900):
+        register(control, name=f"holder {number}".encode() + b"." * 40, fence=b"cgroup:/g")
+
+    def names(content: bytes) -> set[str]:
+        document = json.loads(content)
+        return set(re.findall(r"holder \d+", json.dumps(document)))
+
+    whole = (root / ".extfs/status").read_bytes()
+    with open(root / ".extfs/status", "rb", buffering=0) as status:
+        pieces = b"".join(iter(partial(status.read, 1000), b""))
+    assert names(whole) == names(pieces)
+    assert names(whole)
+    path = root / ".extfs/status"
+    assert as_user(USER, lambda: str(json.loads(path.read_bytes())["version"])) == str(
+        json.loads(whole)["version"]
+    )
+    assert refusal(lambda: os.open(path, os.O_RDWR)) == "EACCES"
 
 
 # ---- holders -----------------------------------------------------------------------------------
