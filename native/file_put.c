@@ -150,6 +150,8 @@ static enum step write_look(struct file_run *r)
 	fs_rdlock(fs);
 	w->size = w->in->core.size;
 	rc = look(w, &l);
+	if (l.written)
+		w->settle_xid = w->in->moved_xid;
 	fs_unlock(fs);
 	if (rc)
 		return write_over(r, rc);
@@ -158,9 +160,7 @@ static enum step write_look(struct file_run *r)
 	if (l.unwritten && may_convert(r, w->in) == ERR_PARKED)
 		return STEP_PARKED;
 	if (l.eof_written && shrink_pending(w->in))
-		w->settle_xid = w->in->shrink_xid;
-	if (l.written)
-		w->settle_xid = MAX(w->settle_xid, w->in->moved_xid);
+		w->settle_xid = MAX(w->settle_xid, w->in->shrink_xid);
 	w->unwritten = l.unwritten;
 	w->cow = l.shared;
 	w->at = w->b0;

@@ -620,7 +620,10 @@ static int take_intent(struct reaper *rp, uint64_t id, const struct intent_disk 
 	rc = find_inodes(rp->fs, it);
 	if (rc) {
 		free(it);
-		return rc;
+		if (rc == -ENOENT) /* and those behind it are still to be done */
+			log_msg(LOG_ERROR, "intent %llu is of an inode that does not exist",
+				(unsigned long long)id);
+		return rc == -ENOENT ? 0 : rc;
 	}
 	hold_intent(it, start, end);
 	enqueue(rp, it);

@@ -268,6 +268,7 @@ static inline void cut_everywhere(const struct cut_test *ct)
 	struct sim *made = world.sim;
 	nblocks_t empty = world.free_empty;
 	struct cut_tally tally = { .cut = true };
+	char line[256];
 
 	world_close();
 	sim_settle(made);
@@ -282,6 +283,9 @@ static inline void cut_everywhere(const struct cut_test *ct)
 		}
 	assert_true(tally.olds >= 4);
 	assert_true(tally.news >= 12);
+	while (log_next(line, sizeof(line)) > 0)
+		if (strstr(line, "reserved") || strstr(line, "impossible") || strstr(line, "overlaps"))
+			fail_msg("unexpected in the log: %s", line);
 	world.sim = made;
 	OK(world_open());
 	find_files();
