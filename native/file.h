@@ -72,8 +72,8 @@ void file_op_init(struct file_op *fop, enum file_op_kind kind, struct inode *in,
  * -EFBIG (beyond 2^63-1), -EISDIR, -ENOSPC, -EIO, ... come in result. COPY: shares whole blocks
  * where offsets agree modulo the block size, copies the rest; result: bytes.
  * EXCHANGE: [offset, +len) of in and [dst_offset, +len) of dst change places, whole blocks below both EOFs; DEDUPE: shares
- * in's blocks with dst where the bytes are the same, result: bytes shared, -EBADE: they differ; COLLAPSE, INSERT: as
- * fallocate(2) says, whole blocks. */
+ * in's blocks with dst as far as the bytes are the same, result: so many bytes (at most 16 MiB in one operation), -EBADE: not
+ * even the first block; COLLAPSE, INSERT: as fallocate(2) says, whole blocks. */
 void file_start(struct file_op *fop);
 #define FILE_IO_MAX (16u << 20)
 /* Interrupt a parked operation: true: done() has been or will be called with -EINTR and nothing was
