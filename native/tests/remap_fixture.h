@@ -216,6 +216,7 @@ static inline void power_cut(uint64_t seed)
 	inode_put(world.root);
 	world.root = NULL;
 	fs_abandon(world.fs);
+	sinks_gone();
 	sim_restart(world.sim, seed);
 }
 
@@ -234,12 +235,15 @@ static inline void cut_the_recovery(uint64_t events, uint64_t seed)
 
 struct cut_tally { unsigned olds, news; bool cut; };
 
+static uint64_t cut_at; /* events from the start of the operation on */
+
 static inline void cut_once(const struct cut_test *ct, uint64_t n, uint64_t seed, struct cut_tally *tally)
 {
 	bool rolled;
 
 	OK(world_open());
 	find_files();
+	cut_at = n;
 	sim_crash_at(world.sim, sim_events(world.sim) + n);
 	tally->cut = run_cut_up(ct, &rolled);
 	if (!tally->cut)
@@ -279,6 +283,7 @@ static inline void cut_everywhere(const struct cut_test *ct)
 			world.free_empty = empty;
 			delete_all();
 			world_close();
+			sinks_gone();
 			sim_destroy(world.sim);
 		}
 	assert_true(tally.olds >= 4);

@@ -208,6 +208,59 @@ static void an_intent_and_a_ghost(void **state)
 	all_free();
 }
 
+/* An ATOMIC commit that takes several transactions, each durable by itself. */
+#define ATOMIC_BLOCKS 200u
+
+static void start_commit(struct flight *f, struct ioctx *ctx)
+{
+	static const struct layout_range range = { 0, B };
+	struct ioctx *usual = world.ctx;
+	uint64_t h;
+
+	sim_crash_at(world.sim, 0);
+	h = new_holder(0);
+	OK(get(0, h, IOMODE_RW, 0, BLOCKS(ATOMIC_BLOCKS), LAYOUT_F_ATOMIC | LAYOUT_F_WAIT));
+	assert_int_equal(args.next, BLOCKS(ATOMIC_BLOCKS));
+	holder_write(0, BLOCKS(ATOMIC_BLOCKS), 4);
+	sim_crash_at(world.sim, sim_events(world.sim) + cut_at);
+	args = (struct layout_args){ .holder = h, .ranges = &range, .nranges = 1 };
+	world.ctx = ctx;
+	layout_start(f, FILE_LAYOUT_COMMIT, 0);
+	world.ctx = usual;
+}
+
+static bool is_committed(void)
+{
+	uint64_t size;
+	uint8_t *got;
+	bool new;
+
+	got = read_all(0, &size);
+	new = got[0] == pattern_byte(4, 0) && got[1] == pattern_byte(4, 1) && got[2] == pattern_byte(4, 2);
+	io_free(got);
+	if (new)
+		expect(0, 0, BLOCKS(ATOMIC_BLOCKS), 4);
+	for (unsigned i = new ? ATOMIC_BLOCKS : 0; i < PIECES; i++) {
+		unsigned of;
+
+		assert_int_equal(piece_at(0, i, &of), piece_made(0, i));
+	}
+	come_back(0);
+	OK(give_back_all(holder[0].id));
+	layouts_settle(world.fs); /* what the old blocks were kept for */
+	OK(holder_gone(world.fs, holder[0].id));
+	return new;
+}
+
+static void a_commit_cut_anywhere_is_all_or_nothing(void **state)
+{
+	make_pieces();
+	cut_everywhere(&(struct cut_test){ .start = start_commit, .is_new = is_committed });
+	delete_all();
+	world_close();
+	world.fs = NULL;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -216,6 +269,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(and_after_a_restart, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_collapse_frees_into_quarantine, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_lost_writer_writes_into_nobodys_file, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_commit_cut_anywhere_is_all_or_nothing, setup, teardown),
 		cmocka_unit_test_setup_teardown(an_intent_and_a_ghost, setup, teardown),
 	};
 
