@@ -127,6 +127,7 @@ static int touch(struct file_run *r, const struct seg *s)
 		LAYOUT_COUNT(r->fs, refused_stale, 1);
 		return -ENXIO;
 	}
+	lc->ghost |= (GRANT_OF(s)->flags & GRANT_F_GHOST) != 0;
 	lc->recalled |= GRANT_OF(s)->recalled_at != 0;
 	lc->touched_start = MIN(lc->touched_start, s->start);
 	lc->touched_end = MAX(lc->touched_end, s->end);
@@ -150,7 +151,6 @@ static int touch_range(struct file_run *r, const struct seg *s)
 			return -EINVAL;
 		lc->plain = true;
 	}
-	lc->ghost |= (flags & GRANT_F_GHOST) != 0;
 	return touch(r, s);
 }
 
@@ -208,11 +208,18 @@ static int check_any(struct file_run *r)
 	return rc || any ? rc : not_held(r);
 }
 
+/* Nothing becomes written behind the end of the file: whoever moved EOF over it later would show it, though a file that grows
+ * grows by zeros. */
 static int check_size(struct file_run *r)
 {
 	struct layout_args *a = r->fop->layout;
+	uint64_t size = MAX(a->size, r->fop->in->core.size);
 	struct seg *s;
 
+	if (a->nranges && r->lc.hull_end > block_start(block_ceil(size))) {
+		LAYOUT_COUNT(r->fs, refused_size, 1);
+		return -ERANGE;
+	}
 	if (a->size <= r->fop->in->core.size)
 		return 0;
 	s = seg_next_grant_locked(r->fop->in, RW_GRANT, a->holder, a->size - 1, a->size, NULL);
@@ -222,7 +229,8 @@ static int check_size(struct file_run *r)
 	return -ERANGE;
 }
 
-/* Under a ghost nobody knows what was granted, but the records say which blocks the holder was told: only those become written. */
+/* Under a ghost nobody knows what was granted, but the records say which unwritten blocks the holder was told: only those become
+ * written. What is written already may be named again: an answer may have been lost with the daemon. */
 static int check_exposed(struct file_run *r, fileblk_t at, fileblk_t end)
 {
 	struct inode *in = r->fop->in;
@@ -270,9 +278,13 @@ static int check(struct file_run *r)
 	if (!rc)
 		rc = check_size(r);
 	pthread_mutex_unlock(&in->lock);
-	for (unsigned i = 0; lc->ghost && !rc && i < a->nranges; i++)
+	if (rc || !lc->ghost)
+		return rc;
+	for (unsigned i = 0; !rc && i < a->nranges; i++)
 		rc = check_exposed(r, block_floor(a->ranges[i].offset),
 				   block_floor(a->ranges[i].offset + a->ranges[i].length));
+	if (!rc && a->size > in->core.size)
+		rc = check_exposed(r, block_floor(a->size - 1), block_ceil(a->size));
 	return rc;
 }
 

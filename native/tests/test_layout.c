@@ -610,6 +610,8 @@ static void restart(void **state)
 	assert_int_equal(commit(0, h, key, BLOCKS(1), 0), -ENXIO);
 	assert_int_equal(commit(0, h, BLOCKS(6), BLOCKS(3), 0), -ENXIO);
 	assert_int_equal(commit(0, h, BLOCKS(20), BLOCKS(1), 0), -ENXIO);
+	assert_int_equal(commit_ranges(0, h, NULL, 0, BLOCKS(40), 0, 0), -ENXIO);
+	assert_int_equal(size_of(0), BLOCKS(16));
 	expect(0, 0, BLOCKS(1), 6);
 	expect(0, BLOCKS(6), BLOCKS(10), 0);
 	/* And it goes on as before. */
