@@ -241,7 +241,8 @@ struct extfs_range {
 /* LAYOUT_COMMIT: these ranges were written to the device, completely: whole blocks under RW
  * layouts that this holder holds now. Whole or nothing. ENXIO: not (or no longer) held: nothing
  * was changed. For blocks that were READ_WRITE_DATA no range is needed. ERANGE: file_size lies
- * outside the layouts and past the end. An ATOMIC layout is committed whole by naming any range
+ * outside the layouts and past the end, or a range (of an ATOMIC layout: any part) lies behind the
+ * block in which the file then ends. An ATOMIC layout is committed whole by naming any range
  * of it (no other layout in the same call).
  *
  * EXTFS_IOC_LAYOUT_COMMIT(n) carries n ranges, up to EXTFS_COMMIT_IOCTL_MAX; more, up to

@@ -271,11 +271,12 @@ static bool held_clashes(const struct seg_tree *st, const struct seg *s)
 	return false;
 }
 
-/* Does s clash with one of the parked segments from the head up to, not including, stop? */
+/* Does s clash with one of the parked segments from the head up to, not including, stop? What others wait for must not wait for
+ * them: a revoke lets only other revokes go first, whoever got in front of it since. */
 static bool queue_clashes(const struct seg_tree *st, const struct seg *s, const struct seg *stop)
 {
 	for (const struct seg *q = st->queue_head; q != stop; q = q->queue_next)
-		if (clash(q, s))
+		if ((!s->revokes || q->revokes) && clash(q, s))
 			return true;
 	return false;
 }

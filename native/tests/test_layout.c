@@ -609,7 +609,8 @@ static void restart(void **state)
 	OK(commit(0, h, BLOCKS(4), BLOCKS(2), 0));
 	assert_int_equal(commit(0, h, key, BLOCKS(1), 0), -ENXIO);
 	assert_int_equal(commit(0, h, BLOCKS(6), BLOCKS(3), 0), -ENXIO);
-	assert_int_equal(commit(0, h, BLOCKS(20), BLOCKS(1), 0), -ENXIO);
+	assert_int_equal(commit(0, h, BLOCKS(20), BLOCKS(1), 0), -ERANGE);
+	assert_int_equal(commit(0, h, BLOCKS(20), BLOCKS(1), BLOCKS(21)), -ENXIO);
 	assert_int_equal(commit_ranges(0, h, NULL, 0, BLOCKS(40), 0, 0), -ENXIO);
 	assert_int_equal(size_of(0), BLOCKS(16));
 	expect(0, 0, BLOCKS(1), 6);

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import random
 import struct
 import sys
@@ -118,6 +119,16 @@ class Told:
     """The number of its last write that was not committed (INVALID), else 0."""
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A device block, and where it was. Until that loss is durable, a crash undoes it."""
+
+    device: int
+    ino: int
+    block: int
+    syncs: int
+
+
 @dataclass
 class Holder:
     """A client: what it believes to hold, and what it still remembers after it lost it."""
@@ -127,14 +138,16 @@ class Holder:
     polite: bool
     held: dict[tuple[int, int], Told] = field(default_factory=dict)
     """(inode, file block): RW blocks it holds, as far as it knows."""
-    memory: list[int] = field(default_factory=list)
-    """Device blocks that it lost; it may still write there until it is fenced."""
+    memory: list[Lost] = field(default_factory=list)
+    """Blocks that it lost; it may still write there until it is fenced."""
+    ghost: bool = False
+    """It came back after a restart: it counts as holding everything of its files."""
     atomic: set[tuple[int, int]] = field(default_factory=set)
     dead: bool = False
 
-    def lose(self, ino: int, first: int, last: int) -> None:
+    def lose(self, ino: int, first: int, last: int, syncs: int) -> None:
         for key in [k for k in self.held if k[0] == ino and first <= k[1] < last]:
-            self.memory.append(self.held.pop(key).device)
+            self.memory.append(Lost(self.held.pop(key).device, *key, syncs))
             self.atomic.discard(key)
 
 
@@ -145,6 +158,7 @@ class Run:
     seed: int
     mutant: core.Mutant = core.Mutant.NONE
     steps: int = 40
+    trace: bool = False
 
 
 _prototype: list[core.SimDevice] = []
@@ -174,6 +188,7 @@ class World:
         self.files: dict[int, File] = {}
         self.holders: list[Holder] = []
         self.numbers = 0
+        self.syncs = 0
         self.names = 0
         self.clock = 1_000_000_000
         self.counts: dict[str, int] = {}
@@ -200,6 +215,13 @@ class World:
     def advance(self) -> None:
         self.clock += (RECALL_MS + 1) * 1_000_000
         lib.extfs_layout_set_clock(self.fs.raw, self.clock)
+
+    def sync(self) -> None:
+        """Everything is durable."""
+        self.fs.sync()
+        self.syncs += 1
+        for file in self.files.values():
+            file.settled()
 
     def next_number(self) -> int:
         self.numbers += 1
@@ -233,11 +255,19 @@ class World:
             raise result[0]
         return result[0]
 
+    def patiently(self, holder: Holder, call: Callable[[], int]) -> int:
+        """A call of a holder that may wait for a pin; it answers nobody meanwhile."""
+        polite, holder.polite = holder.polite, False
+        try:
+            return int(self.waiting(call))
+        finally:
+            holder.polite = polite
+
     def taken(self, file: File, first: int, last: int) -> None:
         """The map of these blocks changed: whoever is lost has lost them, told or not."""
         for holder in self.holders:
             if holder.dead:
-                holder.lose(file.ino, first, last)
+                holder.lose(file.ino, first, last, self.syncs)
 
     def pump(self) -> None:
         """Let the holders see their events."""
@@ -247,12 +277,18 @@ class World:
             if holder is None:
                 continue
             first = event.offset // BLOCK
-            last = min(event.offset + event.length, 1 << 62) // BLOCK + 1
+            last = (min(event.offset + event.length, 1 << 62) + BLOCK - 1) // BLOCK
             if event.type == lib.EXTFS_EV_RECALL and holder.polite and not holder.dead:
                 self.give_back(holder, event.ino, first, last)
             elif event.type == lib.EXTFS_EV_REVOKED:
                 self.count("revoked")
-                holder.lose(event.ino, first, last)
+                self.note(f"  {holder.id} hears that", event.ino, first, last, "were revoked")
+                holder.lose(event.ino, first, last, self.syncs)
+
+    def note(self, *what: object) -> None:
+        """For whoever repeats a failure."""
+        if self.run.trace:
+            print(*what, file=sys.stderr)
 
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -286,6 +322,16 @@ class World:
         self.holders.append(holder)
         return holder
 
+    def resume(self, holder: Holder) -> None:
+        """It comes back. One that never had anything may be forgotten."""
+        try:
+            self.retry(lambda: lib.extfs_holder_resume(self.fs.raw, holder.id, holder.key))
+            holder.ghost = True
+        except CoreError as error:
+            if error.errno != errno.ENOENT or holder.held:
+                raise Violation(f"holder {holder.id} cannot come back: {error}") from error
+            self.holders.remove(holder)  # its number may be given again: nobody ever knew it
+
     def retry(self, call: Callable[[], int]) -> int:
         while lib.extfs_is_retry(code := call()):
             self.fs.wait_space()
@@ -306,6 +352,7 @@ class World:
             self.count(f"get:{-code}")
             return
         self.count("get")
+        self.note(f"  {holder.id} gets", file.name, first, count, iomode, flags, "next", args.next)
         at = args.offset
         for i in range(args.count):
             extent = room[i]
@@ -328,6 +375,7 @@ class World:
             device = extent.device // BLOCK + i
             if extent.state == NONE:
                 raise Violation("NONE in a RW layout")
+            self.count(f"told:{extent.state}")
             if extent.state == READ_DATA:
                 continue
             old = holder.held.get((file.ino, block))
@@ -335,7 +383,7 @@ class World:
                 continue
             if old and old.written:
                 # what was not committed and is mapped anew is not what was written
-                holder.memory.append(old.device)
+                holder.memory.append(Lost(old.device, file.ino, block, self.syncs))
             holder.held[file.ino, block] = Told(device, extent.state)
             if flags & ATOMIC:
                 holder.atomic.add((file.ino, block))
@@ -345,7 +393,8 @@ class World:
         told = holder.held[key]
         file = self.files.get(key[0])
         number = self.next_number()
-        self.sim.poke(told.device * BLOCK, stamp(number) * PER_BLOCK)
+        self.note(f"  {holder.id} writes {number}", file and file.name, key[1], told)
+        self.count(f"wrote:{told.state}")
         if told.state == INVALID:
             told.written = number
         elif file:
@@ -354,6 +403,7 @@ class World:
                     file.may(sector, number)
                 else:
                     file.beyond.setdefault(sector, {0}).add(number)
+        self.sim.poke(told.device * BLOCK, stamp(number) * PER_BLOCK)
 
     def commit_blocks(self, holder: Holder, ino: int, blocks: list[int]) -> None:
         """Commit what was written to INVALID blocks."""
@@ -373,28 +423,30 @@ class World:
         args.holder, args.flags = holder.id, LAZY if lazy else 0
         args.ranges, args.nranges = ranges, len(blocks)
         end = (blocks[-1] + 1) * BLOCK - self.rng.choice([0, 0, 512, 1536])
-        args.size = end if self.rng.random() < 0.8 else 0
-        asked = int(args.size)
-        code = lib.extfs_layout_commit(self.fs.raw, ino, args)
+        inside = (blocks[-1] + 1) * BLOCK <= file.size
+        args.size = end if not inside or self.rng.random() < 0.8 else 0
+        asked, before = int(args.size), file.size
+        written = {block: holder.held[ino, block].written for block in blocks}
+        code = self.patiently(holder, lambda: lib.extfs_layout_commit(self.fs.raw, ino, args))
         if code < 0:
             self.count(f"commit:{-code}")
-            self.doubtful_commit(holder, file, ino, blocks, asked)
+            self.note(f"  {holder.id} commits", file.name, written, "size", asked, "refused", code)
+            self.doubtful_commit(file, written, asked)
             return
         self.count("commit")
+        self.note(f"  {holder.id} commits", file.name, blocks, "size", asked, "lazy" * lazy)
         size = max(file.size, asked)
-        if args.size != size:
+        if args.size not in (size, max(before, asked)):
             raise Violation(f"size {args.size} after a commit, {size} expected")
-        self.committed(holder, file, blocks, size, durable=not lazy)
+        self.committed(holder, file, written, size, durable=not lazy)
 
-    def doubtful_commit(
-        self, holder: Holder, file: File, ino: int, blocks: list[int], asked: int
-    ) -> None:
+    def doubtful_commit(self, file: File, written: dict[int, int], asked: int) -> None:
         """The power went: it may have happened."""
         if not self.sim.crashed:
             return
-        for block in blocks:
+        for block, number in written.items():
             for sector in range(block * PER_BLOCK, (block + 1) * PER_BLOCK):
-                file.later.setdefault(sector, {0}).add(holder.held[ino, block].written)
+                file.later[sector] = file.later.get(sector, {0}) | {number}
         self.grown_in_doubt(file, max(file.size, asked))
 
     def grown_in_doubt(self, file: File, size: int) -> None:
@@ -403,16 +455,18 @@ class World:
         file.sizes.add(size)
 
     def committed(
-        self, holder: Holder, file: File, blocks: list[int], size: int, *, durable: bool
+        self, holder: Holder, file: File, written: dict[int, int], size: int, *, durable: bool
     ) -> None:
         old = file.size
-        for block in blocks:
-            told = holder.held[file.ino, block]
+        for block, number in written.items():
             for sector in range(block * PER_BLOCK, (block + 1) * PER_BLOCK):
                 if sector * SECTOR < size:
-                    file.put(sector, {told.written}, durable=durable)
-            told.state, told.written = READ_WRITE, 0
+                    file.put(sector, {number}, durable=durable)
+                else:
+                    file.beyond[sector] = {0, number}
             holder.atomic.discard((file.ino, block))
+            if told := holder.held.get((file.ino, block)):
+                told.state, told.written = READ_WRITE, 0
         for sector, numbers in list(file.beyond.items()):
             if old <= sector * SECTOR < size:
                 file.put(sector, numbers | file.allowed(sector))
@@ -455,7 +509,6 @@ class World:
                 del file.now[sector]
             file.later = {s: set(v) for s, v in file.now.items()}
             file.sizes = {file.size}
-            file.beyond.clear()
 
 
 Step = Callable[[World], None]
@@ -474,8 +527,8 @@ def some_file(w: World) -> File:
     if len(w.files) < FILES and (not w.files or w.rng.random() < 0.25):
         w.names += 1
         name = b"f%d" % w.names
-        ino = w.fs.mknod(core.ROOT_INODE, name).ino
-        w.fs.sync()
+        ino = w.fs.mknod(core.ROOT_INODE, name, 0o100644).ino
+        w.sync()
         w.files[ino] = File(ino, name)
     return w.rng.choice(list(w.files.values()))
 
@@ -530,6 +583,8 @@ def holder_commits(w: World) -> None:
 def commit_of_the_unheld(w: World) -> None:
     """Whole or nothing: refused, and nothing changes."""
     holder, file = some_holder(w), some_file(w)
+    if holder.ghost:
+        return  # what it was told before the restart it may commit, whatever it remembers
     free = [b for b in range(FILE_BLOCKS) if (file.ino, b) not in holder.held]
     if not free:
         return
@@ -541,7 +596,7 @@ def commit_of_the_unheld(w: World) -> None:
         slot.offset, slot.length = block * BLOCK, BLOCK
     args.holder, args.ranges, args.nranges = holder.id, ranges, len(picked)
     args.size = (picked[-1] + 1) * BLOCK
-    code = lib.extfs_layout_commit(w.fs.raw, file.ino, args)
+    code = w.patiently(holder, lambda: lib.extfs_layout_commit(w.fs.raw, file.ino, args))
     if code >= 0 and w.run.mutant == core.Mutant.NONE:
         raise Violation(f"a commit of blocks {picked} was accepted; held: {mine}")
     if code >= 0:
@@ -565,9 +620,15 @@ def holder_returns(w: World) -> None:
 def lost_holder_writes(w: World) -> None:
     """It was revoked, and does not know or does not care."""
     for holder in w.holders:
-        for device in w.rng.sample(holder.memory, min(len(holder.memory), 3)):
-            w.sim.poke(device * BLOCK, stamp(w.next_number()) * PER_BLOCK)
+        for lost in w.rng.sample(holder.memory, min(len(holder.memory), 3)):
+            number = w.next_number()
+            w.note(f"  {holder.id} writes {number} where it was: {lost}")
             w.count("stale write")
+            file = w.files.get(lost.ino)
+            if file and lost.syncs == w.syncs:
+                for sector in range(lost.block * PER_BLOCK, (lost.block + 1) * PER_BLOCK):
+                    file.later[sector] = file.later.get(sector, {0}) | {number}
+            w.sim.poke(lost.device * BLOCK, stamp(number) * PER_BLOCK)
         if holder.dead and holder.held:
             w.write_device(holder, w.rng.choice(sorted(holder.held)))
 
@@ -584,6 +645,7 @@ def server_write(w: World) -> None:
     end = (sector + count) * SECTOR
     file.sizes.add(max(old, end))
     w.waiting(lambda: w.fs.write(file.ino, sector * SECTOR, stamp(number) * count))
+    w.note("  write", number, file.name, "sectors", sector, count)
     if end > file.size:
         grow(file, end)
     for s in range(sector, sector + count):
@@ -607,6 +669,7 @@ def server_truncate(w: World) -> None:
     for s in [s for s in file.later if s * SECTOR >= size]:
         file.later[s].add(0)
     w.waiting(lambda: w.fs.truncate(file.ino, size))
+    w.note("  truncate", file.name, file.size, "to", size)
     file.resize(size)
     w.taken(file, size // BLOCK, 1 << 50)
 
@@ -618,8 +681,10 @@ def server_punch(w: World) -> None:
     span = range(first * PER_BLOCK, (first + count) * PER_BLOCK)
     for s in span:
         file.later.setdefault(s, {0}).add(0)
-    flags = core.Falloc.PUNCH_HOLE | core.Falloc.KEEP_SIZE
-    w.waiting(lambda: w.fs.fallocate(file.ino, flags, first * BLOCK, count * BLOCK))
+    offset, length = first * BLOCK, count * BLOCK
+    w.waiting(
+        lambda: w.fs.fallocate(file.ino, offset, length, keep_size=True, punch_hole=True)
+    )
     for s in span:
         file.put(s, {0})
     w.taken(file, first, first + count)
@@ -690,7 +755,7 @@ def unlink(w: World) -> None:
     file = w.rng.choice(list(w.files.values()))
     w.fs.unlink(core.ROOT_INODE, file.name)
     del w.files[file.ino]
-    w.fs.sync()
+    w.sync()
 
 
 @step(4)
@@ -710,8 +775,13 @@ def missed_recall(w: World) -> None:
 def closes(w: World) -> None:
     """A holder's descriptor is closed; it goes on writing."""
     holder = some_holder(w)
-    w.retry(lambda: lib.extfs_holder_lost(w.fs.raw, holder.id))
+    try:
+        w.retry(lambda: lib.extfs_holder_lost(w.fs.raw, holder.id))
+    except CoreError as error:
+        if error.errno != errno.ENOENT or holder.held:
+            raise Violation(f"holder {holder.id} is unknown, and holds {holder.held}") from error
     holder.dead = True
+    w.note(f"  {holder.id} closes, holding", sorted(holder.held))
 
 
 @step(3)
@@ -719,6 +789,7 @@ def fence(w: World) -> None:
     dead = [h for h in w.holders if h.dead]
     if dead:
         holder = w.rng.choice(dead)
+        w.note(f"  {holder.id} is fenced")
         holder.memory.clear()
         holder.held.clear()
         with contextlib.suppress(CoreError):
@@ -729,9 +800,7 @@ def fence(w: World) -> None:
 
 @step(6)
 def sync(w: World) -> None:
-    w.fs.sync()
-    for file in w.files.values():
-        file.settled()
+    w.sync()
 
 
 @step(10)
@@ -747,11 +816,13 @@ def daemon_dies(w: World) -> None:
     w.open()
     w.count("daemon died")
     w.look(crashed=True)
-    for holder in w.holders:
+    for holder in list(w.holders):
+        # a loss that was not durable did not happen
+        holder.memory = [lost for lost in holder.memory if lost.syncs != w.syncs]
         if holder.dead:
             continue
-        if w.rng.random() < 0.5:
-            w.retry(lambda h=holder: lib.extfs_holder_resume(w.fs.raw, h.id, h.key))
+        if not holder.held or w.rng.random() < 0.5:
+            w.resume(holder)
         else:
             holder.dead = True
 
@@ -767,17 +838,22 @@ def run_one(run: Run) -> dict[str, int]:
     try:
         for name in w.rng.choices(names, weights, k=run.steps):
             w.count(name)
+            w.note(name)
             STEPS[name][1](w)
         if not w.sim.crashed:
             w.look()
     except OSError as error:
-        if not w.sim.crashed and error.errno != 28:
+        if not w.sim.crashed and error.errno != errno.ENOSPC:
             raise
         if not w.sim.crashed:
             w.count("full")
     if w.sim.crashed:
         after_the_cut(w)
-    w.fs.close()
+    try:
+        w.fs.close()
+    except OSError:
+        if not w.sim.crashed:
+            raise
     return w.counts
 
 
@@ -789,7 +865,9 @@ def after_the_cut(w: World) -> None:
     w.count("power cut")
     w.look(crashed=True)
     for holder in w.holders:
-        holder.memory += [t.device for t in holder.held.values() if t.state == INVALID]
+        holder.memory += [
+            Lost(t.device, *key, w.syncs) for key, t in holder.held.items() if t.state == INVALID
+        ]
         holder.held.clear()
         holder.dead = True
     for _ in range(6):
@@ -810,11 +888,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--trace", action="store_true")
     parser.add_argument("--mutant", default="NONE", choices=[m.name for m in core.Mutant])
     chosen = parser.parse_args()
     total: dict[str, int] = {}
     for seed in seeds(chosen.seed, chosen.count):
-        run = Run(seed, core.Mutant[chosen.mutant], chosen.steps)
+        run = Run(seed, core.Mutant[chosen.mutant], chosen.steps, chosen.trace)
         try:
             for name, n in run_one(run).items():
                 total[name] = total.get(name, 0) + n
