@@ -1,4 +1,4 @@
-"""Layouts: see oracle/canary.py for what must hold. scripts/soak canary runs many more sequences."""
+"""Layouts: see oracle/canary.py for what must hold. scripts/soak canary runs many more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OF_LAYOUTS = [
     core.Mutant.REVOKE_IN_PLACE,
     core.Mutant.HOLDERS_FORGOTTEN,
 ]
-"""READ_UNHELD needs a read that is under way while its blocks go: native/tests/test_file_grants.c."""
+"""READ_UNHELD needs a read under way while its blocks go: native/tests/test_file_grants.c."""
 
 
 @pytest.mark.parametrize("batch", range(4))

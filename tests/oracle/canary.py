@@ -26,6 +26,7 @@ from extfs import core
 from extfs.core.native import CoreError, checked, ffi, lib
 
 from .canary_world import (
+    ALL,
     ANY,
     ATOMIC,
     BLOCK,
@@ -48,6 +49,8 @@ from .canary_world import (
     stamp,
 )
 
+END = (1 << 64) - 1
+UNKNOWN = (-errno.ENOENT, -errno.EKEYREJECTED)
 Step = Callable[[World], None]
 STEPS: dict[str, tuple[int, Step]] = {}
 
@@ -319,6 +322,21 @@ def closes(w: World) -> None:
     w.note(f"  {holder.id} closes, holding", sorted(holder.held))
 
 
+@step(5)
+def comes_clean(w: World) -> None:
+    """It stops, and returns everything: whatever it had lost, it is live again."""
+    holder = some_holder(w)
+    args = ffi.new("struct extfs_layout_args *")
+    args.holder, args.flags, args.iomode, args.length = holder.id, ALL, ANY, END
+    code = w.patiently(holder, lambda: lib.extfs_layout_return(w.fs.raw, 0, args))
+    w.note(f"  {holder.id} returns everything: {code}")
+    if code >= 0:
+        holder.held.clear()
+        holder.memory.clear()
+        holder.atomic.clear()
+        holder.ghost = False
+
+
 @step(3)
 def fence(w: World) -> None:
     dead = [h for h in w.holders if h.dead]
@@ -355,6 +373,8 @@ def daemon_dies(w: World) -> None:
         # a loss that was not durable did not happen
         holder.memory = [lost for lost in holder.memory if lost.syncs != w.syncs]
         if holder.dead:
+            if lib.extfs_holder_check(w.fs.raw, holder.id, holder.key) in UNKNOWN:
+                w.holders.remove(holder)  # never durable: its number may be given again
             continue
         if not holder.held or w.rng.random() < 0.5:
             w.resume(holder)
@@ -369,7 +389,7 @@ def run_one(run: Run) -> dict[str, int]:
     weights = [STEPS[n][0] for n in names]
     cut = w.rng.random() < 0.5
     if cut:
-        w.sim.crash_at(w.sim.events + w.rng.randrange(5, 400))
+        w.sim.crash_at(w.sim.events + w.rng.randrange(5, 120))
     try:
         for name in w.rng.choices(names, weights, k=run.steps):
             w.count(name)
@@ -402,8 +422,11 @@ def after_the_cut(w: World) -> None:
     w.count("power cut")
     w.look(crashed=True)
     for holder in w.holders:
+        holder.memory = [lost for lost in holder.memory if lost.syncs != w.syncs]
         holder.memory += [
-            Lost(t.device, *key, w.syncs) for key, t in holder.held.items() if t.state == INVALID
+            Lost(t.device, *key, w.syncs)
+            for key, t in holder.held.items()
+            if t.state == INVALID and not t.written  # else its commit may be in doubt
         ]
         holder.held.clear()
         holder.dead = True
