@@ -212,7 +212,6 @@ enum step run_acquire(struct file_run *r, unsigned i, enum seg_kind kind, uint64
 	s->end = end;
 	s->op = &r->fop->op;
 	s->holder = r->fop->layout ? r->fop->layout->holder : 0;
-	s->writeback = r->fop->flags & FILE_F_WRITEBACK;
 	rc = seg_acquire(r->seg_in[i], s);
 	if (rc == ERR_PARKED)
 		return STEP_PARKED;

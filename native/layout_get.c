@@ -136,7 +136,7 @@ static enum step get_pages_gone(struct file_run *r)
 	return get_change(r, SEG_GET_RW, get_look);
 }
 
-/* Dirty pages of mappings come as WRITEs now, which a PENDING segment lets pass. */
+/* READs and WRITEs of pages that are locked now are answered first: PENDING is in nobody's way. */
 static enum step get_pages(struct file_run *r)
 {
 	struct layout_args *a = r->fop->layout;
@@ -154,7 +154,8 @@ static enum seg_kind first_kind(struct file_run *r)
 	default:
 		break;
 	}
-	return r->fs->cache_ops && atomic_load(&r->fop->in->pages_cached) ? SEG_PENDING : SEG_GET_RW;
+	/* Always: with GET_RW at once this could park behind a PENDING one, and WRITEs behind this. */
+	return r->fs->cache_ops ? SEG_PENDING : SEG_GET_RW;
 }
 
 static enum step get_acquire(struct file_run *r)

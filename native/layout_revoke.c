@@ -155,13 +155,9 @@ static void tell(struct revoke *rv)
 	pthread_mutex_unlock(&rv->ls->mutex);
 }
 
-static enum step revoke_over(struct file_run *r)
-{
-	return run_end(r, 0);
-}
-
 /* Taken. What the kernel keeps of the range is of before the holder's writes; it is told after the segment has gone, since
- * it may write back pages, which wait for it. */
+ * it may write back pages, which wait for it. Nobody waits until it has: locked pages may wait for another revoke, which may
+ * begin only when this one has ended. */
 static enum step revoke_taken(struct file_run *r)
 {
 	struct revoke *rv = revoke_of(r);
@@ -172,12 +168,9 @@ static enum step revoke_taken(struct file_run *r)
 	run_release(r, 0);
 	if (rv->read || rv->rw || rv->pin)
 		tell(rv);
-	r->step = revoke_over;
-	if (!rv->rw || !cache || !atomic_load(&in->pages_cached))
-		return STEP_NEXT;
-	if (cache->pages(r->fs->cache_arg, in->ino, rv->start, len, &r->fop->op))
-		return STEP_NEXT;
-	return STEP_PARKED;
+	if (rv->rw && cache && atomic_load(&in->pages_cached))
+		(void)cache->pages(r->fs->cache_arg, in->ino, rv->start, len, NULL);
+	return run_end(r, 0);
 }
 
 static enum step revoke_finish(struct file_run *r)

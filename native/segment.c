@@ -41,36 +41,34 @@ struct seg_tree {
 
 /* ---- the table ------------------------------------------------------------------------------ */
 
-enum rule { NO, YES, HOLDER, PAGES }; /* -, x, h, x(w) of segment.h */
+enum rule { NO, YES, HOLDER }; /* -, x, h of segment.h */
 
 #define N NO
 #define X YES
 #define H HOLDER
-#define W PAGES
 static const uint8_t rules[SEG_FIRST_GRANT][SEG_KINDS] = {
 	[SEG_READ_IO] =   { N, N, N, X, N, N, N, N, N, N, X, N, N, N },
-	[SEG_WRITE_IO] =  { N, X, X, X, X, N, W, X, X, X, X, N, H, X },
-	[SEG_WRITE_MAP] = { N, X, X, X, X, X, W, X, X, X, X, H, H, X },
-	[SEG_MAP] =       { X, X, X, X, X, X, W, X, X, X, X, H, H, X },
-	[SEG_SHARE] =     { N, X, X, X, X, N, X, X, X, N, X, N, H, N },
+	[SEG_WRITE_IO] =  { N, X, X, X, X, N, N, X, X, X, X, N, H, X },
+	[SEG_WRITE_MAP] = { N, X, X, X, X, X, N, X, X, X, X, H, H, X },
+	[SEG_MAP] =       { X, X, X, X, X, X, N, X, X, X, X, H, H, X },
+	[SEG_SHARE] =     { N, X, X, X, X, N, N, X, X, N, X, N, H, N },
 	[SEG_GET_READ] =  { N, N, X, X, N, N, N, N, X, N, X, N, N, N },
-	[SEG_PENDING] =   { N, W, W, W, X, N, X, X, X, X, X, N, H, X },
+	[SEG_PENDING] =   { N, N, N, N, N, N, X, X, X, N, N, N, H, N },
 	[SEG_GET_RW] =    { N, X, X, X, X, N, X, X, X, X, X, N, H, X },
 	[SEG_GET_MAP] =   { N, X, X, X, X, X, X, X, X, X, X, H, H, X },
-	[SEG_GET_PIN] =   { N, X, X, X, N, N, X, X, X, N, X, N, X, N },
-	[SEG_SWAP] =      { X, X, X, X, X, X, X, X, X, X, X, H, H, X },
+	[SEG_GET_PIN] =   { N, X, X, X, N, N, N, X, X, N, X, N, X, N },
+	[SEG_SWAP] =      { X, X, X, X, X, X, N, X, X, X, X, H, H, X },
 };
 #undef N
 #undef X
 #undef H
-#undef W
 
 /* The kinds that a kind has anything against: the rows above as bit masks. */
 static const uint16_t foes_of[SEG_FIRST_GRANT] = {
-	[SEG_READ_IO] = 0x0408, [SEG_WRITE_IO] = 0x37de, [SEG_WRITE_MAP] = 0x3ffe,
-	[SEG_MAP] = 0x3fff, [SEG_SHARE] = 0x15de, [SEG_GET_READ] = 0x050c,
-	[SEG_PENDING] = 0x37de, [SEG_GET_RW] = 0x37de, [SEG_GET_MAP] = 0x3ffe,
-	[SEG_GET_PIN] = 0x15ce, [SEG_SWAP] = 0x3fff,
+	[SEG_READ_IO] = 0x0408, [SEG_WRITE_IO] = 0x379e, [SEG_WRITE_MAP] = 0x3fbe,
+	[SEG_MAP] = 0x3fbf, [SEG_SHARE] = 0x159e, [SEG_GET_READ] = 0x050c,
+	[SEG_PENDING] = 0x11c0, [SEG_GET_RW] = 0x37de, [SEG_GET_MAP] = 0x3ffe,
+	[SEG_GET_PIN] = 0x158e, [SEG_SWAP] = 0x3fbf,
 };
 
 static bool is_grant(const struct seg *s)
@@ -95,8 +93,6 @@ static bool clash(const struct seg *s, const struct seg *other)
 		return false;
 	case HOLDER:
 		return s->holder != other->holder;
-	case PAGES:
-		return !(s->kind == SEG_PENDING ? other : s)->writeback;
 	case YES:
 		break;
 	}
@@ -257,7 +253,7 @@ static struct seg *foe_of_kind(const struct seg_tree *st, const struct seg *s, u
 				   .holder = rule == HOLDER ? s->holder : 0, .after = after };
 	struct seg *found;
 
-	while ((found = treap_overlap(st->root[kind], &q)) && (rule == PAGES || s->revokes) &&
+	while ((found = treap_overlap(st->root[kind], &q)) && s->revokes &&
 	       !clash(s, found))
 		q.after = found;
 	return found;

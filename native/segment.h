@@ -14,19 +14,23 @@
  *                  READ WRITE WRITE MAP SHARE GET_ PEND- GET_ GET_ GET_ SWAP | GRANT_ GRANT_ GRANT_
  *                  _IO  _IO   _MAP            READ ING   RW   MAP  PIN       | READ   RW     PIN
  *   READ_IO         -    -     -     x   -     -    -     -    -    -    x   |  -      -      -
- *   WRITE_IO        -    x     x     x   x     -    x(w)  x    x    x    x   |  -      h      x
- *   WRITE_MAP       -    x     x     x   x     x    x(w)  x    x    x    x   |  h      h      x
- *   MAP             x    x     x     x   x     x    x(w)  x    x    x    x   |  h      h      x
- *   SHARE           -    x     x     x   x     -    x     x    x    -    x   |  -      h      -
+ *   WRITE_IO        -    x     x     x   x     -    -     x    x    x    x   |  -      h      x
+ *   WRITE_MAP       -    x     x     x   x     x    -     x    x    x    x   |  h      h      x
+ *   MAP             x    x     x     x   x     x    -     x    x    x    x   |  h      h      x
+ *   SHARE           -    x     x     x   x     -    -     x    x    -    x   |  -      h      -
  *   GET_READ        -    -     x     x   -     -    -     -    x    -    x   |  -      -      -
- *   PENDING         -    x(w)  x(w)  x(w) x    -    x     x    x    x    x   |  -      h      x
+ *   PENDING         -    -     -     -   -     -    x     x    x    -    -   |  -      h      -
  *   GET_RW          -    x     x     x   x     -    x     x    x    x    x   |  -      h      x
  *   GET_MAP         -    x     x     x   x     x    x     x    x    x    x   |  h      h      x
- *   GET_PIN         -    x     x     x   -     -    x     x    x    -    x   |  -      x      -
- *   SWAP            x    x     x     x   x     x    x     x    x    x    x   |  h      h      x
+ *   GET_PIN         -    x     x     x   -     -    -     x    x    -    x   |  -      x      -
+ *   SWAP            x    x     x     x   x     x    -     x    x    x    x   |  h      h      x
  *
- * (w): not when the other one writes back pages of a mapping (seg.writeback): a PENDING grant waits
- * for the kernel to do just that. Grants do not clash with one another: they were let in as GET_*.
+ * A PENDING grant waits until the kernel has dropped its pages, one after the other, and those are
+ * locked while a READ or WRITE of them is not answered: by us, after it had its segment. So nobody
+ * but another LAYOUT_GET may wait for a PENDING one; not even who only stands before a READ or WRITE
+ * in the queue, or has a segment of another inode: there is one notification at a time for all.
+ * What passes meanwhile is sorted out when the PENDING segment changes to GET_RW. Grants do not
+ * clash with one another: they were let in as GET_*.
  *
  *   READ_IO    the server reads                       SHARE    clone from here: blocks become shared
  *   WRITE_IO   writes blocks in place                 GET_*    a LAYOUT_GET under way: READ; PENDING (RW, the kernel's
@@ -59,7 +63,6 @@ enum seg_kind {
 struct seg {
 	uint64_t start, end;
 	enum seg_kind kind;
-	bool writeback;  /* pages of a mapping that the kernel writes back */
 	bool revokes;    /* MAP of a revoke: grants that are being revoked themselves are not in its way */
 	enum { SEG_IDLE, SEG_PARKED, SEG_HELD } state;
 	uint64_t holder; /* id; 0: none */

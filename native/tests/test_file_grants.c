@@ -179,7 +179,7 @@ static void in_front_of_a_pin(void **state)
 	take_back();
 }
 
-/* Pages that the kernel writes back pass a grant that waits for just that. */
+/* What the kernel keeps pages locked for passes a grant that waits for just those. */
 static void pages_on_their_way(void **state)
 {
 	struct todo in_place = IN_PLACE, into_hole = INTO_HOLE;
@@ -190,9 +190,12 @@ static void pages_on_their_way(void **state)
 	seg_init(&pending, SEG_PENDING, 0, UINT64_MAX, &op);
 	pending.holder = 77;
 	assert_int_equal(seg_acquire(world.file[0], &pending), 0);
-	in_place.flags = into_hole.flags = FILE_F_WRITEBACK;
-	goes_on(&in_place, 3000);
-	goes_on(&into_hole, 100);
+	for (unsigned flags = 0; flags <= FILE_F_WRITEBACK; flags += FILE_F_WRITEBACK) {
+		in_place.flags = into_hole.flags = flags;
+		goes_on(&in_place, 3000);
+		goes_on(&into_hole, 100);
+	}
+	assert_int_equal(seg_change(world.file[0], &pending, SEG_GET_RW), 0);
 	flight_start(&f, &(struct todo)IN_PLACE);
 	until_stuck(&f);
 	assert_false(f.done);

@@ -104,16 +104,16 @@ static int teardown(void **state)
  * PENDING GET_RW GET_MAP GET_PIN SWAP | GRANT_READ GRANT_RW GRANT_PIN. */
 static const char *const table[SEG_FIRST_GRANT] = {
 	"- - - x - - - - - - x - - -",
-	"- x x x x - w x x x x - h x",
-	"- x x x x x w x x x x h h x",
-	"x x x x x x w x x x x h h x",
-	"- x x x x - x x x - x - h -",
+	"- x x x x - - x x x x - h x",
+	"- x x x x x - x x x x h h x",
+	"x x x x x x - x x x x h h x",
+	"- x x x x - - x x - x - h -",
 	"- - x x - - - - x - x - - -",
-	"- w w w x - x x x x x - h x",
+	"- - - - - - x x x - - - h -",
 	"- x x x x - x x x x x - h x",
 	"- x x x x x x x x x x h h x",
-	"- x x x - - x x x - x - x -",
-	"x x x x x x x x x x x h h x",
+	"- x x x - - - x x - x - x -",
+	"x x x x x x - x x x x h h x",
 };
 
 static bool foes(const struct seg *a, const struct seg *b)
@@ -133,8 +133,6 @@ static bool foes(const struct seg *a, const struct seg *b)
 		return true;
 	case 'h':
 		return a->holder != b->holder;
-	case 'w':
-		return !(a->kind == SEG_PENDING ? b->writeback : a->writeback);
 	default:
 		return false;
 	}
@@ -225,7 +223,6 @@ static void acquire_one(struct actor *a)
 	random_range(0, UINT64_MAX, &start, &end);
 	seg_init(&a->seg, rng() % SEG_FIRST_GRANT, start, end, &a->op);
 	a->seg.holder = rng() % 2 ? 0 : 1 + rng() % HOLDERS;
-	a->seg.writeback = a->seg.kind != SEG_PENDING && rng() % 3 == 0;
 	a->place = way == 3 ? --fronts : ++arrivals;
 	forget_told(a);
 	wait = must_wait(a, way != 3);
@@ -503,11 +500,10 @@ static void head_of_the_queue(void **state)
 	seg_init(&actors[3].seg, SEG_PENDING, 20, 30, &actors[3].op);
 	assert_int_equal(seg_acquire(&file, &actors[3].seg), 0);
 	seg_init(&actors[4].seg, SEG_WRITE_IO, 20, 30, &actors[4].op);
-	actors[4].seg.writeback = true;
 	assert_int_equal(seg_acquire(&file, &actors[4].seg), 0);
+	assert_int_equal(seg_change(&file, &actors[3].seg, SEG_GET_RW), ERR_PARKED);
 	seg_init(&actors[5].seg, SEG_WRITE_IO, 20, 21, &actors[5].op);
 	assert_int_equal(seg_acquire(&file, &actors[5].seg), ERR_PARKED);
-	assert_int_equal(seg_change(&file, &actors[3].seg, SEG_GET_RW), ERR_PARKED);
 	seg_release(&file, &actors[0].seg);
 	assert_int_equal(actors[2].seg.state, SEG_HELD);
 	assert_int_equal(actors[1].seg.state, SEG_PARKED);
