@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "scripts"))
+import fio_layout  # noqa: E402 # scripts/fio-layout's parts
 import rundir  # noqa: E402 # the test harness's bookkeeping of mounts and loop devices
 
 MIB = 1 << 20
@@ -184,6 +187,71 @@ def verify_again(mountpoint: Path, run_dir: rundir.RunDirectory) -> None:
     console.print(f"{total:,.0f} MiB verified, no difference")
 
 
+LOADS = (
+    ("random 4 KiB, depth 16", fio_layout.Workload(128 * MIB, "randwrite", 4096, 16)),
+    ("sequential 1 MiB, depth 4", fio_layout.Workload(256 * MIB, "write", MIB, 4)),
+)
+
+
+def two_paths(mountpoint: Path) -> None:
+    """The same content written through the mount and through a layout, beside the raw device."""
+    console.print(
+        "\n[bold]# the same file, once through the mount and once through a layout[/bold]"
+    )
+    console.print(
+        "Through a layout: LAYOUT_GET says which blocks of the device are the file's, fio writes "
+        "them on the device itself,\nLAYOUT_COMMIT makes them part of the file. Both are "
+        "verified through the mount.",
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("\njob", no_wrap=True)
+    for heading in ("mount\nMiB/s", "layout\nMiB/s", "raw device\nMiB/s", "layout\n/ raw"):
+        table.add_column(heading, justify="right")
+    calls = 0.0
+    for number, (what, load) in enumerate(LOADS):
+        through_mount, through_layout = (
+            mountpoint / f"{way}-{number}" for way in ("mount", "layout")
+        )
+        pattern = fio_layout.new_pattern()
+        # The device's memory is used for the first time before it is measured, on all paths.
+        through_layout.touch()
+        speeds = fio_layout.stock(through_layout, load, console, pattern, with_raw=True)
+        through_mount.touch()
+        warm_blocks(through_mount, load)
+        mount = fio_layout.mount_path(through_mount, load, pattern)
+        if not filecmp.cmp(through_mount, through_layout, shallow=False):
+            raise DemoError(f"{through_mount} and {through_layout} differ")
+        if speeds.raw is None:
+            raise DemoError("the raw device was not measured")
+        table.add_row(
+            what,
+            *(f"{rate:,.0f}" for rate in (mount, speeds.layout, speeds.raw)),
+            f"{speeds.layout / speeds.raw:.2f}",
+        )
+        calls += speeds.calls
+    console.print(table)
+    console.print(
+        f"Every block was verified, and the files are equal. Get, commit and return took "
+        f"{calls * 1000:,.1f} ms for all layouts together."
+    )
+
+
+def warm_blocks(path: Path, load: fio_layout.Workload) -> None:
+    """Allocate the file's blocks and write them on the device. Nothing of that is committed, so
+    the file goes on reading as zeros, which is looked at."""
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, load.size)
+    with fio_layout.Descriptor.of(path, write=True) as descriptor:
+        device = fio_layout.device_of(descriptor)
+        with fio_layout.held(descriptor, load) as (_holder, extents):
+            fio_layout.raw(device, extents, load)
+    with path.open("rb") as file:
+        while piece := file.read(MIB):
+            if piece.count(0) != len(piece):
+                raise DemoError(f"{path} shows bytes that nobody committed")
+
+
 def show(command: list[str], run_dir: rundir.RunDirectory) -> None:
     """Run a command of ours and print what it says."""
     show_step(command)
@@ -204,6 +272,8 @@ def demo(run_dir: rundir.RunDirectory) -> None:
         show(extfs("info", mountpoint), run_dir)
     with mounted(device, mountpoint, run_dir):
         verify_again(mountpoint, run_dir)
+        two_paths(mountpoint)
+        show(extfs("map", mountpoint / "layout-0"), run_dir)
     show(extfs("fsck", device), run_dir)
     device.detach()
     image.unlink()
@@ -225,7 +295,13 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\ninterrupted, cleaning up")
         code = 130
-    except (DemoError, OSError, subprocess.SubprocessError, TimeoutError) as error:
+    except (
+        DemoError,
+        fio_layout.LayoutRunError,
+        OSError,
+        subprocess.SubprocessError,
+        TimeoutError,
+    ) as error:
         console.print(f"\n[red]demo failed:[/red] {error}", markup=True)
         code = 1
     finally:

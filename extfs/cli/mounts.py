@@ -78,12 +78,38 @@ def _is_same(path: str, wanted: os.stat_result) -> bool:
     return os.path.samestat(found, wanted)
 
 
+def _other_fuse_mounts(wanted: os.stat_result) -> set[str]:
+    """Numbers of the FUSE mounts that `wanted` is not on, as fdinfo tells them.
+
+    Their files are not asked for attributes: a daemon that does not answer would hold up everybody.
+    """
+    numbers = set()
+    own = f"{os.major(wanted.st_dev)}:{os.minor(wanted.st_dev)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            head, _, tail = line.partition(" - ")
+            fields = head.split()
+            if tail.startswith("fuse") and fields[2] != own:
+                numbers.add(fields[0])
+    return numbers
+
+
+def _mount_number(process: Path, descriptor: str) -> str:
+    """The number of the mount that a descriptor's file is on; empty when it is gone."""
+    with contextlib.suppress(OSError):
+        text = (process / "fdinfo" / descriptor).read_text()
+        found = re.search(r"(?m)^mnt_id:\s*(\d+)", text)
+        return found[1] if found else ""
+    return ""
+
+
 def daemons_of(device: str) -> list[int]:
     """Processes that have the device open, and /dev/fuse or nothing of FUSE any more."""
     try:
         wanted = os.stat(device)
     except OSError:
         return []
+    others = _other_fuse_mounts(wanted)
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -92,7 +118,10 @@ def daemons_of(device: str) -> list[int]:
             descriptors = os.listdir(entry / "fd")
         except OSError:
             continue
-        if any(_is_same(f"{entry}/fd/{number}", wanted) for number in descriptors):
+        if any(
+            _mount_number(entry, number) not in others and _is_same(f"{entry}/fd/{number}", wanted)
+            for number in descriptors
+        ):
             found.append(int(entry.name))
     return found
 
