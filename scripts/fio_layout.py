@@ -80,7 +80,9 @@ def fio(*options: str) -> dict[str, float]:
             process.wait()
     done = subprocess.CompletedProcess(command, process.returncode, output, errors)
     if done.returncode != 0 or "{" not in done.stdout:
-        raise LayoutRunError(f"{' '.join(command)}: {done.stdout}{done.stderr}".strip())
+        # With a report on its standard output, the report's text is of no help.
+        said = done.stderr.strip() or done.stdout.partition("{")[0].strip()
+        raise LayoutRunError(f"{' '.join(command)}: exit {done.returncode}: {said}")
     job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
     if job["error"]:
         raise LayoutRunError(f"{' '.join(command)}: error {job['error']}: {done.stderr}")

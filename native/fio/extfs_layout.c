@@ -118,12 +118,13 @@ static int commit_some(struct held_file *h, const struct extfs_range *ranges, un
 	struct {
 		struct extfs_ioc_commit c;
 		struct extfs_range ranges[64];
-	} call = { .c = { .size = sizeof(call), .holder = h->holder, .key = h->key, .count = n } };
+	} call = { .c = { .size = _IOC_SIZE(EXTFS_IOC_LAYOUT_COMMIT(n)), .holder = h->holder, .key = h->key,
+			  .count = n } };
 
 	memcpy(call.ranges, ranges, n * sizeof(*ranges));
 	if (n)
 		call.c.file_size = LESS(h->size, ranges[n - 1].offset + ranges[n - 1].length);
-	return ioctl(h->fd, EXTFS_IOC_LAYOUT_COMMIT(64), &call) < 0 ? errno : 0;
+	return ioctl(h->fd, EXTFS_IOC_LAYOUT_COMMIT(n), &call) < 0 ? errno : 0;
 }
 
 /* Everything written to INVALID blocks since the last time. */
