@@ -133,7 +133,14 @@ static enum step get_change(struct file_run *r, enum seg_kind kind, step_fn then
 
 static enum step get_pages_gone(struct file_run *r)
 {
-	return get_change(r, SEG_GET_RW, get_look);
+	struct layout_args *a = r->fop->layout;
+
+	if (!(a->flags & LAYOUT_F_WAIT))
+		return get_change(r, SEG_GET_RW, get_look);
+	get_leave(r);
+	run_release(r, 0);
+	r->step = get_look;
+	return run_acquire(r, 0, SEG_GET_RW, r->lg.low, bytes_end(a));
 }
 
 /* READs and WRITEs of pages that are locked now are answered first: PENDING is in nobody's way. */
@@ -154,8 +161,7 @@ static enum seg_kind first_kind(struct file_run *r)
 	default:
 		break;
 	}
-	/* Always: with GET_RW at once this could park behind a PENDING one, and WRITEs behind this. */
-	return r->fs->cache_ops ? SEG_PENDING : SEG_GET_RW;
+	return r->fs->cache_ops && atomic_load(&r->fop->in->pages_cached) ? SEG_PENDING : SEG_GET_RW;
 }
 
 static enum step get_acquire(struct file_run *r)

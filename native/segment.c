@@ -53,9 +53,9 @@ static const uint8_t rules[SEG_FIRST_GRANT][SEG_KINDS] = {
 	[SEG_MAP] =       { X, X, X, X, X, X, N, X, X, X, X, H, H, X },
 	[SEG_SHARE] =     { N, X, X, X, X, N, N, X, X, N, X, N, H, N },
 	[SEG_GET_READ] =  { N, N, X, X, N, N, N, N, X, N, X, N, N, N },
-	[SEG_PENDING] =   { N, N, N, N, N, N, X, X, X, N, N, N, H, N },
-	[SEG_GET_RW] =    { N, X, X, X, X, N, X, X, X, X, X, N, H, X },
-	[SEG_GET_MAP] =   { N, X, X, X, X, X, X, X, X, X, X, H, H, X },
+	[SEG_PENDING] =   { N, N, N, N, N, N, X, N, N, N, N, N, N, N },
+	[SEG_GET_RW] =    { N, X, X, X, X, N, N, X, X, X, X, N, H, X },
+	[SEG_GET_MAP] =   { N, X, X, X, X, X, N, X, X, X, X, H, H, X },
 	[SEG_GET_PIN] =   { N, X, X, X, N, N, N, X, X, N, X, N, X, N },
 	[SEG_SWAP] =      { X, X, X, X, X, X, N, X, X, X, X, H, H, X },
 };
@@ -67,7 +67,7 @@ static const uint8_t rules[SEG_FIRST_GRANT][SEG_KINDS] = {
 static const uint16_t foes_of[SEG_FIRST_GRANT] = {
 	[SEG_READ_IO] = 0x0408, [SEG_WRITE_IO] = 0x379e, [SEG_WRITE_MAP] = 0x3fbe,
 	[SEG_MAP] = 0x3fbf, [SEG_SHARE] = 0x159e, [SEG_GET_READ] = 0x050c,
-	[SEG_PENDING] = 0x11c0, [SEG_GET_RW] = 0x37de, [SEG_GET_MAP] = 0x3ffe,
+	[SEG_PENDING] = 0x0040, [SEG_GET_RW] = 0x379e, [SEG_GET_MAP] = 0x3fbe,
 	[SEG_GET_PIN] = 0x158e, [SEG_SWAP] = 0x3fbf,
 };
 

@@ -19,18 +19,18 @@
  *   MAP             x    x     x     x   x     x    -     x    x    x    x   |  h      h      x
  *   SHARE           -    x     x     x   x     -    -     x    x    -    x   |  -      h      -
  *   GET_READ        -    -     x     x   -     -    -     -    x    -    x   |  -      -      -
- *   PENDING         -    -     -     -   -     -    x     x    x    -    -   |  -      h      -
- *   GET_RW          -    x     x     x   x     -    x     x    x    x    x   |  -      h      x
- *   GET_MAP         -    x     x     x   x     x    x     x    x    x    x   |  h      h      x
+ *   PENDING         -    -     -     -   -     -    x     -    -    -    -   |  -      -      -
+ *   GET_RW          -    x     x     x   x     -    -     x    x    x    x   |  -      h      x
+ *   GET_MAP         -    x     x     x   x     x    -     x    x    x    x   |  h      h      x
  *   GET_PIN         -    x     x     x   -     -    -     x    x    -    x   |  -      x      -
  *   SWAP            x    x     x     x   x     x    -     x    x    x    x   |  h      h      x
  *
  * A PENDING grant waits until the kernel has dropped its pages, one after the other, and those are
  * locked while a READ or WRITE of them is not answered: by us, after it had its segment. So nobody
- * but another LAYOUT_GET may wait for a PENDING one; not even who only stands before a READ or WRITE
+ * but another PENDING one may wait for it; not even who only stands before a READ or WRITE
  * in the queue, or has a segment of another inode: there is one notification at a time for all.
- * What passes meanwhile is sorted out when the PENDING segment changes to GET_RW. Grants do not
- * clash with one another: they were let in as GET_*.
+ * Its GET_RW segment comes afterwards, at the end of the queue: in front of those who wait it would
+ * keep them waiting for one grant after the other. Grants do not clash with one another: they were let in as GET_*.
  *
  *   READ_IO    the server reads                       SHARE    clone from here: blocks become shared
  *   WRITE_IO   writes blocks in place                 GET_*    a LAYOUT_GET under way: READ; PENDING (RW, the kernel's

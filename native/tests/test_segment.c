@@ -109,9 +109,9 @@ static const char *const table[SEG_FIRST_GRANT] = {
 	"x x x x x x - x x x x h h x",
 	"- x x x x - - x x - x - h -",
 	"- - x x - - - - x - x - - -",
-	"- - - - - - x x x - - - h -",
-	"- x x x x - x x x x x - h x",
-	"- x x x x x x x x x x h h x",
+	"- - - - - - x - - - - - - -",
+	"- x x x x - - x x x x - h x",
+	"- x x x x x - x x x x h h x",
 	"- x x x - - - x x - x - x -",
 	"x x x x x x - x x x x h h x",
 };
