@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * extfs_layout.c - a fio engine that reads and writes files of a mounted extfs through layouts: it takes a
- * RW layout of each file that a job opens, maps file offsets to the device, and does the I/O there with
+ * layout of each file that a job opens (RW if the job writes), maps file offsets to the device, and does the I/O there with
  * io_uring. Any job file runs with it unchanged:
  *
  *     fio --ioengine=external:native/fio/extfs_layout.so job.fio
@@ -67,7 +67,7 @@ static int add_extents(struct held_file *h, const struct extfs_ioc_layout *l)
 	for (unsigned i = 0; i < l->count; i++) {
 		const struct extfs_layout_extent *e = &l->extents[i];
 
-		if (e->state == EXTFS_READ_DATA || e->state == EXTFS_NONE_DATA)
+		if (e->state == EXTFS_READ_DATA && l->iomode == EXTFS_RW)
 			continue; /* the source of a copy-on-write: what follows is where to write */
 		if (h->count == h->cap) {
 			unsigned cap = h->cap ? 2 * h->cap : 64;
@@ -79,12 +79,13 @@ static int add_extents(struct held_file *h, const struct extfs_ioc_layout *l)
 			h->cap = cap;
 		}
 		h->extents[h->count++] = (struct map_extent){ e->offset, e->physical, e->length,
-							      e->state == EXTFS_INVALID_DATA };
+							      e->state == EXTFS_INVALID_DATA ||
+								      e->state == EXTFS_NONE_DATA };
 	}
 	return 0;
 }
 
-static int get_layout(struct held_file *h, uint64_t size)
+static int get_layout(struct held_file *h, enum extfs_iomode iomode, uint64_t size)
 {
 	size_t bytes = sizeof(struct extfs_ioc_layout) + EXTENTS_AT_ONCE * sizeof(struct extfs_layout_extent);
 	struct extfs_ioc_layout *l = malloc(bytes);
@@ -97,7 +98,7 @@ static int get_layout(struct held_file *h, uint64_t size)
 		l->flags = EXTFS_LAYOUT_WAIT;
 		l->holder = h->holder;
 		l->key = h->key;
-		l->iomode = EXTFS_RW;
+		l->iomode = iomode;
 		l->count = EXTENTS_AT_ONCE;
 		l->offset = at;
 		l->length = size - at;
@@ -213,7 +214,7 @@ static int engine_open(struct thread_data *td, struct fio_file *f)
 	h->holder = reg.id;
 	h->key = reg.key;
 	if (!err)
-		err = get_layout(h, h->blocks * BLOCK);
+		err = get_layout(h, td_write(td) ? EXTFS_RW : EXTFS_READ, h->blocks * BLOCK);
 	if (err) {
 		td_verror(td, err, "layout of the file");
 		free_file(h);

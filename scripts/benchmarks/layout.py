@@ -75,17 +75,19 @@ def fio(job: Job, seconds: float, *place: str) -> float:
     )  # fmt: skip
     result = json.loads(said[said.index("{") :])["jobs"][0]
     side = result["write" if "write" in job.options[0] else "read"]
-    return float(side["iops"]) if job.unit == "iops" else side["bw_bytes"] / (1 << 20)
+    rate = float(side["iops"]) if job.unit == "iops" else side["bw_bytes"] / (1 << 20)
+    if not rate:
+        raise RuntimeError(f"fio did nothing: {job.name} on {place}: {said[-200:]}")
+    return rate
 
 
-def mapped_at(path: Path) -> int:
-    """Where the one extent of the file is on the device (bytes)."""
+def largest_extent(path: Path) -> tuple[int, int, int]:
+    """Offset in the file, place on the device, length: all bytes."""
     extents = json.loads(command(EXTFS, "map", "--json", path))["extents"]
-    if len(extents) != 1:
-        raise RuntimeError(
-            f"{path} has {len(extents)} extents: the addresses would not be the same"
-        )
-    return int(extents[0]["physical"])
+    best = max(extents, key=lambda extent: int(extent["length"]))
+    if best["length"] < FILE_MIB << 19:
+        raise RuntimeError(f"{path} is in pieces of at most {best['length']} bytes")
+    return int(best["offset"]), int(best["physical"]), int(best["length"])
 
 
 def compare(
@@ -98,12 +100,18 @@ def compare(
         "fio", "--name=fill", "--rw=write", "--bs=1m", "--direct=1", "--ioengine=psync",
         f"--size={FILE_MIB}m", f"--filename={path}", "--end_fsync=1",
     )  # fmt: skip
-    start = mapped_at(path)
-    size = f"--size={FILE_MIB}m"
+    offset, place, length = largest_extent(path)
+    inside = (f"--filename={path}", f"--offset={offset}", f"--size={length}")
     places = {
-        "mount": (*DIRECT[1:], f"--filename={path}", size),
-        "layout": (engine, f"--filename={path}", size),
-        "raw": (*DIRECT[1:], f"--filename={target.device}", f"--offset={start}", size),
+        "mount": (*DIRECT[1:], *inside),
+        "layout": (engine, *inside),
+        "raw": (
+            *DIRECT[1:],
+            f"--filename={target.device}",
+            f"--offset={place}",
+            f"--size={length}",
+            "--allow_mounted_write=1",
+        ),
     }
     samples: dict[str, dict[str, list[float]]] = {}
     task = progress.add_task("", total=rounds * len(JOBS) * len(places))
@@ -210,10 +218,10 @@ def run(*, rounds: int, seconds: float, extents: int, segments: int, output: Pat
     try:
         program = compile_calls(work)
         target.set_up()
-        calls = [time_calls(target, program, "calls", rounds=1000) for _ in range(max(3, rounds))]
-        pinned = time_calls(target, program, "calls", rounds=1000, cpu=0)
         with Progress(console=console, transient=True) as progress:
             samples = compare(target, rounds, seconds, progress)
+        calls = [time_calls(target, program, "calls", rounds=1000) for _ in range(max(3, rounds))]
+        pinned = time_calls(target, program, "calls", rounds=1000, cpu=0)
         curves = {
             "growth": time_calls(target, program, "growth", str(extents), rounds=500),
             "segments": time_calls(target, program, "segments", str(segments), rounds=500),
