@@ -469,7 +469,6 @@ class World:
         for sector, numbers in list(file.beyond.items()):
             if old <= sector * SECTOR < size:
                 file.put(sector, numbers | file.allowed(sector))
-                del file.beyond[sector]
         if size > old:
             file.size = size
             file.sizes = {size} if durable else file.sizes | {size}
@@ -506,7 +505,11 @@ class World:
                 file.now[sector] = {number}
                 file.later[sector] = {number} | (allowed if False else set())
         if crashed:
+            # What was behind the end when the crash came stays in the last block. A holder that
+            # counts as holding that block may have written it: nobody zeroes it before its commit.
             for sector in [s for s in file.now if s * SECTOR >= len(content)]:
+                if sector // PER_BLOCK == len(content) // BLOCK:
+                    file.beyond[sector] = file.allowed(sector, crashed=True) | {0}
                 del file.now[sector]
             file.later = {s: set(v) for s, v in file.now.items()}
             file.sizes = {file.size}
