@@ -401,6 +401,8 @@ class World:
                     file.may(sector, number)
                 else:
                     file.beyond.setdefault(sector, {0}).add(number)
+                    # the end may have moved here by what a crash undoes
+                    file.later[sector] = file.later.get(sector, {0}) | {number}
         self.sim.poke(told.device * BLOCK, stamp(number) * PER_BLOCK)
 
     def commit_blocks(self, holder: Holder, ino: int, blocks: list[int]) -> None:
