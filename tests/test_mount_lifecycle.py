@@ -201,6 +201,29 @@ def test_a_killed_daemon_leaves_a_dead_mount_and_loses_nothing_synced(
 
 
 @fuse
+def test_a_daemon_that_does_not_answer_keeps_no_other_mount(
+    mounted: Mounted,
+    make_image: Callable[..., Path],
+    mount_extfs: Callable[..., Mounted],
+    extfs: ExtfsRunner,
+) -> None:
+    """umount looks for the daemon among all open files, and asks none on another FUSE mount."""
+    other = make_image()
+    assert extfs("mkfs", other).returncode == 0
+    second = mount_extfs(other)
+    # Held by somebody else: a descriptor of ours would be flushed in every child that we start.
+    with open(mounted.mountpoint / "file", "wb") as file:
+        user = subprocess.Popen(["sleep", "60"], stdin=file)
+    mounted.daemon.send_signal(signal.SIGSTOP)
+    try:
+        second.unmount(20)
+    finally:
+        mounted.daemon.send_signal(signal.SIGCONT)
+        user.kill()
+        user.wait()
+
+
+@fuse
 def test_many_processes_at_once(mounted: Mounted) -> None:
     """More requests at a time than threads, of every hot kind."""
     script = """
