@@ -420,7 +420,11 @@ static int engine_init(struct thread_data *td)
 		return ENOMEM;
 	e->device = -1;
 	e->done = calloc(td->o.iodepth + 1, sizeof(*e->done));
-	rc = e->done ? io_uring_queue_init(4 * td->o.iodepth + 64, &e->ring, 0) : -ENOMEM;
+	/* As fio's own engine does: no interrupt for a completion that we come for anyway. */
+	rc = e->done ? io_uring_queue_init(4 * td->o.iodepth + 64, &e->ring,
+					   IORING_SETUP_COOP_TASKRUN) : -ENOMEM;
+	if (rc == -EINVAL) /* kernels before 5.19 */
+		rc = io_uring_queue_init(4 * td->o.iodepth + 64, &e->ring, 0);
 	if (rc < 0) {
 		td_verror(td, -rc, "io_uring");
 		free(e->done);
