@@ -465,6 +465,7 @@ class World:
                     file.put(sector, {number}, durable=durable)
                 else:
                     file.beyond[sector] = {0, number}
+                    file.later[sector] = file.later.get(sector, {0}) | {number}
             holder.atomic.discard((file.ino, block))
             if told := holder.held.get((file.ino, block)):
                 told.state, told.written = READ_WRITE, 0
@@ -509,9 +510,11 @@ class World:
         if crashed:
             # What was behind the end when the crash came stays in the last block. A holder that
             # counts as holding that block may have written it: nobody zeroes it before its commit.
-            for sector in [s for s in file.now if s * SECTOR >= len(content)]:
+            for sector in {*file.now, *file.later}:
+                if sector * SECTOR < len(content):
+                    continue
                 if sector // PER_BLOCK == len(content) // BLOCK:
                     file.beyond[sector] = file.allowed(sector, crashed=True) | {0}
-                del file.now[sector]
+                file.now.pop(sector, None)
             file.later = {s: set(v) for s, v in file.now.items()}
             file.sizes = {file.size}
