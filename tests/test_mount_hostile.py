@@ -193,7 +193,7 @@ def test_an_exception_in_python_fails_one_request(log_watch: LogWatch) -> None:
             raise RuntimeError("a bug")
 
     log_watch.expect("a request failed")
-    operations = Operations(cast(Filesystem, Broken()))
+    operations = Operations(cast(Filesystem, Broken()), lambda: b"{}")
     with pytest.raises(pyfuse3.FUSEError) as error:
         trio.run(operations.statfs, cast(pyfuse3.RequestContext, None))
     assert error.value.errno == errno.EIO
