@@ -20,7 +20,7 @@ import argparse
 import contextlib
 import errno
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from extfs import core
 from extfs.core.native import CoreError, checked, ffi, lib
@@ -50,6 +50,7 @@ from .canary_world import (
 )
 
 END = (1 << 64) - 1
+PROGRESS = 1000
 UNKNOWN = (-errno.ENOENT, -errno.EKEYREJECTED)
 Step = Callable[[World], None]
 STEPS: dict[str, tuple[int, Step]] = {}
@@ -328,13 +329,17 @@ def comes_clean(w: World) -> None:
     holder = some_holder(w)
     args = ffi.new("struct extfs_layout_args *")
     args.holder, args.flags, args.iomode, args.length = holder.id, ALL, ANY, END
-    code = w.patiently(holder, lambda: lib.extfs_layout_return(w.fs.raw, 0, args))
-    w.note(f"  {holder.id} returns everything: {code}")
-    if code >= 0:
-        holder.held.clear()
-        holder.memory.clear()
-        holder.atomic.clear()
-        holder.ghost = False
+    code = -errno.EIO
+    try:
+        code = w.patiently(holder, lambda: lib.extfs_layout_return(w.fs.raw, 0, args))
+    finally:
+        w.note(f"  {holder.id} returns everything: {code}")
+        # also if the power goes meanwhile: whoever sends a return has ended its writes
+        if code >= 0 or w.sim.crashed:
+            holder.held.clear()
+            holder.memory.clear()
+            holder.atomic.clear()
+            holder.ghost = False
 
 
 @step(3)
@@ -437,10 +442,6 @@ def after_the_cut(w: World) -> None:
         w.look()
 
 
-def seeds(first: int, count: int) -> Iterator[int]:
-    yield from range(first, first + count)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -452,21 +453,26 @@ def main() -> int:
     parser.add_argument("--mutant", default="NONE", choices=[m.name for m in core.Mutant])
     chosen = parser.parse_args()
     total: dict[str, int] = {}
-    for seed in seeds(chosen.seed, chosen.count):
+    failed: list[int] = []
+    for done, seed in enumerate(range(chosen.seed, chosen.seed + chosen.count)):
+        if done and done % PROGRESS == 0:
+            print(f"{done} sequences, {len(failed)} failed: {failed}", file=sys.stderr, flush=True)
         run = Run(seed, core.Mutant[chosen.mutant], chosen.steps, chosen.trace)
         try:
             for name, n in run_one(run).items():
                 total[name] = total.get(name, 0) + n
-        except Violation as error:
+        except (Violation, OSError) as error:
+            failed.append(seed)
             print(f"seed {seed}: {error}", file=sys.stderr)
             print(
                 f"repeat: python -m oracle.canary --seed {seed} --steps {run.steps}"
                 f" --mutant {run.mutant.name}",
                 file=sys.stderr,
+                flush=True,
             )
-            return 1
     print(", ".join(f"{name} {n}" for name, n in sorted(total.items())))
-    return 0
+    print(f"{chosen.count} sequences, {len(failed)} failed: {failed}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -303,11 +303,13 @@ class World:
             first, last = 0, FILE_BLOCKS * 4
             args.offset, args.length = 0, last * BLOCK
             code = self.waiting(call, asked=False)
-        if code < 0 and code != -errno.ENOENT:
+        # also if the power goes meanwhile: whoever sends a return has ended its writes there
+        if code >= 0 or code == -errno.ENOENT or self.sim.crashed:
+            for key in [k for k in holder.held if k[0] == ino and first <= k[1] < last]:
+                del holder.held[key]
+                holder.atomic.discard(key)
+        if code != -errno.ENOENT:
             checked(code)
-        for key in [k for k in holder.held if k[0] == ino and first <= k[1] < last]:
-            del holder.held[key]
-            holder.atomic.discard(key)
 
     # -- what holders do --
 
@@ -427,7 +429,11 @@ class World:
         args.size = end if not inside or self.rng.random() < 0.8 else 0
         asked, before = int(args.size), file.size
         written = {block: holder.held[ino, block].written for block in blocks}
-        code = self.patiently(holder, lambda: lib.extfs_layout_commit(self.fs.raw, ino, args))
+        try:
+            code = self.patiently(holder, lambda: lib.extfs_layout_commit(self.fs.raw, ino, args))
+        except OSError:  # somebody else met the power cut first
+            self.doubtful_commit(file, written, asked)
+            raise
         if code < 0:
             self.count(f"commit:{-code}")
             self.note(f"  {holder.id} commits", file.name, written, "size", asked, "refused", code)
