@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-__all__ = ["Blocking", "Steps", "run_here"]
+__all__ = ["Blocking", "Effect", "Steps", "Waiting", "run_here"]
 
 T = TypeVar("T")
 
@@ -25,15 +25,43 @@ class Blocking:
         self.call = call
 
 
-Steps = Generator[Blocking, Any, T]
+class Waiting:
+    """Go on when `wake` was called, with True, or after `seconds`, with False.
+
+    `wake` may be called any time in the protocol's thread, also before this is yielded.
+    """
+
+    __slots__ = ("resume", "seconds", "woken")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.woken = False
+        self.resume: Callable[[], None] | None = None
+
+    def wake(self) -> None:
+        """What was waited for has come."""
+        self.woken = True
+        resume, self.resume = self.resume, None
+        if resume is not None:
+            resume()
+
+
+Effect = Blocking | Waiting
+Steps = Generator[Effect, Any, T]
 """An operation in steps; `return` gives its result."""
 
 
 def run_here(steps: Steps[T]) -> T:
-    """Run to the end, blocking calls included, in this thread: simulations and tests."""
+    """Run to the end, blocking calls included, in this thread: simulations and tests.
+
+    Nobody wakes a `Waiting` meanwhile.
+    """
     try:
         wanted = next(steps)
         while True:
+            if isinstance(wanted, Waiting):
+                wanted = steps.send(wanted.woken)
+                continue
             try:
                 result = wanted.call()
             except Exception as error:

@@ -1,0 +1,326 @@
+"""Callbacks: CB_COMPOUND over the connections that a client bound to the backchannel of a session.
+
+A request takes a slot of the backchannel (RFC 8881 2.10.6) and keeps it until its reply is there: a
+slot cannot carry another request before that. So a request whose connection is lost is sent again,
+the same bytes in the same slot, over the next connection; one that is not answered in time is told
+to its caller as None, and keeps the slot until a late answer.
+
+Definitions: a request is WAITING (no connection, or no free slot), SENT, or ENDED (its caller was
+told). Edges: WAITING -> SENT in `_pump`; SENT -> WAITING in `connection_lost` and on NFS4ERR_DELAY
+of CB_SEQUENCE; any -> ENDED in `_end`, once.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from extfs.nfs import constants as n
+from extfs.nfs.rpc import RecordError, marked, read_reply, write_call
+from extfs.nfs.timers import Timer
+from extfs.nfs.xdr import Reader, Writer, XdrError
+
+if TYPE_CHECKING:
+    from extfs.nfs.clients import Client
+    from extfs.nfs.service import Connection, Service
+    from extfs.nfs.sessions import Session
+
+__all__ = ["CallbackReply", "Callbacks", "Referring"]
+
+log = logging.getLogger("extfs.nfs")
+
+SLOTS_MAX = 16
+DELAY_SECONDS = 0.05
+_TAG_MAX = 1024
+_CB_SEQUENCE = struct.Struct(">16sIIII")
+
+
+@dataclass(frozen=True, slots=True)
+class Referring:
+    """A call of the client that the callback is about (RFC 8881 2.10.6.3), on one session."""
+
+    session: bytes
+    sequence: int
+    slot: int
+
+
+@dataclass(slots=True)
+class CallbackReply:
+    """An answer: `status` of the CB_COMPOUND; `results` at the first result after CB_SEQUENCE."""
+
+    status: int
+    results: Reader
+
+
+class _Request:
+    """One CB_COMPOUND; `number` and `sequence` of its slot once it has one."""
+
+    __slots__ = ("body", "client", "connection", "count", "done", "number", "referring", "timer")
+
+    def __init__(
+        self,
+        client: Client,
+        body: bytes,
+        count: int,
+        done: Callable[[CallbackReply | None], None],
+        referring: Sequence[Referring],
+    ) -> None:
+        self.client = client
+        self.body = body
+        self.count = count
+        self.done: Callable[[CallbackReply | None], None] | None = done
+        self.referring = referring
+        self.number = -1
+        self.connection: Connection | None = None
+        self.timer: Timer | None = None
+
+
+class _Channel:
+    """The backchannel of a session: for each slot the sequence number of its next request."""
+
+    __slots__ = ("broken", "requests", "sequences", "session")
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        slots = max(1, min(SLOTS_MAX, session.back.max_slots))
+        self.sequences = [1] * slots
+        self.requests: list[_Request | None] = [None] * slots
+        self.broken = False
+
+    def connection(self) -> Connection | None:
+        """One that is alive."""
+        for connection in self.session.back_connections:
+            if not connection.closed:
+                return connection
+        return None
+
+    def free_slot(self) -> int:
+        """The lowest free one, or -1."""
+        for number, request in enumerate(self.requests):
+            if request is None:
+                return number
+        return -1
+
+
+class Callbacks:
+    """All callbacks of a server."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._channels: dict[bytes, _Channel] = {}
+        self._of_client: dict[Client, list[_Channel]] = {}
+        self._waiting: dict[Client, deque[_Request]] = {}
+        self._sent: dict[int, tuple[_Channel, _Request]] = {}
+        self._xid = 0
+
+    # -- sessions and connections --
+
+    def attach(self, session: Session) -> None:
+        """The session has a backchannel, or another connection, program or credential for it."""
+        channel = self._channels.get(session.id)
+        if channel is None:
+            channel = self._channels[session.id] = _Channel(session)
+            self._of_client.setdefault(session.client, []).append(channel)
+        channel.broken = False
+        for request in channel.requests:
+            if request is not None and request.connection is None:
+                self._send(channel, request)
+        self._pump(session.client)
+
+    def detach(self, session: Session) -> None:
+        """The session is gone; what it carried goes over another one of the client."""
+        channel = self._channels.pop(session.id, None)
+        if channel is None:
+            return
+        of_client = self._of_client[session.client]
+        of_client.remove(channel)
+        if not of_client:
+            del self._of_client[session.client]
+        for xid in [xid for xid, (other, _) in self._sent.items() if other is channel]:
+            del self._sent[xid]
+        for request in channel.requests:
+            if request is not None and request.done is not None:
+                request.number, request.connection = -1, None
+                self._waiting.setdefault(request.client, deque()).appendleft(request)
+        self._pump(session.client)
+
+    def client_lost(self, client: Client) -> None:
+        """Nobody will answer for it any more."""
+        for request in self._waiting.pop(client, ()):
+            self._end(request, None)
+        for channel in self._of_client.get(client, ()):
+            for request in channel.requests:
+                if request is not None:
+                    self._end(request, None)
+
+    def connection_lost(self, connection: Connection) -> None:
+        """What was not answered on it is sent again on another one of its session."""
+        lost = [
+            (xid, *sent) for xid, sent in self._sent.items() if sent[1].connection is connection
+        ]
+        for xid, channel, request in lost:
+            del self._sent[xid]
+            request.connection = None
+            self._send(channel, request)
+
+    def path_up(self, client: Client) -> bool:
+        """Whether a callback would reach the client as far as is known."""
+        return any(
+            not channel.broken and channel.connection() is not None
+            for channel in self._of_client.get(client, ())
+        )
+
+    # -- calls --
+
+    def call(
+        self,
+        client: Client,
+        operations: bytes,
+        count: int,
+        done: Callable[[CallbackReply | None], None],
+        referring: Sequence[Referring] = (),
+        seconds: float | None = None,
+    ) -> None:
+        """Send `count` encoded operations; `done` gets the answer, or None after `seconds`.
+
+        `done` is called once, never from in here.
+        """
+        request = _Request(client, operations, count, done, referring)
+        wait = self._service.options.callback_seconds if seconds is None else seconds
+        request.timer = self._service.timers.after(wait, lambda: self._timed_out(request))
+        self._waiting.setdefault(client, deque()).append(request)
+        self._service.count("callbacks")
+        self._pump(client)
+
+    def _timed_out(self, request: _Request) -> None:
+        self._service.count("callback_timeouts")
+        waiting = self._waiting.get(request.client)
+        if waiting is not None and request in waiting:
+            waiting.remove(request)
+        for channel in self._of_client.get(request.client, ()):
+            if request in channel.requests:
+                channel.broken = True
+        self._end(request, None)
+
+    def _end(self, request: _Request, reply: CallbackReply | None) -> None:
+        if request.timer is not None:
+            request.timer.cancel()
+        done, request.done = request.done, None
+        if done is not None:
+            done(reply)
+
+    def _pump(self, client: Client) -> None:
+        """Send what waits for a slot and a connection."""
+        waiting = self._waiting.get(client)
+        while waiting:
+            for channel in self._of_client.get(client, ()):
+                slot = channel.free_slot()
+                if slot >= 0 and not channel.broken and channel.connection() is not None:
+                    break
+            else:
+                return
+            request = waiting.popleft()
+            request.number = slot
+            channel.requests[slot] = request
+            self._send(channel, request)
+        self._waiting.pop(client, None)
+
+    def _send(self, channel: _Channel, request: _Request) -> None:
+        """In its slot, over a connection that is alive; without one it waits for `attach`."""
+        connection = channel.connection()
+        if connection is None:
+            return
+        session = channel.session
+        self._xid = (self._xid + 1) & 0xFFFFFFFF
+        out = write_call(
+            self._xid, session.cb_program, n.NFS_CB_VERSION, n.CB_COMPOUND, session.cb_auth
+        )
+        self._write_arguments(out, channel, request)
+        request.connection = connection
+        self._sent[self._xid] = (channel, request)
+        connection.send(marked(out.buffer))
+
+    @staticmethod
+    def _write_arguments(out: Writer, channel: _Channel, request: _Request) -> None:
+        """CB_COMPOUND4args: CB_SEQUENCE and what the caller wants (RFC 8881 20.2, 20.9)."""
+        session = channel.session
+        out.opaque(b"")
+        out.u32(session.minor)
+        out.u32(0)  # callback_ident, of 4.0
+        out.u32(1 + request.count)
+        out.u32(n.OP_CB_SEQUENCE)
+        number = request.number
+        highest = max(i for i, other in enumerate(channel.requests) if other is not None)
+        out.pack(_CB_SEQUENCE, session.id, channel.sequences[number], number, highest, 0)
+        by_session: dict[bytes, list[Referring]] = {}
+        for call in request.referring:
+            by_session.setdefault(call.session, []).append(call)
+        out.u32(len(by_session))
+        for identity, calls in by_session.items():
+            out.fixed(identity)
+            out.u32(len(calls))
+            for call in calls:
+                out.u32(call.sequence)
+                out.u32(call.slot)
+        out.raw(request.body)
+
+    # -- answers --
+
+    def reply(self, connection: Connection, record: bytes) -> None:
+        """A reply came. `RecordError`: it is none, drop the connection."""
+        xid, results = read_reply(record)
+        sent = self._sent.get(xid)
+        if sent is None or sent[1].connection is not connection:
+            return  # to a call that was given up with its session
+        del self._sent[xid]
+        channel, request = sent
+        request.connection = None
+        if results is None:
+            self._refused(channel, request)
+            return
+        try:
+            self._read_results(channel, request, results)
+        except XdrError as error:
+            self._refused(channel, request)
+            raise RecordError(f"callback reply: {error}") from None
+
+    def _refused(self, channel: _Channel, request: _Request) -> None:
+        """The client did not execute it: this backchannel is of no use (RFC 8881 18.46, FAULT)."""
+        channel.broken = True
+        channel.requests[request.number] = None
+        self._end(request, None)
+
+    def _read_results(self, channel: _Channel, request: _Request, results: Reader) -> None:
+        status = results.u32()
+        results.opaque(_TAG_MAX)
+        count = results.u32()
+        if count < 1 or results.u32() != n.OP_CB_SEQUENCE:
+            raise XdrError("an answer without CB_SEQUENCE")
+        sequence_status = results.u32()
+        if sequence_status == n.NFS4ERR_DELAY:
+            self._service.timers.after(DELAY_SECONDS, lambda: self._again(channel, request))
+            return
+        misordered = sequence_status in (n.NFS4ERR_SEQ_MISORDERED, n.NFS4ERR_SEQ_FALSE_RETRY)
+        if misordered and channel.sequences[request.number] != 1:
+            channel.sequences[request.number] = 1  # one side has restarted: begin the slot anew
+            self._send(channel, request)
+            return
+        if sequence_status != n.NFS4_OK:
+            log.info("a client refuses callbacks: %s", n.STATUS_NAMES.get(sequence_status))
+            self._refused(channel, request)
+            return
+        results.unpack(_CB_SEQUENCE)
+        number = request.number
+        channel.sequences[number] = (channel.sequences[number] + 1) & 0xFFFFFFFF
+        channel.requests[number] = None
+        channel.broken = False
+        self._end(request, CallbackReply(status, results))
+        self._pump(request.client)
+
+    def _again(self, channel: _Channel, request: _Request) -> None:
+        if self._channels.get(channel.session.id) is channel and request.connection is None:
+            self._send(channel, request)

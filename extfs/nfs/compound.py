@@ -1,0 +1,304 @@
+"""One COMPOUND (RFC 8881 16.2): its context, and the loop over its operations.
+
+The loop writes opcode and status of each result; an operation writes what follows. An operation
+that fails is told by `NfsError`, an error of the core or bad XDR; what it had written is taken
+back, and the COMPOUND ends there.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from extfs.nfs import constants as n
+from extfs.nfs.effects import Steps
+from extfs.nfs.errors import NfsError, status_of
+from extfs.nfs.rpc import Credential
+from extfs.nfs.xdr import Reader, Writer, XdrError
+
+if TYPE_CHECKING:
+    from extfs.nfs.clients import Client
+    from extfs.nfs.filehandles import Filehandle
+    from extfs.nfs.service import Connection, Service
+    from extfs.nfs.sessions import Session, Slot
+    from extfs.nfs.state import Stateid
+
+__all__ = ["Compound", "Handler", "Operation"]
+
+log = logging.getLogger("extfs.nfs")
+
+TAG_MAX = 1024
+_RESULT = struct.Struct(">II")
+_ERROR_ROOM = 16
+"""Bytes that the result of an operation which failed may need beyond the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """How an operation is run.
+
+    `minor`: the lowest minor version that has it. `filehandle`: "", "current" or "both" (the saved
+    one too) must be set. `reply_bytes`: its result needs that much room, checked before it is run:
+    for operations that change something and cannot be undone when the reply is too big.
+    """
+
+    handler: Handler
+    minor: int = 1
+    filehandle: str = ""
+    reply_bytes: int = 0
+
+
+Handler = Callable[["Compound", Reader, Writer], "Steps[None] | None"]
+
+# Operations of NFSv4.0 that a 4.1 server must not implement (RFC 8881 18, table of 17).
+_NOT_TO_IMPLEMENT = frozenset(
+    (
+        n.OP_OPEN_CONFIRM,
+        n.OP_RENEW,
+        n.OP_SETCLIENTID,
+        n.OP_SETCLIENTID_CONFIRM,
+        n.OP_RELEASE_LOCKOWNER,
+    )
+)
+# May stand alone, without SEQUENCE, and then must (RFC 8881 2.10.6, 18.35 to 18.37, 18.50).
+SESSIONLESS = frozenset(
+    (
+        n.OP_EXCHANGE_ID,
+        n.OP_CREATE_SESSION,
+        n.OP_BIND_CONN_TO_SESSION,
+        n.OP_DESTROY_SESSION,
+        n.OP_DESTROY_CLIENTID,
+    )
+)
+_HIGHEST = {1: n.OP_RECLAIM_COMPLETE, 2: n.OP_REMOVEXATTR}
+
+
+class Compound:
+    """The context of one COMPOUND. `out` is its result, from the status on."""
+
+    __slots__ = (
+        "arguments",
+        "client",
+        "connection",
+        "credential",
+        "current",
+        "limit",
+        "minor",
+        "op_count",
+        "op_index",
+        "out",
+        "request_bytes",
+        "saved",
+        "saved_stateid",
+        "service",
+        "session",
+        "slot",
+        "stateid",
+    )
+
+    def __init__(self, service: Service, connection: Connection, credential: Credential) -> None:
+        self.service = service
+        self.connection = connection
+        self.credential = credential
+        self.minor = 1
+        self.client: Client | None = None
+        self.session: Session | None = None
+        self.slot: Slot | None = None
+        self.current: Filehandle | None = None
+        self.saved: Filehandle | None = None
+        self.stateid: Stateid | None = None
+        self.saved_stateid: Stateid | None = None
+        self.out = Writer()
+        self.limit = service.options.sessionless_bytes
+        self.request_bytes = 0
+        self.op_count = 0
+        self.op_index = 0
+
+    # -- for operations --
+
+    def room(self) -> int:
+        """Bytes that this operation's result may still have."""
+        return self.limit - len(self.out)
+
+    def set_current(self, filehandle: Filehandle) -> None:
+        """A new current filehandle; there is no current stateid any more (RFC 8881 16.2.3.1.2)."""
+        self.current = filehandle
+        self.stateid = None
+
+    def set_stateid(self, stateid: Stateid) -> None:
+        """The operation returned this stateid: it is the current one."""
+        self.stateid = stateid
+
+    def real(self) -> Filehandle:
+        """The current filehandle; NFS4ERR_ROFS for a directory of the pseudo filesystem."""
+        filehandle = self.current
+        if filehandle is None:
+            raise NfsError(n.NFS4ERR_NOFILEHANDLE)
+        if filehandle.pseudo:
+            raise NfsError(n.NFS4ERR_ROFS)
+        return filehandle
+
+    def regular(self) -> Filehandle:
+        """The current filehandle, which must be of a regular file (RFC 8881 15.1.2.9)."""
+        filehandle = self.current
+        if filehandle is None:
+            raise NfsError(n.NFS4ERR_NOFILEHANDLE)
+        if filehandle.pseudo:
+            raise NfsError(n.NFS4ERR_ISDIR)
+        kind = self.service.fs.getattr(filehandle.ino).mode & 0o170000
+        if kind == 0o100000:
+            return filehandle
+        if kind == 0o040000:
+            raise NfsError(n.NFS4ERR_ISDIR)
+        raise NfsError(n.NFS4ERR_SYMLINK if kind == 0o120000 else n.NFS4ERR_WRONG_TYPE)
+
+    # -- the loop --
+
+    def run(self, arguments: Reader) -> Steps[bytes]:
+        """COMPOUND4args to COMPOUND4res. `XdrError`: they are none (GARBAGE_ARGS)."""
+        self.arguments = arguments
+        self.request_bytes = arguments.end
+        tag = arguments.opaque(TAG_MAX)
+        minor = arguments.u32()
+        count = arguments.u32()
+        out = self.out
+        out.u32(n.NFS4_OK)
+        out.opaque(tag)
+        counted = len(out)
+        out.u32(0)
+        if minor not in _HIGHEST:
+            out.put_u32(0, n.NFS4ERR_MINOR_VERS_MISMATCH)
+            return bytes(out.buffer)
+        self.minor = minor
+        self.op_count = count
+        status = n.NFS4_OK
+        done = 0
+        while done < count and status == n.NFS4_OK:
+            self.op_index = done
+            done += 1
+            try:
+                op = arguments.u32()
+            except XdrError:
+                out.pack(_RESULT, n.OP_ILLEGAL, n.NFS4ERR_BADXDR)
+                status = n.NFS4ERR_BADXDR
+                break
+            if op == n.OP_SEQUENCE and done == 1:
+                replay, status = self._sequence()
+                if replay is not None:
+                    return replay
+            else:
+                steps, status = self._start(op)
+                if steps is not None:
+                    status = yield from self._rest(op, steps)
+        out.put_u32(0, status)
+        out.put_u32(counted, done)
+        result = bytes(out.buffer)
+        if self.slot is not None:
+            self.service.sessions.end(self, result)
+        return result
+
+    def _sequence(self) -> tuple[bytes | None, int]:
+        """The first operation is SEQUENCE; a retransmitted request has its result already."""
+        out = self.out
+        begin = len(out)
+        out.pack(_RESULT, n.OP_SEQUENCE, n.NFS4_OK)
+        try:
+            return self.service.sessions.begin(self, self.arguments, out), n.NFS4_OK
+        except NfsError as error:
+            return None, self._failed(begin, error.status, error.body)
+        except XdrError:
+            return None, self._failed(begin, n.NFS4ERR_BADXDR)
+
+    def _start(self, op: int) -> tuple[Steps[None] | None, int]:
+        """Run the next operation; when it goes on in steps they are returned."""
+        out = self.out
+        begin = len(out)
+        operation, status = self._find(op)
+        if operation is None:
+            out.pack(_RESULT, n.OP_ILLEGAL if status == n.NFS4ERR_OP_ILLEGAL else op, status)
+            return None, status
+        out.pack(_RESULT, op, n.NFS4_OK)
+        try:
+            if operation.reply_bytes > self.limit - begin:
+                raise NfsError(self._too_big())
+            steps = operation.handler(self, self.arguments, out)
+        except (NfsError, XdrError, OSError) as error:
+            return None, self._error(op, begin, error)
+        except Exception as error:
+            return None, self._broken(op, begin, error)
+        if steps is None:
+            return None, self._fits(begin)
+        return steps, n.NFS4_OK
+
+    def _rest(self, op: int, steps: Steps[None]) -> Steps[int]:
+        out = self.out
+        begin = len(out) - _RESULT.size
+        try:
+            yield from steps
+        except (NfsError, XdrError, OSError) as error:
+            return self._error(op, begin, error)
+        except Exception as error:
+            return self._broken(op, begin, error)
+        return self._fits(begin)
+
+    def _find(self, op: int) -> tuple[Operation | None, int]:
+        """The operation, or why it is not run."""
+        operation = self.service.operations.get(op)
+        if operation is None or operation.minor > self.minor:
+            known = op in n.OPERATION_NAMES and op <= _HIGHEST[self.minor]
+            if not known:
+                return None, n.NFS4ERR_OP_ILLEGAL
+            if self.session is None and op not in SESSIONLESS:
+                return None, n.NFS4ERR_OP_NOT_IN_SESSION
+            return None, n.NFS4ERR_NOTSUPP
+        if op == n.OP_SEQUENCE:
+            return None, n.NFS4ERR_SEQUENCE_POS
+        if self.session is None:
+            if op not in SESSIONLESS:
+                return None, n.NFS4ERR_OP_NOT_IN_SESSION
+            if self.op_count != 1:
+                return None, n.NFS4ERR_NOT_ONLY_OP
+        if operation.filehandle:
+            if self.current is None:
+                return None, n.NFS4ERR_NOFILEHANDLE
+            if operation.filehandle == "both" and self.saved is None:
+                return None, n.NFS4ERR_NOFILEHANDLE
+        return operation, n.NFS4_OK
+
+    # -- failures --
+
+    def _error(self, op: int, begin: int, error: Exception) -> int:
+        if isinstance(error, NfsError):
+            return self._failed(begin, error.status, error.body)
+        if isinstance(error, XdrError):
+            return self._failed(begin, n.NFS4ERR_BADXDR)
+        assert isinstance(error, OSError)
+        status = status_of(error)
+        if status == n.NFS4ERR_IO:
+            log.warning("%s: %s", n.OPERATION_NAMES.get(op, op), error)
+        return self._failed(begin, status)
+
+    def _broken(self, op: int, begin: int, error: Exception) -> int:
+        log.error("%s failed", n.OPERATION_NAMES.get(op, op), exc_info=error)
+        self.service.count("server_faults")
+        return self._failed(begin, n.NFS4ERR_SERVERFAULT)
+
+    def _failed(self, begin: int, status: int, body: bytes = b"") -> int:
+        out = self.out
+        out.truncate(begin + 4)
+        out.u32(status)
+        out.raw(body)
+        return status
+
+    def _too_big(self) -> int:
+        cached = self.slot is not None and self.slot.cached
+        return n.NFS4ERR_REP_TOO_BIG_TO_CACHE if cached else n.NFS4ERR_REP_TOO_BIG
+
+    def _fits(self, begin: int) -> int:
+        """The result is in `out`: is there room for it (RFC 8881 2.10.6.4)?"""
+        if len(self.out) <= self.limit:
+            return n.NFS4_OK
+        return self._failed(begin, self._too_big())

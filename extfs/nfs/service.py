@@ -1,0 +1,275 @@
+"""What the server is: everything that it remembers, and the way of a record through it.
+
+No sockets, no threads, no time of its own: whoever runs it (`extfs.nfs.server`, a simulation) hands
+in records and events, runs blocking calls, and moves the clock. All methods are called in one
+thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from extfs.core import Filesystem, LayoutEvent
+from extfs.nfs import constants as n
+from extfs.nfs.callbacks import Callbacks
+from extfs.nfs.clients import ClientTable
+from extfs.nfs.compound import Compound
+from extfs.nfs.devices import Devices
+from extfs.nfs.effects import Blocking, Steps, Waiting
+from extfs.nfs.exports import Exports
+from extfs.nfs.filehandles import Filehandles
+from extfs.nfs.layouts import LayoutTable
+from extfs.nfs.lease import Lease
+from extfs.nfs.operations import OPERATIONS
+from extfs.nfs.records import Records
+from extfs.nfs.rpc import Call, RejectedError, accepted, marked, read_call
+from extfs.nfs.sessions import InProgress, Session, SessionTable
+from extfs.nfs.state import States
+from extfs.nfs.timers import Timers
+from extfs.nfs.xdr import XdrError
+
+__all__ = ["Connection", "Runner", "Service", "ServiceOptions"]
+
+log = logging.getLogger("extfs.nfs")
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """Limits and times. Bytes and seconds.
+
+    `io_bytes`: of one READ or WRITE. `sessionless_bytes`: of the result of a COMPOUND without a
+    session. `cached_bytes`: of a result that a slot keeps.
+    """
+
+    device: str = ""
+    lease_seconds: float = 90.0
+    grace_seconds: float = 90.0
+    callback_seconds: float = 10.0
+    io_bytes: int = MIB
+    sessionless_bytes: int = 4096
+    cached_bytes: int = 16384
+    slots: int = 64
+    operations: int = 128
+    clients: int = 4096
+    sessions_of_client: int = 16
+    courtesy: bool = True
+
+    @property
+    def record_bytes(self) -> int:
+        """The largest RPC record: a WRITE or READ and what stands around it."""
+        return self.io_bytes + 8192
+
+
+class Runner(Protocol):
+    """Who runs the service."""
+
+    def blocking(
+        self, call: Callable[[], Any], done: Callable[[Any, Exception | None], None]
+    ) -> None:
+        """Run `call` in another thread; then `done` with its result or its exception, in ours."""
+        ...
+
+    def timers_changed(self) -> None:
+        """`Service.timers` has an earlier time than before."""
+        ...
+
+
+class Connection:
+    """A connection of a client, whatever carries it. `peer`: its address and port."""
+
+    __slots__ = ("_close", "_send", "closed", "peer", "running", "sessions")
+
+    def __init__(
+        self,
+        peer: tuple[str, int],
+        send: Callable[[bytes], None],
+        close: Callable[[], None],
+    ) -> None:
+        self.peer = peer
+        self.closed = False
+        self.sessions: set[Session] = set()
+        self.running = 0
+        """Requests under way."""
+        self._send = send
+        self._close = close
+
+    def send(self, record: bytes) -> None:
+        """A marked record; to a connection that is closed it is lost."""
+        if not self.closed:
+            self._send(record)
+
+    def close(self) -> None:
+        """Drop it."""
+        self._close()
+
+
+class _Task:
+    """One request under way: `Service._advance` runs it from effect to effect."""
+
+    __slots__ = ("call", "connection", "steps")
+
+    def __init__(self, connection: Connection, call: Call, steps: Steps[bytes]) -> None:
+        self.connection = connection
+        self.call = call
+        self.steps = steps
+
+
+class Service:
+    """The server of one filesystem. `clock`: seconds, monotonic."""
+
+    def __init__(
+        self,
+        fs: Filesystem,
+        exports: Exports,
+        options: ServiceOptions,
+        runner: Runner,
+        clock: Callable[[], float],
+    ) -> None:
+        self.fs = fs
+        self.exports = exports
+        self.options = options
+        self.clock = clock
+        self.runner = runner
+        self.counters: Counter[str] = Counter()
+        self.operations = OPERATIONS
+        self.connections: set[Connection] = set()
+        self.timers = Timers(clock, runner.timers_changed)
+        self.records = Records(self)
+        self.epoch = self.records.epoch
+        self.filehandles = Filehandles(self)
+        self.callbacks = Callbacks(self)
+        self.clients = ClientTable(self)
+        self.sessions = SessionTable(self)
+        self.lease = Lease(self)
+        self.states = States(self)
+        self.devices = Devices(self)
+        self.layouts = LayoutTable(self)
+        self.records.restore()
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Something happened."""
+        self.counters[name] += by
+
+    # -- connections and records --
+
+    def connected(
+        self, peer: tuple[str, int], send: Callable[[bytes], None], close: Callable[[], None]
+    ) -> Connection:
+        """A client has connected."""
+        connection = Connection(peer, send, close)
+        self.connections.add(connection)
+        return connection
+
+    def disconnected(self, connection: Connection) -> None:
+        """The connection is gone."""
+        connection.closed = True
+        self.connections.discard(connection)
+        self.sessions.connection_lost(connection)
+        self.callbacks.connection_lost(connection)
+
+    def receive(self, connection: Connection, record: bytes) -> None:
+        """A record came. `rpc.RecordError`: drop the connection."""
+        try:
+            call = read_call(record)
+        except RejectedError as rejected:
+            self.count("rpc_rejected")
+            connection.send(marked(rejected.reply))
+            return
+        if call is None:
+            self.callbacks.reply(connection, record)
+        elif call.procedure == n.NFSPROC4_NULL:
+            connection.send(marked(accepted(call.xid)))
+        else:
+            compound = Compound(self, connection, call.credential)
+            task = _Task(connection, call, compound.run(call.arguments))
+            connection.running += 1
+            self._advance(task, None, None)
+
+    def _advance(self, task: _Task, value: Any, error: Exception | None) -> None:
+        """Run a request up to its next effect, or its end."""
+        try:
+            wanted = task.steps.send(value) if error is None else task.steps.throw(error)
+        except StopIteration as end:
+            self._finish(task, accepted(task.call.xid) + end.value)
+        except InProgress:
+            self.count("retransmissions_dropped")
+            self._finish(task, None)
+        except XdrError:
+            self.count("garbage_arguments")
+            self._finish(task, accepted(task.call.xid, n.RPC_GARBAGE_ARGS))
+        except Exception:
+            log.exception("a request failed")
+            self.count("server_faults")
+            self._finish(task, accepted(task.call.xid, n.RPC_SYSTEM_ERR))
+        else:
+            if isinstance(wanted, Blocking):
+                self.runner.blocking(
+                    wanted.call, lambda result, failed: self._advance(task, result, failed)
+                )
+            else:
+                self._wait(task, wanted)
+
+    def _wait(self, task: _Task, waiting: Waiting) -> None:
+        def resume() -> None:
+            timer.cancel()
+            waiting.resume = None
+            self._advance(task, waiting.woken, None)
+
+        timer = self.timers.after(0 if waiting.woken else waiting.seconds, resume)
+        if not waiting.woken:
+            waiting.resume = resume
+
+    def _finish(self, task: _Task, reply: bytes | None) -> None:
+        task.connection.running -= 1
+        if reply is not None:
+            task.connection.send(marked(reply))
+
+    def run_steps(self, steps: Steps[Any], done: Callable[[Any, Exception | None], None]) -> None:
+        """Run steps that belong to no request."""
+        self._advance_steps(steps, None, None, done)
+
+    def _advance_steps(
+        self,
+        steps: Steps[Any],
+        value: Any,
+        error: Exception | None,
+        done: Callable[[Any, Exception | None], None],
+    ) -> None:
+        try:
+            wanted = steps.send(value) if error is None else steps.throw(error)
+        except StopIteration as end:
+            done(end.value, None)
+            return
+        except Exception as failed:
+            done(None, failed)
+            return
+
+        def go_on(result: Any, failed: Exception | None) -> None:
+            self._advance_steps(steps, result, failed, done)
+
+        if isinstance(wanted, Blocking):
+            self.runner.blocking(wanted.call, go_on)
+            return
+        waiting = wanted
+
+        def resume() -> None:
+            timer.cancel()
+            waiting.resume = None
+            go_on(waiting.woken, None)
+
+        timer = self.timers.after(0 if waiting.woken else waiting.seconds, resume)
+        if not waiting.woken:
+            waiting.resume = resume
+
+    # -- the core's events --
+
+    def layout_event(self, event: LayoutEvent) -> None:
+        """An event of the core about a holder, which may be a client of ours or not."""
+        self.layouts.core_event(event)
+        self.states.core_event(event)
