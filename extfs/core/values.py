@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from extfs.core.native import ffi
 
@@ -102,9 +103,11 @@ class Stats:
     running_xid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """Attributes of an inode. `size` in bytes (a directory: entries), `blocks` in device blocks."""
+class Stat(NamedTuple):
+    """Attributes of an inode. `size` in bytes (a directory: entries), `blocks` in device blocks.
+
+    A tuple in the order of struct extfs_stat, because it is made for every request of a client.
+    """
 
     ino: int
     generation: int
@@ -130,13 +133,15 @@ class Stat:
     xattrs: int
 
 
-STAT_FIELDS = tuple(Stat.__dataclass_fields__)
+_STAT = struct.Struct("=Q6I2Q4q4I3Q2I")
+if ffi.sizeof("struct extfs_stat") != _STAT.size:
+    raise ImportError("struct extfs_stat is not what extfs.core.Stat says")
 STATS_FIELDS = tuple(Stats.__dataclass_fields__)
 
 
 def stat_of(raw: Any) -> Stat:
     """From a struct extfs_stat."""
-    return Stat(*[getattr(raw, name) for name in STAT_FIELDS])
+    return Stat._make(_STAT.unpack(ffi.buffer(raw)))
 
 
 @dataclass(frozen=True, slots=True)
