@@ -11,7 +11,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from extfs.core import Filesystem, LayoutEvent
 from extfs.nfs import constants as n
@@ -19,20 +18,20 @@ from extfs.nfs.callbacks import Callbacks
 from extfs.nfs.clients import ClientTable
 from extfs.nfs.compound import Compound
 from extfs.nfs.devices import Devices
-from extfs.nfs.effects import Blocking, Steps, Waiting
+from extfs.nfs.driver import Driver, Runner
 from extfs.nfs.exports import Exports
 from extfs.nfs.filehandles import Filehandles
 from extfs.nfs.layouts import LayoutTable
 from extfs.nfs.lease import Lease
 from extfs.nfs.operations import OPERATIONS
 from extfs.nfs.records import Records
-from extfs.nfs.rpc import Call, RejectedError, accepted, marked, read_call
+from extfs.nfs.rpc import RejectedError, accepted, marked, read_call
 from extfs.nfs.sessions import InProgress, Session, SessionTable
 from extfs.nfs.state import States
 from extfs.nfs.timers import Timers
 from extfs.nfs.xdr import XdrError
 
-__all__ = ["Connection", "Runner", "Service", "ServiceOptions"]
+__all__ = ["Connection", "Service", "ServiceOptions"]
 
 log = logging.getLogger("extfs.nfs")
 
@@ -66,20 +65,6 @@ class ServiceOptions:
         return self.io_bytes + 8192
 
 
-class Runner(Protocol):
-    """Who runs the service."""
-
-    def blocking(
-        self, call: Callable[[], Any], done: Callable[[Any, Exception | None], None]
-    ) -> None:
-        """Run `call` in another thread; then `done` with its result or its exception, in ours."""
-        ...
-
-    def timers_changed(self) -> None:
-        """`Service.timers` has an earlier time than before."""
-        ...
-
-
 class Connection:
     """A connection of a client, whatever carries it. `peer`: its address and port."""
 
@@ -109,17 +94,6 @@ class Connection:
         self._close()
 
 
-class _Task:
-    """One request under way: `Service._advance` runs it from effect to effect."""
-
-    __slots__ = ("call", "connection", "steps")
-
-    def __init__(self, connection: Connection, call: Call, steps: Steps[bytes]) -> None:
-        self.connection = connection
-        self.call = call
-        self.steps = steps
-
-
 class Service:
     """The server of one filesystem. `clock`: seconds, monotonic."""
 
@@ -140,6 +114,7 @@ class Service:
         self.operations = OPERATIONS
         self.connections: set[Connection] = set()
         self.timers = Timers(clock, runner.timers_changed)
+        self.driver = Driver(runner, self.timers)
         self.records = Records(self)
         self.epoch = self.records.epoch
         self.filehandles = Filehandles(self)
@@ -187,85 +162,29 @@ class Service:
             connection.send(marked(accepted(call.xid)))
         else:
             compound = Compound(self, connection, call.credential)
-            task = _Task(connection, call, compound.run(call.arguments))
             connection.running += 1
-            self._advance(task, None, None)
+            self.driver.run(
+                compound.run(call.arguments),
+                lambda result, error: self._finish(connection, call.xid, result, error),
+            )
 
-    def _advance(self, task: _Task, value: Any, error: Exception | None) -> None:
-        """Run a request up to its next effect, or its end."""
-        try:
-            wanted = task.steps.send(value) if error is None else task.steps.throw(error)
-        except StopIteration as end:
-            self._finish(task, accepted(task.call.xid) + end.value)
-        except InProgress:
-            self.count("retransmissions_dropped")
-            self._finish(task, None)
-        except XdrError:
-            self.count("garbage_arguments")
-            self._finish(task, accepted(task.call.xid, n.RPC_GARBAGE_ARGS))
-        except Exception:
-            log.exception("a request failed")
-            self.count("server_faults")
-            self._finish(task, accepted(task.call.xid, n.RPC_SYSTEM_ERR))
-        else:
-            if isinstance(wanted, Blocking):
-                self.runner.blocking(
-                    wanted.call, lambda result, failed: self._advance(task, result, failed)
-                )
-            else:
-                self._wait(task, wanted)
-
-    def _wait(self, task: _Task, waiting: Waiting) -> None:
-        def resume() -> None:
-            timer.cancel()
-            waiting.resume = None
-            self._advance(task, waiting.woken, None)
-
-        timer = self.timers.after(0 if waiting.woken else waiting.seconds, resume)
-        if not waiting.woken:
-            waiting.resume = resume
-
-    def _finish(self, task: _Task, reply: bytes | None) -> None:
-        task.connection.running -= 1
-        if reply is not None:
-            task.connection.send(marked(reply))
-
-    def run_steps(self, steps: Steps[Any], done: Callable[[Any, Exception | None], None]) -> None:
-        """Run steps that belong to no request."""
-        self._advance_steps(steps, None, None, done)
-
-    def _advance_steps(
-        self,
-        steps: Steps[Any],
-        value: Any,
-        error: Exception | None,
-        done: Callable[[Any, Exception | None], None],
+    def _finish(
+        self, connection: Connection, xid: int, result: bytes | None, error: Exception | None
     ) -> None:
-        try:
-            wanted = steps.send(value) if error is None else steps.throw(error)
-        except StopIteration as end:
-            done(end.value, None)
-            return
-        except Exception as failed:
-            done(None, failed)
-            return
-
-        def go_on(result: Any, failed: Exception | None) -> None:
-            self._advance_steps(steps, result, failed, done)
-
-        if isinstance(wanted, Blocking):
-            self.runner.blocking(wanted.call, go_on)
-            return
-        waiting = wanted
-
-        def resume() -> None:
-            timer.cancel()
-            waiting.resume = None
-            go_on(waiting.woken, None)
-
-        timer = self.timers.after(0 if waiting.woken else waiting.seconds, resume)
-        if not waiting.woken:
-            waiting.resume = resume
+        """A COMPOUND has ended, with its result or in an error of its own."""
+        connection.running -= 1
+        if error is None:
+            assert result is not None
+            connection.send(marked(accepted(xid) + result))
+        elif isinstance(error, InProgress):
+            self.count("retransmissions_dropped")  # it is answered when it ends
+        elif isinstance(error, XdrError):
+            self.count("garbage_arguments")
+            connection.send(marked(accepted(xid, n.RPC_GARBAGE_ARGS)))
+        else:
+            log.error("a request failed", exc_info=error)
+            self.count("server_faults")
+            connection.send(marked(accepted(xid, n.RPC_SYSTEM_ERR)))
 
     # -- the core's events --
 

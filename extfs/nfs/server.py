@@ -1,0 +1,307 @@
+"""The sockets and threads of the layout server.
+
+Each connection has a task that receives; what is answered at once is sent at once, by the task that
+received it, and what the socket does not take is sent by a task of its own. A client that does not
+read its replies, or sends more than `ServerOptions.running` requests at a time, is not read from
+until it has caught up (back pressure); one that leaves records half sent costs no more than a
+record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from extfs.core import Filesystem, LayoutEvent
+from extfs.nfs.driver import Done
+from extfs.nfs.exports import Exports
+from extfs.nfs.rpc import RecordError, RecordReader
+from extfs.nfs.service import Connection, Service, ServiceOptions
+
+__all__ = ["Server", "ServerOptions"]
+
+log = logging.getLogger("extfs.nfs")
+
+_RECEIVE_BYTES = 1 << 18
+_BATCH = 32
+"""Receives in a row before other tasks get a turn."""
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """`listen`: addresses and ports. `backlog_bytes`: replies that one client has not read yet."""
+
+    listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 2049),)
+    connections: int = 1024
+    running: int = 128
+    backlog_bytes: int = 8 << 20
+    threads: int = 16
+
+
+class _Peer:
+    """A connection's socket, and what could not be sent yet."""
+
+    def __init__(self, server: Server, sock: socket.socket, address: tuple[str, int]) -> None:
+        self.server = server
+        self.sock = sock
+        self.queue: deque[memoryview] = deque()
+        self.queued = 0
+        self.sending = False
+        self.scope = trio.CancelScope()
+        self.room = trio.Event()
+        self.used = trio.current_time()
+        self.connection: Connection = server.service.connected(address, self.send, self.close)
+
+    def close(self) -> None:
+        """End the connection's task."""
+        self.scope.cancel()
+
+    def send(self, record: bytes) -> None:
+        """Send now what the socket takes; the rest later."""
+        if not self.sending:
+            try:
+                sent = self.sock.send(record)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.close()
+                return
+            if sent == len(record):
+                return
+            self.sending = True
+            self._queue(memoryview(record)[sent:])
+            self.server.start(self._send_rest)
+            return
+        self._queue(memoryview(record))
+
+    def _queue(self, record: memoryview) -> None:
+        self.queue.append(record)
+        self.queued += len(record)
+        if self.queued > 2 * self.server.options.backlog_bytes:
+            log.info("%s:%d does not read; dropped", *self.connection.peer)
+            self.close()
+
+    async def _send_rest(self) -> None:
+        try:
+            while self.queue and not self.connection.closed:
+                await trio.lowlevel.wait_writable(self.sock)
+                with contextlib.suppress(BlockingIOError):
+                    while self.queue:
+                        sent = self.sock.send(self.queue[0])
+                        self.queued -= sent
+                        if sent == len(self.queue[0]):
+                            self.queue.popleft()
+                        else:
+                            self.queue[0] = self.queue[0][sent:]
+                self.room.set()
+        except (OSError, trio.ClosedResourceError):
+            self.close()
+        finally:
+            self.sending = False
+
+    def crowded(self) -> bool:
+        """Whether to stop reading from it."""
+        options = self.server.options
+        return self.queued > options.backlog_bytes or self.connection.running >= options.running
+
+    async def receive(self) -> None:
+        """Until the connection ends."""
+        reader = RecordReader(self.server.service.options.record_bytes)
+        buffer = self.server.buffer
+        view = memoryview(buffer)
+        batch = 0
+        while True:
+            try:
+                count = self.sock.recv_into(buffer)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.sock)
+                batch = 0
+                continue
+            if not count:
+                return
+            for record in reader.feed(view[:count]):
+                self.server.service.receive(self.connection, record)
+            while self.crowded():
+                self.room = trio.Event()
+                await self.room.wait()
+            batch += 1
+            if batch == _BATCH:
+                batch = 0
+                self.used = trio.current_time()
+                await trio.lowlevel.checkpoint()
+
+
+class Server:
+    """The layout server of one filesystem. `run` is its task; `listening` is then where it is."""
+
+    def __init__(
+        self,
+        fs: Filesystem,
+        exports: Exports,
+        options: ServerOptions,
+        service_options: ServiceOptions,
+    ) -> None:
+        """Reads the durable records: blocks. OSError: they cannot be read or written."""
+        self.options = options
+        self.buffer = bytearray(_RECEIVE_BYTES)
+        self._nursery: trio.Nursery | None = None
+        self._limiter: trio.CapacityLimiter | None = None
+        self._timers = trio.Event()
+        self._peers: set[_Peer] = set()
+        self.listening: list[tuple[str, int]] = []
+        self.service = Service(fs, exports, service_options, self, time.monotonic)
+
+    # -- what the service asks for (driver.Runner) --
+
+    def blocking(self, call: Callable[[], Any], done: Done) -> None:
+        """Run `call` in a thread."""
+        self.start(self._blocking, call, done)
+
+    def timers_changed(self) -> None:
+        """Wake the task that waits for the next timer."""
+        self._timers.set()
+
+    def start(self, task: Callable[..., Any], *args: Any) -> None:
+        """Run a task as long as the server runs."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *args)
+
+    async def _blocking(self, call: Callable[[], Any], done: Done) -> None:
+        try:
+            result = await trio.to_thread.run_sync(call, limiter=self._limiter)
+        except Exception as error:
+            done(None, error)
+        else:
+            done(result, None)
+        self._let_go_on()
+
+    def _let_go_on(self) -> None:
+        for peer in self._peers:
+            if not peer.room.is_set() and not peer.crowded():
+                peer.room.set()
+
+    # -- events of the core --
+
+    def layout_event(self, event: LayoutEvent) -> None:
+        """An event of a layout holder, from the task that takes them all."""
+        self.service.layout_event(event)
+
+    def status(self) -> dict[str, Any]:
+        """For /.extfs/status. From any thread."""
+        return {
+            "listening": [f"{host}:{port}" for host, port in self.listening],
+            "connections": len(self._peers),
+            **self.service.status(),
+        }
+
+    # -- running --
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. OSError: an address cannot be listened on."""
+        self._limiter = trio.CapacityLimiter(self.options.threads)
+        with contextlib.ExitStack() as sockets:
+            listeners = [
+                sockets.enter_context(self._listener(*address)) for address in self.options.listen
+            ]
+            self.listening = [listener.getsockname()[:2] for listener in listeners]
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._run_timers)
+                for listener in listeners:
+                    nursery.start_soon(self._accept, listener)
+                task_status.started()
+
+    @staticmethod
+    def _listener(host: str, port: int) -> socket.socket:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((host, port))
+            listener.listen(256)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    async def _run_timers(self) -> None:
+        timers = self.service.timers
+        while True:
+            self._timers = trio.Event()
+            due = timers.next_due()
+            if due is None:
+                await self._timers.wait()
+            else:
+                with trio.move_on_after(max(0.0, due - time.monotonic())):
+                    await self._timers.wait()
+            timers.run()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                sock, address = listener.accept()
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    continue  # the peer was gone before it was accepted
+                log.warning("a connection could not be accepted: %s", error.strerror)
+                self._drop_idle()
+                await trio.sleep(0.1)
+                continue
+            self._admit(sock, (address[0], address[1]))
+
+    def _admit(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        if len(self._peers) >= self.options.connections and not self._drop_idle():
+            log.info("%s:%d: too many connections", *address)
+            self.service.count("connections_refused")
+            sock.close()
+            return
+        peer = _Peer(self, sock, address)
+        self._peers.add(peer)
+        self.start(self._serve, peer)
+
+    def _drop_idle(self) -> bool:
+        """Make room: drop the connection without a session that has been idle the longest."""
+        idle = [peer for peer in self._peers if not peer.connection.sessions]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda peer: peer.used)
+        self.service.count("connections_dropped")
+        self._peers.discard(oldest)
+        oldest.close()
+        return True
+
+    async def _serve(self, peer: _Peer) -> None:
+        try:
+            with peer.scope:
+                await peer.receive()
+        except RecordError as error:
+            self.service.count("records_refused")
+            log.info("%s:%d dropped: %s", *peer.connection.peer, error)
+        except OSError:
+            pass  # reset by the peer
+        finally:
+            self._peers.discard(peer)
+            self.service.disconnected(peer.connection)
+            peer.room.set()
+            trio.lowlevel.notify_closing(peer.sock)
+            peer.sock.close()
