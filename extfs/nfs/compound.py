@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from extfs.nfs import constants as n
+from extfs.nfs import credentials
 from extfs.nfs.effects import Steps
 from extfs.nfs.errors import NfsError, status_of
 from extfs.nfs.rpc import Credential
@@ -131,6 +132,14 @@ class Compound:
     def set_stateid(self, stateid: Stateid) -> None:
         """The operation returned this stateid: it is the current one."""
         self.stateid = stateid
+
+    def user(self) -> Credential:
+        """Who calls, after the squash of the current export."""
+        return credentials.user(self)
+
+    def writable(self) -> None:
+        """NFS4ERR_ROFS where nothing may be changed."""
+        credentials.writable(self)
 
     def real(self) -> Filehandle:
         """The current filehandle; NFS4ERR_ROFS for a directory of the pseudo filesystem."""

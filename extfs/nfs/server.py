@@ -88,7 +88,7 @@ class _Peer:
         self.queue.append(record)
         self.queued += len(record)
         if self.queued > 2 * self.server.options.backlog_bytes:
-            log.info("%s:%d does not read; dropped", *self.connection.peer)
+            log.info("%s:%d does not read; dropped", self.connection.host, self.connection.port)
             self.close()
 
     async def _send_rest(self) -> None:
@@ -125,6 +125,7 @@ class _Peer:
                 count = self.sock.recv_into(buffer)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.sock)
+                self.used = trio.current_time()
                 batch = 0
                 continue
             if not count:
@@ -137,7 +138,6 @@ class _Peer:
             batch += 1
             if batch == _BATCH:
                 batch = 0
-                self.used = trio.current_time()
                 await trio.lowlevel.checkpoint()
 
 
@@ -296,7 +296,7 @@ class Server:
                 await peer.receive()
         except RecordError as error:
             self.service.count("records_refused")
-            log.info("%s:%d dropped: %s", *peer.connection.peer, error)
+            log.info("%s:%d dropped: %s", peer.connection.host, peer.connection.port, error)
         except OSError:
             pass  # reset by the peer
         finally:

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from extfs.core import Filesystem, LayoutEvent
 from extfs.nfs import constants as n
@@ -66,9 +67,9 @@ class ServiceOptions:
 
 
 class Connection:
-    """A connection of a client, whatever carries it. `peer`: its address and port."""
+    """A connection of a client, whatever carries it, from `host` (numeric) and `port`."""
 
-    __slots__ = ("_close", "_send", "closed", "peer", "running", "sessions")
+    __slots__ = ("_close", "_send", "closed", "host", "port", "running", "sessions")
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class Connection:
         send: Callable[[bytes], None],
         close: Callable[[], None],
     ) -> None:
-        self.peer = peer
+        self.host, self.port = peer
         self.closed = False
         self.sessions: set[Session] = set()
         self.running = 0
@@ -117,7 +118,7 @@ class Service:
         self.driver = Driver(runner, self.timers)
         self.records = Records(self)
         self.epoch = self.records.epoch
-        self.filehandles = Filehandles(self)
+        self.filehandles = Filehandles(fs, exports, self.records.secret)
         self.callbacks = Callbacks(self)
         self.clients = ClientTable(self)
         self.sessions = SessionTable(self)
@@ -185,6 +186,17 @@ class Service:
             log.error("a request failed", exc_info=error)
             self.count("server_faults")
             connection.send(marked(accepted(xid, n.RPC_SYSTEM_ERR)))
+
+    def status(self) -> dict[str, Any]:
+        """For /.extfs/status and ``extfs clients``. From any thread: it may be a moment old."""
+        return {
+            "epoch": self.epoch,
+            "lease": self.lease.status(),
+            "clients": self.clients.status(),
+            "states": self.states.status(),
+            "layouts": self.layouts.status(),
+            "counters": dict(self.counters),
+        }
 
     # -- the core's events --
 
