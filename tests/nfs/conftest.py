@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from nfs.wire import Runner, Session, Wire, make_service
 
 from extfs.core import Filesystem, SimDevice, mkfs
 from extfs.nfs.service import Service
+from nfs.wire import Runner, Session, Wire, make_service
 
 DEVICE_BYTES = 64 << 20
 
