@@ -200,10 +200,8 @@ static unsigned write_flags(const struct bridge *b, const struct fuse_write_in *
 	if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
 		flags |= FILE_F_KILL_PRIV;
 	/* Pages that the kernel writes back have nobody who could be told EBUSY. */
-	if (in->write_flags & FUSE_WRITE_CACHE)
-		flags |= FILE_F_WRITEBACK;
-	else if (in->flags & O_NONBLOCK)
-		flags |= FILE_F_NOWAIT;
+	if (!(in->write_flags & FUSE_WRITE_CACHE) && (in->flags & O_NONBLOCK))
+		flags |= FILE_F_NOPIN;
 	return flags;
 }
 

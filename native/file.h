@@ -20,6 +20,14 @@
  *  4. Shared blocks are never written in place: new blocks, then the mapping is swapped under a MAP
  *     segment.
  *  5. The size grows in the transaction that converts, after the data is on the device.
+ *
+ * FILE_F_NOWAIT, of READ, WRITE, TRUNCATE, FALLOCATE, COPY, DEDUPE, EXCHANGE, COLLAPSE and INSERT: the
+ * operation waits for the device, the journal and other operations that wait for no more than these, and
+ * never for a holder of grants. Where it would, it asks the holders in its way to return what it needs,
+ * and ends with -EAGAIN. Then nothing was changed, seen through the file or on a second attempt: all its
+ * segments, in the kinds that it needs to the end, are acquired before its first change; only zeros behind
+ * EOF may have been written, which nobody sees. So it ends with -EAGAIN or runs to its end, and an
+ * operation of many transactions never stops between two of them because of a holder.
  */
 #ifndef EXTFS_FILE_H
 #define EXTFS_FILE_H
@@ -40,8 +48,8 @@ enum file_op_kind {
 #define FILE_F_DATASYNC 0x8u   /* fsync: times may be left out */
 #define FILE_F_NOATIME 0x10u
 #define FILE_F_PRIV_KILLED 0x20u /* set by the operation: KILL_PRIV found something to clear */
-#define FILE_F_WRITEBACK 0x40u   /* WRITE: pages of a mapping that the kernel writes back */
-#define FILE_F_NOWAIT 0x80u      /* WRITE: -EBUSY instead of waiting for a pinned range */
+#define FILE_F_NOPIN 0x40u       /* WRITE: -EBUSY instead of waiting for a pinned range */
+#define FILE_F_NOWAIT 0x80u      /* -EAGAIN instead of waiting for a holder; see below */
 #define FILE_F_CLONE 0x100u      /* COPY: share or fail: -EINVAL unless both offsets, and len or the source's end, are whole blocks */
 
 #define FALLOC_KEEP_SIZE 0x1u

@@ -75,6 +75,21 @@ int range_shared(struct inode *in, fileblk_t b0, fileblk_t b1, bool *shared)
 	return 0;
 }
 
+int range_written(struct inode *in, fileblk_t b0, fileblk_t b1, bool *written)
+{
+	*written = true;
+	while (b0 < b1 && *written) {
+		struct extent ext;
+		int rc = extmap_lookup(in, FORK_DATA, b0, b1 - b0, &ext);
+
+		if (rc < 0)
+			return rc;
+		*written = ext.state == EXT_WRITTEN;
+		b0 += ext.len;
+	}
+	return 0;
+}
+
 enum step write_begin(struct file_run *r, struct inode *in, uint64_t off, uint64_t end,
 		      const void *buf,
 		      bool grow, unsigned touch, step_fn then)
@@ -157,8 +172,9 @@ static enum step write_look(struct file_run *r)
 		return write_over(r, rc);
 	xassert(!l.shared || may_remap(r, w->in));
 	/* Only the first look of a write parks here: nothing is allocated yet, and it looks again. */
-	if (l.unwritten && may_convert(r, w->in) == ERR_PARKED)
-		return STEP_PARKED;
+	rc = l.unwritten ? may_convert(r, w->in) : 0;
+	if (rc)
+		return rc == ERR_PARKED ? STEP_PARKED : write_over(r, rc);
 	if (l.eof_written && shrink_pending(w->in))
 		w->settle_xid = MAX(w->settle_xid, w->in->shrink_xid);
 	w->unwritten = l.unwritten;

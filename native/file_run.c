@@ -186,6 +186,8 @@ void run_resume(struct op *op)
 
 	if (atomic_load_explicit(&r->cancelled, memory_order_acquire))
 		err = -EINTR;
+	if (unlikely(r->seg[0].stalled))
+		seg_stall(r->seg_in[0], &r->seg[0], false);
 	if (unlikely(err)) {
 		r->fop->result = err;
 		run_finish(r);
@@ -212,7 +214,11 @@ enum step run_acquire(struct file_run *r, unsigned i, enum seg_kind kind, uint64
 	s->end = end;
 	s->op = &r->fop->op;
 	s->holder = r->fop->layout ? r->fop->layout->holder : 0;
+	s->nowait = r->fop->flags & FILE_F_NOWAIT;
 	rc = seg_acquire(r->seg_in[i], s);
+	/* Resumed in this thread only: it is still parked, or will be held, as far as others can see. */
+	if (rc == ERR_PARKED && i == 1)
+		seg_stall(r->seg_in[0], &r->seg[0], true);
 	if (rc == ERR_PARKED)
 		return STEP_PARKED;
 	if (rc)

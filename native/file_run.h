@@ -246,6 +246,8 @@ enum step write_begin(struct file_run *r, struct inode *in, uint64_t off, uint64
 		      bool grow, unsigned touch, step_fn then);
 /* Is any written block of [b0, b1) shared? fs->lock held. */
 int range_shared(struct inode *in, fileblk_t b0, fileblk_t b1, bool *shared);
+/* Is every block of [b0, b1) written? fs->lock held. */
+int range_written(struct inode *in, fileblk_t b0, fileblk_t b1, bool *written);
 /* file_tail.c. Zero the written bytes past EOF in its block when EOF is about to move up to `to`
  * (or a write to begin there). Within the same block only if asked: a write that begins there does
  * it itself. */

@@ -112,7 +112,25 @@ static enum step write_again(struct file_run *r, enum seg_kind kind)
 	return STEP_NEXT;
 }
 
-/* Segment held, and its range is right: privileges, sharing, tail. */
+/* What write_look() would find later, when privileges are gone: that the map changes. 0: the segment
+ * allows all that is to come. */
+static int convert_early(struct file_run *r)
+{
+	struct file_op *fop = r->fop;
+	bool written;
+	int rc;
+
+	if (r->seg[0].kind != SEG_WRITE_IO)
+		return 0;
+	fs_rdlock(r->fs);
+	rc = range_written(fop->in, block_floor(fop->offset), block_ceil(fop->offset + fop->len), &written);
+	fs_unlock(r->fs);
+	if (rc || written)
+		return rc;
+	return seg_change(fop->in, &r->seg[0], SEG_WRITE_MAP);
+}
+
+/* Segment held, and its range is right: sharing, privileges, tail. */
 static enum step write_prepare(struct file_run *r)
 {
 	struct file_op *fop = r->fop;
@@ -122,11 +140,6 @@ static enum step write_prepare(struct file_run *r)
 	enum step s;
 	int rc;
 
-	s = run_kill_priv(r, in);
-	if (s != STEP_NEXT)
-		return s;
-	if (r->err)
-		return run_end(r, r->err);
 	if (r->kind != SEG_MAP) {
 		fs_rdlock(r->fs);
 		rc = range_shared(in, block_floor(r->seg[0].start), block_ceil(end), &shared);
@@ -136,6 +149,16 @@ static enum step write_prepare(struct file_run *r)
 		if (shared)
 			return write_again(r, SEG_MAP);
 	}
+	if ((fop->flags & FILE_F_NOWAIT) && (fop->flags & FILE_F_KILL_PRIV)) {
+		rc = convert_early(r);
+		if (rc)
+			return rc == ERR_PARKED ? STEP_PARKED : run_end(r, rc);
+	}
+	s = run_kill_priv(r, in);
+	if (s != STEP_NEXT)
+		return s;
+	if (r->err)
+		return run_end(r, r->err);
 	return tail_begin(r, in, fop->offset, false, write_general);
 }
 
@@ -207,7 +230,7 @@ static enum step write_acquire(struct file_run *r)
 		start = block_floor(r->low) << BLOCK_SHIFT;
 		end = UINT64_MAX;
 	}
-	if (unlikely(fop->flags & FILE_F_NOWAIT) && pinned(fop->in, start, end))
+	if (unlikely(fop->flags & FILE_F_NOPIN) && pinned(fop->in, start, end))
 		return run_end(r, -EBUSY);
 	r->step = write_locked;
 	return run_acquire(r, 0, r->kind, start, end);

@@ -37,6 +37,8 @@ struct seg_tree {
 	uint32_t present;
 	struct seg *queue_head, *queue_tail;
 	uint64_t arrivals, priorities;
+	unsigned nowait;  /* parked ones that do not wait for holders */
+	unsigned stalled; /* held ones whose operation waits elsewhere */
 };
 
 /* ---- the table ------------------------------------------------------------------------------ */
@@ -300,6 +302,8 @@ static void take_out(struct seg_tree *st, struct seg *s)
 
 		*root = treap_remove(*root, s, BY_HOLDER);
 	}
+	st->stalled -= s->stalled;
+	s->stalled = false;
 	s->state = SEG_IDLE;
 }
 
@@ -330,6 +334,8 @@ static void tell_grants(struct inode *in, struct seg *s)
 	}
 }
 
+static void fail_nowait(struct inode *in);
+
 static void park(struct inode *in, struct seg *s, bool front)
 {
 	struct seg_tree *st = in->segs;
@@ -340,7 +346,10 @@ static void park(struct inode *in, struct seg *s, bool front)
 	*(s->queue_prev ? &s->queue_prev->queue_next : &st->queue_head) = s;
 	*(s->queue_next ? &s->queue_next->queue_prev : &st->queue_tail) = s;
 	s->state = SEG_PARKED;
+	st->nowait += s->nowait;
 	tell_grants(in, s);
+	if (s->recalled)
+		fail_nowait(in);
 }
 
 static void unpark(struct inode *in, struct seg *s)
@@ -351,6 +360,7 @@ static void unpark(struct inode *in, struct seg *s)
 	*(s->queue_next ? &s->queue_next->queue_prev : &st->queue_tail) = s->queue_prev;
 	s->queue_prev = s->queue_next = NULL;
 	s->state = SEG_IDLE;
+	st->nowait -= s->nowait;
 	if (s->recalled)
 		hooks_of(in)->unpark(in, s);
 	s->recalled = false;
@@ -373,6 +383,74 @@ static void wake_queue(struct inode *in, uint64_t start, uint64_t end)
 		/* From here on the segment belongs to the thread of its op. */
 		ioctx_wake(q->op);
 	}
+}
+
+/* ---- who does not wait ---------------------------------------------------------------------- */
+
+static bool grant_clashes(const struct seg_tree *st, const struct seg *s)
+{
+	uint32_t foes = foes_of[s->kind] & st->present & ~((1u << SEG_FIRST_GRANT) - 1);
+
+	for (; foes; foes &= foes - 1)
+		if (foe_of_kind(st, s, (unsigned)__builtin_ctz(foes), NULL))
+			return true;
+	return false;
+}
+
+static bool stalled_clashes(const struct seg_tree *st, const struct seg *s)
+{
+	uint32_t foes = foes_of[s->kind] & st->present & ((1u << SEG_FIRST_GRANT) - 1);
+
+	if (!st->stalled)
+		return false;
+	for (; foes; foes &= foes - 1) {
+		unsigned kind = (unsigned)__builtin_ctz(foes);
+
+		for (struct seg *h = NULL; (h = foe_of_kind(st, s, kind, h));)
+			if (h->stalled)
+				return true;
+	}
+	return false;
+}
+
+/* Would s, parked behind all of the queue up to `stop`, wait for a holder? Of one that it is parked behind it is not asked what
+ * that one is parked behind: that anybody before it waits for a holder is enough. */
+static bool waits_for_holder(const struct seg_tree *st, const struct seg *s, const struct seg *stop)
+{
+	bool somebody = st->stalled > 0, behind = false;
+
+	if (grant_clashes(st, s) || stalled_clashes(st, s))
+		return true;
+	for (const struct seg *q = st->queue_head; q != stop; q = q->queue_next) {
+		somebody |= q->recalled;
+		behind |= clash(q, s);
+	}
+	return somebody && behind;
+}
+
+/* Somebody who is held or parked has begun to wait for a holder: out of the queue with those who would wait for him. The grants
+ * in their way stay recalled. */
+static void fail_nowait(struct inode *in)
+{
+	struct seg_tree *st = in->segs;
+	uint64_t low = UINT64_MAX, high = 0;
+	struct seg *next;
+
+	if (!st->nowait)
+		return;
+	for (struct seg *q = st->queue_head; q; q = next) {
+		next = q->queue_next;
+		if (!q->nowait || !waits_for_holder(st, q, q))
+			continue;
+		unpark(in, q);
+		low = MIN(low, q->start);
+		high = MAX(high, q->end);
+		q->err = -EAGAIN;
+		tell_grants(in, q);
+		ioctx_wake(q->op);
+	}
+	if (low < high)
+		wake_queue(in, low, high);
 }
 
 /* ---- segments of operations ----------------------------------------------------------------- */
@@ -415,6 +493,9 @@ static int acquire(struct inode *in, struct seg *s, unsigned how)
 		if (how == TRY_RECALL)
 			tell_grants(in, s);
 		rc = -EAGAIN;
+	} else if (s->nowait && waits_for_holder(st, s, NULL)) {
+		tell_grants(in, s);
+		rc = -EAGAIN;
 	} else {
 		park(in, s, how == AT_HEAD);
 		rc = ERR_PARKED;
@@ -446,6 +527,7 @@ int seg_try_recall(struct inode *in, struct seg *s)
 int seg_change(struct inode *in, struct seg *s, enum seg_kind kind)
 {
 	uint64_t start = s->start, end = s->end;
+	enum seg_kind old = s->kind;
 	int rc = 0;
 
 	xassert(!is_grant(s) && kind < SEG_FIRST_GRANT);
@@ -455,6 +537,11 @@ int seg_change(struct inode *in, struct seg *s, enum seg_kind kind)
 	s->kind = kind;
 	if (!held_clashes(in->segs, s)) {
 		put_in(in->segs, s);
+	} else if (s->nowait && waits_for_holder(in->segs, s, in->segs->queue_head)) {
+		tell_grants(in, s);
+		s->kind = old;
+		put_in(in->segs, s);
+		rc = -EAGAIN;
 	} else {
 		park(in, s, true);
 		rc = ERR_PARKED;
@@ -470,6 +557,21 @@ void seg_release(struct inode *in, struct seg *s)
 	xassert(s->state == SEG_HELD && !is_grant(s));
 	take_out(in->segs, s);
 	wake_queue(in, s->start, s->end);
+	pthread_mutex_unlock(&in->lock);
+}
+
+void seg_stall(struct inode *in, struct seg *s, bool stalled)
+{
+	pthread_mutex_lock(&in->lock);
+	if (s->state == SEG_HELD && s->stalled != stalled) {
+		s->stalled = stalled;
+		if (stalled)
+			in->segs->stalled++;
+		else
+			in->segs->stalled--;
+		if (stalled)
+			fail_nowait(in);
+	}
 	pthread_mutex_unlock(&in->lock);
 }
 
@@ -612,6 +714,7 @@ int seg_grant_locked(struct inode *in, struct seg *s, struct seg *grant)
 		for (struct seg *q = st->queue_head; q; q = q->queue_next)
 			if (clash(q, grant))
 				tell(in, q, grant);
+	fail_nowait(in);
 	wake_queue(in, s->start, s->end);
 	return 0;
 }

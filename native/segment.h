@@ -44,6 +44,13 @@
  * segment per inode, and takes segments of two inodes in order of inode number, so there is no
  * cycle of waiters; what a grant makes us wait for ends by the recall deadline.
  *
+ * Who does not wait (seg->nowait): it parks behind segments of operations that need nothing but the
+ * device, the journal and the kernel's pages, and never where it would wait for a holder, be it that a
+ * parked segment in front of it does, or a held one whose operation waits for a segment of another
+ * inode (stalled). Then, on arrival, when it changes its kind, or later, when what it is parked behind
+ * begins to wait for a holder, it ends with -EAGAIN; the grants in its own way are recalled. Where that
+ * is hard to tell it errs on the side of -EAGAIN.
+ *
  * Concurrency: inode->lock, taken inside. fs->lock may be held shared or not at all; grants are
  * removed by a revoke with fs->lock held exclusively.
  */
@@ -64,11 +71,13 @@ struct seg {
 	uint64_t start, end;
 	enum seg_kind kind;
 	bool revokes;    /* MAP of a revoke: grants that are being revoked themselves are not in its way */
+	bool nowait;     /* -EAGAIN instead of a wait for a holder; see "Who does not wait" */
+	bool stalled;    /* held: seg_stall() */
 	enum { SEG_IDLE, SEG_PARKED, SEG_HELD } state;
 	uint64_t holder; /* id; 0: none */
 	struct op *op;   /* grants: NULL */
 	bool recalled;   /* parked, and hooks->recall() was called for it */
-	int err;         /* seg_fail(): why it was taken out of the queue */
+	int err;         /* why it was taken out of the queue: seg_fail(), or -EAGAIN (nowait) */
 	/* arrival; of a grant: what its maker says (its sequence number), or, for 0, arrival. No two
 	 * grants of one holder and kind have both start and order in common. */
 	uint64_t order;
@@ -100,7 +109,7 @@ struct seg_hooks {
 };
 
 void seg_init(struct seg *s, enum seg_kind kind, uint64_t start, uint64_t end, struct op *op);
-/* 0: held. ERR_PARKED: op will be resumed with it held, or with s->err set. */
+/* 0: held. ERR_PARKED: op will be resumed with it held, or with s->err set. -EAGAIN: nowait. */
 int seg_acquire(struct inode *in, struct seg *s);
 /* The same at the head of the queue: before all that are parked (a revoke, on which they wait). */
 int seg_acquire_front(struct inode *in, struct seg *s);
@@ -111,9 +120,12 @@ int seg_try(struct inode *in, struct seg *s);
 int seg_try_recall(struct inode *in, struct seg *s);
 /* A held segment changes its kind, at once or parked at the head of the queue (nobody parked gets
  * in between). Like seg_acquire(). While it is parked, its new kind keeps others out, as the kind of
- * a parked segment does, and its old kind does not. */
+ * a parked segment does, and its old kind does not. -EAGAIN: nowait; it is held with its old kind. */
 int seg_change(struct inode *in, struct seg *s, enum seg_kind kind);
 void seg_release(struct inode *in, struct seg *s);
+/* While it holds s, the op of s waits for a segment of another inode, and so may wait for a holder; or
+ * (!stalled) it does no more. */
+void seg_stall(struct inode *in, struct seg *s, bool stalled);
 /* Make a held segment smaller, keeping its kind; wakes who waited for the rest. */
 void seg_shrink(struct inode *in, struct seg *s, uint64_t start, uint64_t end);
 /* Interrupt: true if it was parked and is out of the queue now; its op will not be resumed. */

@@ -169,7 +169,7 @@ static void in_front_of_a_pin(void **state)
 	goes_on(&(struct todo)READ_IT, 2 * WRITTEN);
 	goes_on(&(struct todo)CLONE, 2 * BLOCK_SIZE);
 	waits(&in_place, 3000);
-	in_place.flags = into_hole.flags = FILE_F_NOWAIT;
+	in_place.flags = into_hole.flags = FILE_F_NOPIN;
 	goes_on(&in_place, -EBUSY);
 	goes_on(&into_hole, 100);
 	/* It does not wait for a PIN; for other grants it does. */
@@ -190,11 +190,8 @@ static void pages_on_their_way(void **state)
 	seg_init(&pending, SEG_PENDING, 0, UINT64_MAX, &op);
 	pending.holder = 77;
 	assert_int_equal(seg_acquire(world.file[0], &pending), 0);
-	for (unsigned flags = 0; flags <= FILE_F_WRITEBACK; flags += FILE_F_WRITEBACK) {
-		in_place.flags = into_hole.flags = flags;
-		goes_on(&in_place, 3000);
-		goes_on(&into_hole, 100);
-	}
+	goes_on(&in_place, 3000);
+	goes_on(&into_hole, 100);
 	assert_int_equal(seg_change(world.file[0], &pending, SEG_GET_RW), 0);
 	flight_start(&f, &(struct todo)IN_PLACE);
 	until_stuck(&f);

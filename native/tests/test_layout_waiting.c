@@ -95,7 +95,6 @@ static int drop_pages(void *arg, inum_t ino, uint64_t offset, uint64_t len, stru
 		f->fop.offset = offset;
 		f->fop.len = BLOCK_SIZE;
 		f->fop.buf = f->mem;
-		f->fop.flags = FILE_F_WRITEBACK;
 		f->fop.done = flight_done;
 		f->fop.user = f;
 		file_start(&f->fop);
