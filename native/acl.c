@@ -244,3 +244,94 @@ int acl_set_in(struct trans *t, struct inode *in, const char *name, const void *
 		in->core.mode &= ~(uint32_t)S_ISGID;
 	return 0;
 }
+
+/* ---- access check ---- */
+
+static bool is_member(uint32_t gid, const uint32_t *gids, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (gids[i] == gid)
+			return true;
+	return false;
+}
+
+/* Of two parts of a request the one to be granted: more bits, or more important ones. */
+static unsigned better(unsigned a, unsigned b)
+{
+	int more = __builtin_popcount(a) - __builtin_popcount(b);
+
+	return more ? (more > 0 ? a : b) : MAX(a, b);
+}
+
+static unsigned mask_of(const struct acl_head *acl, size_t len)
+{
+	for (unsigned i = 0; i < entry_count(len); i++)
+		if (get16(acl->entries[i].tag) == TAG_MASK)
+			return get16(acl->entries[i].perm);
+	return 7;
+}
+
+/* For who is not the owner. The entries come in the order of acl(5): named users, groups, mask, others. */
+static unsigned acl_allows(const struct inode_core *core, const struct acl_head *acl, size_t len,
+			   uint32_t uid, const uint32_t *gids, unsigned n, unsigned want)
+{
+	unsigned allowed = 0, limited = want & mask_of(acl, len);
+	bool user = false, group = false;
+
+	for (unsigned i = 0; i < entry_count(len); i++) {
+		uint32_t id = get32(acl->entries[i].id);
+		unsigned perm = get16(acl->entries[i].perm);
+
+		switch (get16(acl->entries[i].tag)) {
+		case TAG_USER:
+			if (id == uid) {
+				allowed = perm & limited;
+				user = true;
+			}
+			break;
+		case TAG_GROUP_OBJ:
+			id = core->gid;
+			/* fallthrough */
+		case TAG_GROUP:
+			if (!user && is_member(id, gids, n)) {
+				allowed = better(allowed, perm & limited);
+				group = true;
+			}
+			break;
+		case TAG_OTHER:
+			if (!user && !group)
+				return perm & want;
+			break;
+		default:
+			break;
+		}
+	}
+	return allowed;
+}
+
+static unsigned mode_allows(const struct inode_core *core, uint32_t uid, const uint32_t *gids,
+			    unsigned n, unsigned want)
+{
+	if (uid == core->uid)
+		return core->mode >> 6 & want;
+	return (is_member(core->gid, gids, n) ? core->mode >> 3 : core->mode) & want;
+}
+
+int acl_access(struct inode *in, uint32_t uid, const uint32_t *gids, unsigned n, unsigned mask)
+{
+	_Alignas(8) uint8_t value[ACL_BYTES_MAX];
+	ssize_t len = 0;
+	unsigned allowed;
+
+	fs_rdlock(in->fs);
+	if (uid == 0)
+		allowed = inode_is_dir(in) || (in->core.mode & 0111) ? mask : mask & ~ACCESS_EXECUTE;
+	else if (uid == in->core.uid || !(in->core.flags & INODE_F_ACL))
+		allowed = mode_allows(&in->core, uid, gids, n, mask);
+	else if ((len = read_acl(in, NAME_ACCESS, value)) >= 0)
+		allowed = acl_allows(&in->core, (void *)value, (size_t)len, uid, gids, n, mask);
+	fs_unlock(in->fs);
+	if (len < 0)
+		return len == -ENODATA ? -ERR_RECORD_SHAPE : (int)len;
+	return (int)allowed;
+}

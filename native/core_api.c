@@ -1,18 +1,15 @@
 /* SPDX-License-Identifier: MIT
  *
- * core_api.c - the calls of extfs_core.h: each finds the inodes that it is given by number, does one operation of the
- * core, and lets go of them. No policy, no state.
+ * core_api.c - the calls of extfs_core.h about devices, the whole filesystem, names and attributes: each finds the
+ * inodes that it is given by number, does one operation of the core, and lets go of them. No policy, no state.
  */
+#include "core_api.h"
+
 #include <string.h>
 
-#include "types.h"
-
-#include "extfs_core.h"
-
+#include "acl.h"
 #include "alloc.h"
 #include "device_sim.h"
-#include "extmap.h"
-#include "file.h"
 #include "journal.h"
 #include "log.h"
 #include "namei.h"
@@ -218,7 +215,7 @@ void extfs_checkpoint(struct fs *fs) { jrn_kick_checkpoint(fs); }
 
 /* ---- names and attributes ---- */
 
-static int get_inode(struct fs *fs, uint64_t ino, struct inode **out)
+int core_inode(struct fs *fs, uint64_t ino, struct inode **out)
 {
 	int err;
 
@@ -228,7 +225,7 @@ static int get_inode(struct fs *fs, uint64_t ino, struct inode **out)
 	return err;
 }
 
-static void stat_out(struct inode *in, struct extfs_stat *out)
+void core_stat(struct inode *in, struct extfs_stat *out)
 {
 	struct inode_stat st;
 	const struct inode_core *c = &st.core;
@@ -245,12 +242,12 @@ static void stat_out(struct inode *in, struct extfs_stat *out)
 	};
 }
 
-/* What every call that returns a new or found inode ends with. */
+/* What every call that returns a new, a found or a lost inode ends with. */
 static int put_with_stat(int err, struct inode *in, struct extfs_stat *out)
 {
 	if (err)
 		return err;
-	stat_out(in, out);
+	core_stat(in, out);
 	inode_put(in);
 	return 0;
 }
@@ -263,7 +260,7 @@ static struct cred cred_in(const struct extfs_cred *c)
 int extfs_getattr(struct fs *fs, uint64_t ino, struct extfs_stat *out)
 {
 	struct inode *in;
-	int err = get_inode(fs, ino, &in);
+	int err = core_inode(fs, ino, &in);
 
 	return put_with_stat(err, in, out);
 }
@@ -271,7 +268,7 @@ int extfs_getattr(struct fs *fs, uint64_t ino, struct extfs_stat *out)
 int extfs_lookup(struct fs *fs, uint64_t dir, const char *name, size_t len, struct extfs_stat *out)
 {
 	struct inode *d, *in;
-	int err = get_inode(fs, dir, &d);
+	int err = core_inode(fs, dir, &d);
 
 	if (err)
 		return err;
@@ -285,7 +282,7 @@ int extfs_mknod(struct fs *fs, uint64_t dir, const char *name, size_t len, uint3
 {
 	struct cred c = cred_in(cred);
 	struct inode *d, *in;
-	int err = get_inode(fs, dir, &d);
+	int err = core_inode(fs, dir, &d);
 
 	if (err)
 		return err;
@@ -299,7 +296,7 @@ int extfs_mkdir(struct fs *fs, uint64_t dir, const char *name, size_t len, uint3
 {
 	struct cred c = cred_in(cred);
 	struct inode *d, *in;
-	int err = get_inode(fs, dir, &d);
+	int err = core_inode(fs, dir, &d);
 
 	if (err)
 		return err;
@@ -313,7 +310,7 @@ int extfs_symlink(struct fs *fs, uint64_t dir, const char *name, size_t len, con
 {
 	struct cred c = cred_in(cred);
 	struct inode *d, *in;
-	int err = get_inode(fs, dir, &d);
+	int err = core_inode(fs, dir, &d);
 
 	if (err)
 		return err;
@@ -327,7 +324,7 @@ int extfs_tmpfile(struct fs *fs, uint64_t dir, uint32_t mode, const struct extfs
 {
 	struct cred c = cred_in(cred);
 	struct inode *d, *in;
-	int err = get_inode(fs, dir, &d);
+	int err = core_inode(fs, dir, &d);
 
 	if (err)
 		return err;
@@ -335,7 +332,7 @@ int extfs_tmpfile(struct fs *fs, uint64_t dir, uint32_t mode, const struct extfs
 	inode_put(d);
 	if (err)
 		return err;
-	stat_out(in, out);
+	core_stat(in, out);
 	inode_lookup_add(fs, in->ino, 1); /* extfs_release() takes it back */
 	inode_put(in);
 	return 0;
@@ -344,11 +341,11 @@ int extfs_tmpfile(struct fs *fs, uint64_t dir, uint32_t mode, const struct extfs
 int extfs_link(struct fs *fs, uint64_t ino, uint64_t dir, const char *name, size_t len, struct extfs_stat *out)
 {
 	struct inode *d, *in;
-	int err = get_inode(fs, dir, &d);
+	int err = core_inode(fs, dir, &d);
 
 	if (err)
 		return err;
-	err = get_inode(fs, ino, &in);
+	err = core_inode(fs, ino, &in);
 	if (err) {
 		inode_put(d);
 		return err;
@@ -356,58 +353,72 @@ int extfs_link(struct fs *fs, uint64_t ino, uint64_t dir, const char *name, size
 	err = namei_link(in, d, name, len);
 	inode_put(d);
 	if (!err)
-		stat_out(in, out);
+		core_stat(in, out);
 	inode_put(in);
 	return err;
 }
 
-int extfs_unlink(struct fs *fs, uint64_t dir, const char *name, size_t len)
+/* The inode that lost a name; NULL: none did. */
+static void lost_out(struct inode *in, struct extfs_stat *out)
 {
-	struct inode *d;
-	int err = get_inode(fs, dir, &d);
+	if (in && out)
+		core_stat(in, out);
+	else if (out)
+		memset(out, 0, sizeof(*out));
+	if (in)
+		inode_put(in);
+}
+
+static int remove_name(struct fs *fs, uint64_t dir, const char *name, size_t len, bool want_dir,
+		       struct extfs_stat *lost)
+{
+	struct inode *d, *victim = NULL;
+	int err = core_inode(fs, dir, &d);
 
 	if (err)
 		return err;
-	err = namei_unlink(d, name, len, NULL);
+	err = want_dir ? namei_rmdir(d, name, len, &victim) : namei_unlink(d, name, len, &victim);
 	inode_put(d);
+	if (!err)
+		lost_out(victim, lost);
 	return err;
 }
 
-int extfs_rmdir(struct fs *fs, uint64_t dir, const char *name, size_t len)
+int extfs_unlink(struct fs *fs, uint64_t dir, const char *name, size_t len, struct extfs_stat *lost)
 {
-	struct inode *d;
-	int err = get_inode(fs, dir, &d);
+	return remove_name(fs, dir, name, len, false, lost);
+}
 
-	if (err)
-		return err;
-	err = namei_rmdir(d, name, len, NULL);
-	inode_put(d);
-	return err;
+int extfs_rmdir(struct fs *fs, uint64_t dir, const char *name, size_t len, struct extfs_stat *lost)
+{
+	return remove_name(fs, dir, name, len, true, lost);
 }
 
 int extfs_rename(struct fs *fs, uint64_t from, const char *name, size_t len, uint64_t to,
-		 const char *new_name, size_t new_len, unsigned flags)
+		 const char *new_name, size_t new_len, unsigned flags, struct extfs_stat *lost)
 {
-	struct inode *f, *t;
-	int err = get_inode(fs, from, &f);
+	struct inode *f, *t, *victim = NULL;
+	int err = core_inode(fs, from, &f);
 
 	if (err)
 		return err;
-	err = get_inode(fs, to, &t);
+	err = core_inode(fs, to, &t);
 	if (err) {
 		inode_put(f);
 		return err;
 	}
-	err = namei_rename(f, name, len, t, new_name, new_len, flags, NULL);
+	err = namei_rename(f, name, len, t, new_name, new_len, flags, &victim);
 	inode_put(t);
 	inode_put(f);
+	if (!err)
+		lost_out(victim, lost);
 	return err;
 }
 
 ssize_t extfs_readlink(struct fs *fs, uint64_t ino, char *buf, size_t cap)
 {
 	struct inode *in;
-	ssize_t n = get_inode(fs, ino, &in);
+	ssize_t n = core_inode(fs, ino, &in);
 
 	if (n)
 		return n;
@@ -428,7 +439,7 @@ int extfs_setattr(struct fs *fs, uint64_t ino, unsigned valid, const struct extf
 	_Static_assert(EXTFS_ATTR_MTIME == ATTR_MTIME && EXTFS_ATTR_KILL_PRIV == ATTR_KILL_PRIV, "bits");
 	if (valid & ~(ATTR_MODE | ATTR_UID | ATTR_GID | ATTR_ATIME | ATTR_MTIME | ATTR_KILL_PRIV))
 		return -EINVAL;
-	err = get_inode(fs, ino, &in);
+	err = core_inode(fs, ino, &in);
 	if (err)
 		return err;
 	err = namei_setattr(in, &ch);
@@ -479,7 +490,7 @@ int extfs_readdir(struct fs *fs, uint64_t dir, uint64_t after, struct extfs_dire
 int extfs_open_inode(struct fs *fs, uint64_t ino)
 {
 	struct inode *in;
-	int err = get_inode(fs, ino, &in);
+	int err = core_inode(fs, ino, &in);
 
 	if (err)
 		return err;
@@ -504,10 +515,27 @@ int extfs_handle_check(struct fs *fs, uint64_t ino, uint32_t generation)
 	return err;
 }
 
+int extfs_access(struct fs *fs, uint64_t ino, uint32_t uid, const uint32_t *gids, unsigned n, unsigned mask)
+{
+	struct inode *in;
+	int res;
+
+	_Static_assert(EXTFS_ACCESS_R == ACCESS_READ && EXTFS_ACCESS_W == ACCESS_WRITE &&
+		       EXTFS_ACCESS_X == ACCESS_EXECUTE, "bits");
+	if (mask & ~(unsigned)(ACCESS_READ | ACCESS_WRITE | ACCESS_EXECUTE))
+		return -EINVAL;
+	res = core_inode(fs, ino, &in);
+	if (res)
+		return res;
+	res = acl_access(in, uid, gids, n, mask);
+	inode_put(in);
+	return res;
+}
+
 ssize_t extfs_xattr_get(struct fs *fs, uint64_t ino, const char *name, void *value, size_t cap)
 {
 	struct inode *in;
-	ssize_t n = get_inode(fs, ino, &in);
+	ssize_t n = core_inode(fs, ino, &in);
 
 	if (n)
 		return n;
@@ -519,7 +547,7 @@ ssize_t extfs_xattr_get(struct fs *fs, uint64_t ino, const char *name, void *val
 int extfs_xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *value, size_t len, unsigned flags)
 {
 	struct inode *in;
-	int err = get_inode(fs, ino, &in);
+	int err = core_inode(fs, ino, &in);
 
 	if (err)
 		return err;
@@ -531,7 +559,7 @@ int extfs_xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *v
 int extfs_xattr_remove(struct fs *fs, uint64_t ino, const char *name)
 {
 	struct inode *in;
-	int err = get_inode(fs, ino, &in);
+	int err = core_inode(fs, ino, &in);
 
 	if (err)
 		return err;
@@ -543,143 +571,11 @@ int extfs_xattr_remove(struct fs *fs, uint64_t ino, const char *name)
 ssize_t extfs_xattr_list(struct fs *fs, uint64_t ino, char *names, size_t cap)
 {
 	struct inode *in;
-	ssize_t n = get_inode(fs, ino, &in);
+	ssize_t n = core_inode(fs, ino, &in);
 
 	if (n)
 		return n;
 	n = xattr_list(in, names, cap);
 	inode_put(in);
 	return n;
-}
-
-/* ---- file contents ---- */
-
-/* Fill in what the kinds have in common, run, let go. prepare() sets the rest. */
-static int64_t run_file_op(struct fs *fs, struct file_op *want)
-{
-	struct file_op fop;
-	struct inode *in;
-	int64_t res = get_inode(fs, (uint64_t)(uintptr_t)want->user, &in);
-
-	if (res)
-		return res;
-	file_op_init(&fop, want->kind, in, ioctx_of_thread());
-	fop.flags = want->flags;
-	fop.mode = want->mode;
-	fop.offset = want->offset;
-	fop.len = want->len;
-	fop.buf = want->buf;
-	fop.dst = want->dst;
-	fop.dst_offset = want->dst_offset;
-	res = file_run_blocking(&fop);
-	inode_put(in);
-	return res;
-}
-
-#define FILE_OP(ino, ...) \
-	(&(struct file_op){ .user = (void *)(uintptr_t)(ino), __VA_ARGS__ })
-
-int64_t extfs_read(struct fs *fs, uint64_t ino, uint64_t offset, void *buf, size_t len)
-{
-	return run_file_op(fs, FILE_OP(ino, .kind = FILE_READ, .offset = offset, .buf = buf, .len = len));
-}
-
-int64_t extfs_write(struct fs *fs, uint64_t ino, uint64_t offset, const void *buf, size_t len, unsigned flags)
-{
-	_Static_assert(EXTFS_F_APPEND == FILE_F_APPEND && EXTFS_F_DSYNC == FILE_F_DSYNC, "flags");
-	if (flags & ~(unsigned)(FILE_F_APPEND | FILE_F_DSYNC | FILE_F_KILL_PRIV))
-		return -EINVAL;
-	return run_file_op(fs, FILE_OP(ino, .kind = FILE_WRITE, .offset = offset, .buf = (void *)buf,
-				       .len = len, .flags = flags));
-}
-
-int extfs_truncate(struct fs *fs, uint64_t ino, uint64_t size)
-{
-	return (int)run_file_op(fs, FILE_OP(ino, .kind = FILE_TRUNCATE, .offset = size));
-}
-
-int extfs_fallocate(struct fs *fs, uint64_t ino, unsigned mode, uint64_t offset, uint64_t len)
-{
-	return (int)run_file_op(fs, FILE_OP(ino, .kind = FILE_FALLOCATE, .mode = mode, .offset = offset,
-					    .len = len));
-}
-
-int64_t extfs_copy(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len)
-{
-	struct inode *to;
-	int64_t res = get_inode(fs, dst, &to);
-
-	if (res)
-		return res;
-	res = run_file_op(fs, FILE_OP(ino, .kind = FILE_COPY, .offset = offset, .len = len, .dst = to,
-				      .dst_offset = dst_offset));
-	inode_put(to);
-	return res;
-}
-
-int extfs_fsync(struct fs *fs, uint64_t ino, int datasync)
-{
-	return (int)run_file_op(fs, FILE_OP(ino, .kind = FILE_FSYNC,
-					    .flags = datasync ? FILE_F_DATASYNC : 0));
-}
-
-int64_t extfs_seek(struct fs *fs, uint64_t ino, uint64_t offset, int whence)
-{
-	struct inode *in;
-	int64_t res = get_inode(fs, ino, &in);
-
-	if (res)
-		return res;
-	res = file_seek(in, offset, whence);
-	inode_put(in);
-	return res;
-}
-
-/* Cut an extent to what one answer about sharing covers. */
-static int map_shared(struct inode *in, struct extent *ext, bool *shared)
-{
-	nblocks_t run = ext->len;
-	int err = 0;
-
-	*shared = false;
-	if (ext->state == EXT_WRITTEN && (in->core.flags & INODE_F_SHARED))
-		err = extmap_is_shared(in, ext, shared, &run);
-	ext->len = run;
-	return err;
-}
-
-int extfs_map(struct fs *fs, uint64_t ino, uint64_t at, uint64_t end, int with_holes, struct extfs_extent *out,
-	      unsigned n)
-{
-	struct inode *in;
-	unsigned got = 0;
-	int err = get_inode(fs, ino, &in);
-
-	if (err)
-		return err;
-	end = MIN(end, FILE_MAX_BLOCKS);
-	fs_rdlock(fs);
-	while (got < n && at < end) {
-		struct extent ext;
-		bool shared;
-
-		err = extmap_lookup(in, FORK_DATA, at, end - at, &ext);
-		if (!err && ext.state != EXT_HOLE)
-			err = map_shared(in, &ext, &shared);
-		else
-			shared = false;
-		if (err)
-			break;
-		at = ext.file + ext.len;
-		if (ext.state == EXT_HOLE && !with_holes)
-			continue;
-		out[got++] = (struct extfs_extent){
-			.file = ext.file, .block = ext.state == EXT_HOLE ? 0 : ext.block,
-			.len = ext.len, .state = (uint8_t)ext.state, .flags = ext.flags,
-			.shared = shared,
-		};
-	}
-	fs_unlock(fs);
-	inode_put(in);
-	return err ? err : (int)got;
 }

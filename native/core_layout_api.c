@@ -5,9 +5,7 @@
  */
 #include <string.h>
 
-#include "types.h"
-
-#include "extfs_core.h"
+#include "core_api.h"
 
 #include "layout.h"
 
@@ -25,20 +23,10 @@ _Static_assert(EXTFS_LATENCY_BUCKETS == LATENCY_BUCKETS && EXTFS_LATENCY_RECALL 
 _Static_assert(sizeof(struct extfs_core_range) == sizeof(struct layout_range) &&
 	       offsetof(struct extfs_core_range, length) == offsetof(struct layout_range, length), "a range is a range");
 
-static int get_inode(struct fs *fs, uint64_t ino, struct inode **out)
-{
-	int err;
-
-	fs_rdlock(fs);
-	err = inode_get(fs, ino, out);
-	fs_unlock(fs);
-	return err;
-}
-
 static int64_t run(struct fs *fs, uint64_t ino, struct file_op template)
 {
 	struct inode *in;
-	int64_t res = get_inode(fs, ino, &in);
+	int64_t res = core_inode(fs, ino, &in);
 	struct file_op fop;
 
 	if (res)
@@ -46,26 +34,9 @@ static int64_t run(struct fs *fs, uint64_t ino, struct file_op template)
 	file_op_init(&fop, template.kind, in, NULL);
 	fop.offset = template.offset;
 	fop.len = template.len;
-	fop.dst_offset = template.dst_offset;
-	fop.dst = template.dst;
-	fop.flags = template.flags;
 	fop.layout = template.layout;
 	res = file_run_blocking(&fop);
 	inode_put(in);
-	return res;
-}
-
-static int64_t run_pair(struct fs *fs, enum file_op_kind kind, unsigned flags, uint64_t ino, uint64_t offset, uint64_t dst,
-			uint64_t dst_offset, uint64_t len)
-{
-	struct inode *to;
-	int64_t res = get_inode(fs, dst, &to);
-
-	if (res)
-		return res;
-	res = run(fs, ino, (struct file_op){ .kind = kind, .flags = flags, .offset = offset, .len = len, .dst = to,
-					     .dst_offset = dst_offset });
-	inode_put(to);
 	return res;
 }
 
@@ -129,7 +100,7 @@ int extfs_layout_return(struct fs *fs, uint64_t ino, struct extfs_layout_args *a
 int extfs_layout_recall(struct fs *fs, uint64_t ino, uint64_t holder, int iomode, uint64_t offset, uint64_t length)
 {
 	struct inode *in;
-	int err = get_inode(fs, ino, &in);
+	int err = core_inode(fs, ino, &in);
 
 	if (err)
 		return err;
@@ -141,7 +112,7 @@ int extfs_layout_recall(struct fs *fs, uint64_t ino, uint64_t holder, int iomode
 int extfs_layout_watch(struct fs *fs, uint64_t ino, uint64_t holder, int on)
 {
 	struct inode *in;
-	int err = get_inode(fs, ino, &in);
+	int err = core_inode(fs, ino, &in);
 
 	if (err)
 		return err;
@@ -207,7 +178,7 @@ int extfs_grant_list(struct fs *fs, uint64_t ino, uint64_t *offset, struct extfs
 	struct grant_look look[64];
 	struct inode *in;
 	unsigned count;
-	int err = get_inode(fs, ino, &in);
+	int err = core_inode(fs, ino, &in);
 
 	if (err)
 		return err;
@@ -268,43 +239,4 @@ void extfs_layout_latency(struct fs *fs, int of, uint64_t *buckets)
 {
 	xassert(of >= 0 && of < LATENCY_KINDS);
 	layouts_latency(fs, (enum latency_of)of, buckets);
-}
-
-/* ---- changes of maps ------------------------------------------------------------------------ */
-
-int extfs_exchange(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t other, uint64_t other_offset, uint64_t len)
-{
-	return (int)run_pair(fs, FILE_EXCHANGE, 0, ino, offset, other, other_offset, len);
-}
-
-int extfs_collapse(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t len)
-{
-	return (int)run(fs, ino, (struct file_op){ .kind = FILE_COLLAPSE, .offset = offset, .len = len });
-}
-
-int extfs_insert(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t len)
-{
-	return (int)run(fs, ino, (struct file_op){ .kind = FILE_INSERT, .offset = offset, .len = len });
-}
-
-int64_t extfs_clone(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len)
-{
-	return run_pair(fs, FILE_COPY, FILE_F_CLONE, ino, offset, dst, dst_offset, len);
-}
-
-int64_t extfs_dedupe(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len)
-{
-	return run_pair(fs, FILE_DEDUPE, 0, ino, offset, dst, dst_offset, len);
-}
-
-int extfs_map_generation(struct fs *fs, uint64_t ino, uint64_t *out)
-{
-	struct inode *in;
-	int err = get_inode(fs, ino, &in);
-
-	if (err)
-		return err;
-	*out = atomic_load(&in->map_gen);
-	inode_put(in);
-	return 0;
 }

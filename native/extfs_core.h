@@ -150,12 +150,13 @@ int extfs_symlink(struct fs *fs, uint64_t dir, const char *name, size_t len, con
 int extfs_tmpfile(struct fs *fs, uint64_t dir, uint32_t mode, const struct extfs_cred *cred,
 		  struct extfs_stat *out); /* opened once: extfs_release() ends it */
 int extfs_link(struct fs *fs, uint64_t ino, uint64_t dir, const char *name, size_t len, struct extfs_stat *out);
-int extfs_unlink(struct fs *fs, uint64_t dir, const char *name, size_t len);
-int extfs_rmdir(struct fs *fs, uint64_t dir, const char *name, size_t len);
+/* lost, here and below, may be NULL: the inode that lost a name, as it is afterwards; ino 0: none did. */
+int extfs_unlink(struct fs *fs, uint64_t dir, const char *name, size_t len, struct extfs_stat *lost);
+int extfs_rmdir(struct fs *fs, uint64_t dir, const char *name, size_t len, struct extfs_stat *lost);
 #define EXTFS_RENAME_NOREPLACE 1
 #define EXTFS_RENAME_EXCHANGE 2
 int extfs_rename(struct fs *fs, uint64_t from, const char *name, size_t len, uint64_t to,
-		 const char *new_name, size_t new_len, unsigned flags);
+		 const char *new_name, size_t new_len, unsigned flags, struct extfs_stat *lost);
 ssize_t extfs_readlink(struct fs *fs, uint64_t ino, char *buf, size_t cap);
 
 #define EXTFS_ATTR_MODE 1
@@ -180,6 +181,12 @@ int extfs_open_inode(struct fs *fs, uint64_t ino);
 int extfs_release(struct fs *fs, uint64_t ino);
 int extfs_handle_check(struct fs *fs, uint64_t ino, uint32_t generation); /* 0 or the code of ESTALE */
 
+#define EXTFS_ACCESS_R 4
+#define EXTFS_ACCESS_W 2
+#define EXTFS_ACCESS_X 1
+/* What of mask mode and access ACL allow, see acl_access() in acl.h. Groups in any order. */
+int extfs_access(struct fs *fs, uint64_t ino, uint32_t uid, const uint32_t *gids, unsigned n, unsigned mask);
+
 ssize_t extfs_xattr_get(struct fs *fs, uint64_t ino, const char *name, void *value, size_t cap);
 int extfs_xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *value, size_t len, unsigned flags);
 int extfs_xattr_remove(struct fs *fs, uint64_t ino, const char *name);
@@ -189,14 +196,16 @@ ssize_t extfs_xattr_list(struct fs *fs, uint64_t ino, char *names, size_t cap);
 #define EXTFS_F_APPEND 1
 #define EXTFS_F_DSYNC 2
 #define EXTFS_F_KILL_PRIV 4
-int64_t extfs_read(struct fs *fs, uint64_t ino, uint64_t offset, void *buf, size_t len);
+#define EXTFS_F_NOWAIT 128 /* -EAGAIN instead of a wait for a holder of layouts; see file.h */
+int64_t extfs_read(struct fs *fs, uint64_t ino, uint64_t offset, void *buf, size_t len, unsigned flags);
 int64_t extfs_write(struct fs *fs, uint64_t ino, uint64_t offset, const void *buf, size_t len, unsigned flags);
-int extfs_truncate(struct fs *fs, uint64_t ino, uint64_t size);
+int extfs_truncate(struct fs *fs, uint64_t ino, uint64_t size, unsigned flags);
 #define EXTFS_FALLOC_KEEP_SIZE 1
 #define EXTFS_FALLOC_PUNCH_HOLE 2
 #define EXTFS_FALLOC_ZERO_RANGE 16
-int extfs_fallocate(struct fs *fs, uint64_t ino, unsigned mode, uint64_t offset, uint64_t len);
-int64_t extfs_copy(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len);
+int extfs_fallocate(struct fs *fs, uint64_t ino, unsigned mode, uint64_t offset, uint64_t len, unsigned flags);
+int64_t extfs_copy(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len,
+		   unsigned flags);
 int extfs_fsync(struct fs *fs, uint64_t ino, int datasync);
 #define EXTFS_SEEK_DATA 3
 #define EXTFS_SEEK_HOLE 4
@@ -321,7 +330,8 @@ void extfs_layout_latency(struct fs *fs, int of, uint64_t *buckets); /* of power
 int extfs_exchange(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t other, uint64_t other_offset, uint64_t len);
 int extfs_collapse(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t len);
 int extfs_insert(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t len);
-int64_t extfs_clone(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len);
+int64_t extfs_clone(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len,
+		    unsigned flags);
 int64_t extfs_dedupe(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len);
 int extfs_map_generation(struct fs *fs, uint64_t ino, uint64_t *out);
 

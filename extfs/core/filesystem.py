@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from extfs.core.device import Device
@@ -28,6 +28,17 @@ from extfs.core.values import (
 
 _T = TypeVar("_T")
 _ROOT = Cred()
+
+
+def _flags(
+    *, append: bool = False, dsync: bool = False, kill_priv: bool = False, nowait: bool = False
+) -> int:
+    return int(
+        (lib.EXTFS_F_APPEND if append else 0)
+        | (lib.EXTFS_F_DSYNC if dsync else 0)
+        | (lib.EXTFS_F_KILL_PRIV if kill_priv else 0)
+        | (lib.EXTFS_F_NOWAIT if nowait else 0)
+    )
 
 
 class Filesystem(Closing):
@@ -236,13 +247,17 @@ class Filesystem(Closing):
         self.change(lambda: lib.extfs_link(self.raw, ino, directory, name, len(name), out))
         return stat_of(out)
 
-    def unlink(self, directory: int, name: bytes) -> None:
-        """Remove a name of anything but a directory. EISDIR, ENOENT."""
-        self.change(lambda: lib.extfs_unlink(self.raw, directory, name, len(name)))
+    def unlink(self, directory: int, name: bytes) -> Stat:
+        """Remove a name of anything but a directory; returns what lost it. EISDIR, ENOENT."""
+        lost = ffi.new("struct extfs_stat *")
+        self.change(lambda: lib.extfs_unlink(self.raw, directory, name, len(name), lost))
+        return stat_of(lost)
 
-    def rmdir(self, directory: int, name: bytes) -> None:
-        """Remove an empty directory. ENOTEMPTY, ENOTDIR, ENOENT."""
-        self.change(lambda: lib.extfs_rmdir(self.raw, directory, name, len(name)))
+    def rmdir(self, directory: int, name: bytes) -> Stat:
+        """Remove an empty directory; returns what it was. ENOTEMPTY, ENOTDIR, ENOENT."""
+        lost = ffi.new("struct extfs_stat *")
+        self.change(lambda: lib.extfs_rmdir(self.raw, directory, name, len(name), lost))
+        return stat_of(lost)
 
     def rename(
         self,
@@ -253,16 +268,21 @@ class Filesystem(Closing):
         *,
         noreplace: bool = False,
         exchange: bool = False,
-    ) -> None:
-        """As renameat2(2). EINVAL for a directory below itself, ENOTEMPTY, EEXIST."""
+    ) -> Stat | None:
+        """As renameat2(2); returns what the new name stood for and no longer does, if anything.
+
+        EINVAL for a directory below itself, ENOTEMPTY, EEXIST.
+        """
+        lost = ffi.new("struct extfs_stat *")
         flags = (lib.EXTFS_RENAME_NOREPLACE if noreplace else 0) | (
             lib.EXTFS_RENAME_EXCHANGE if exchange else 0
         )
         self.change(
             lambda: lib.extfs_rename(
-                self.raw, directory, name, len(name), to, new_name, len(new_name), flags
+                self.raw, directory, name, len(name), to, new_name, len(new_name), flags, lost
             )
         )
+        return stat_of(lost) if lost.ino else None
 
     def readlink(self, ino: int) -> bytes:
         """Target of a symbolic link."""
@@ -333,6 +353,16 @@ class Filesystem(Closing):
         """ESTALE when the file of this handle is gone."""
         checked(lib.extfs_handle_check(self.raw, ino, generation))
 
+    def access(self, ino: int, uid: int, gids: Sequence[int], mask: int) -> int:
+        """What of `mask` (R=4, W=2, X=1) mode bits and POSIX access ACL allow, as a whole.
+
+        `gids`: all groups of the caller, in any order. Where only one part or another of `mask` can
+        be had, reading goes before writing before executing. uid 0 may do everything, but execute
+        only directories and files with an execute bit. Read-only mounts are the caller's business.
+        """
+        groups = ffi.new("uint32_t[]", list(gids))
+        return checked(lib.extfs_access(self.raw, ino, uid, groups, len(groups), mask))
+
     # -- extended attributes --
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
@@ -370,17 +400,25 @@ class Filesystem(Closing):
         return bytes(buffer[:length]).split(b"\0")[:-1]
 
     # -- contents; all of these block for device I/O --
+    #
+    # With `nowait` none of them waits for a holder of layouts, or behind somebody who does: the
+    # holders in the way are recalled, and the call fails with EAGAIN and nothing done.
 
-    def read(self, ino: int, offset: int, length: int) -> bytes:
+    def read(self, ino: int, offset: int, length: int, *, nowait: bool = False) -> bytes:
         """Bytes up to `length` or the end of the file."""
         buffer = bytearray(length)
-        count = self.read_into(ino, offset, buffer)
+        count = self.read_into(ino, offset, buffer, nowait=nowait)
         return bytes(memoryview(buffer)[:count])
 
-    def read_into(self, ino: int, offset: int, buffer: bytearray | memoryview) -> int:
-        """Fill `buffer`; returns how many bytes there were."""
+    def read_into(
+        self, ino: int, offset: int, buffer: bytearray | memoryview, *, nowait: bool = False
+    ) -> int:
+        """Fill `buffer`; returns how many bytes there were. Grants are never in the way of it."""
         memory = ffi.from_buffer(buffer)
-        return self.change(lambda: lib.extfs_read(self.raw, ino, offset, memory, len(memory)))
+        flags = _flags(nowait=nowait)
+        return self.change(
+            lambda: lib.extfs_read(self.raw, ino, offset, memory, len(memory), flags)
+        )
 
     def write(
         self,
@@ -391,21 +429,21 @@ class Filesystem(Closing):
         append: bool = False,
         dsync: bool = False,
         kill_priv: bool = False,
+        nowait: bool = False,
     ) -> int:
         """Write; returns the count of bytes. `append`: at the end of the file, not at `offset`."""
-        flags = (
-            (lib.EXTFS_F_APPEND if append else 0)
-            | (lib.EXTFS_F_DSYNC if dsync else 0)
-            | (lib.EXTFS_F_KILL_PRIV if kill_priv else 0)
-        )
+        flags = _flags(append=append, dsync=dsync, kill_priv=kill_priv, nowait=nowait)
         memory = ffi.from_buffer(content)
         return self.change(
             lambda: lib.extfs_write(self.raw, ino, offset, memory, len(memory), flags)
         )
 
-    def truncate(self, ino: int, size: int) -> None:
+    def truncate(
+        self, ino: int, size: int, *, kill_priv: bool = False, nowait: bool = False
+    ) -> None:
         """Set the size in bytes, either way."""
-        self.change(lambda: lib.extfs_truncate(self.raw, ino, size))
+        flags = _flags(kill_priv=kill_priv, nowait=nowait)
+        self.change(lambda: lib.extfs_truncate(self.raw, ino, size, flags))
 
     def fallocate(
         self,
@@ -416,6 +454,8 @@ class Filesystem(Closing):
         keep_size: bool = False,
         punch_hole: bool = False,
         zero_range: bool = False,
+        kill_priv: bool = False,
+        nowait: bool = False,
     ) -> None:
         """As fallocate(2); bytes."""
         mode = (
@@ -423,18 +463,45 @@ class Filesystem(Closing):
             | (lib.EXTFS_FALLOC_PUNCH_HOLE if punch_hole else 0)
             | (lib.EXTFS_FALLOC_ZERO_RANGE if zero_range else 0)
         )
-        self.change(lambda: lib.extfs_fallocate(self.raw, ino, mode, offset, length))
+        flags = _flags(kill_priv=kill_priv, nowait=nowait)
+        self.change(lambda: lib.extfs_fallocate(self.raw, ino, mode, offset, length, flags))
 
-    def copy(self, ino: int, offset: int, to: int, to_offset: int, length: int) -> int:
+    def copy(
+        self,
+        ino: int,
+        offset: int,
+        to: int,
+        to_offset: int,
+        length: int,
+        *,
+        kill_priv: bool = False,
+        nowait: bool = False,
+    ) -> int:
         """Copy bytes, sharing blocks where the offsets allow it; returns how many."""
-        return self.change(lambda: lib.extfs_copy(self.raw, ino, offset, to, to_offset, length))
+        flags = _flags(kill_priv=kill_priv, nowait=nowait)
+        return self.change(
+            lambda: lib.extfs_copy(self.raw, ino, offset, to, to_offset, length, flags)
+        )
 
-    def clone(self, ino: int, offset: int, to: int, to_offset: int, length: int) -> int:
+    def clone(
+        self,
+        ino: int,
+        offset: int,
+        to: int,
+        to_offset: int,
+        length: int,
+        *,
+        kill_priv: bool = False,
+        nowait: bool = False,
+    ) -> int:
         """Share blocks with a range of `to`: whole blocks, the source's last one excepted; bytes.
 
-        Layouts in the way are recalled and waited for, as by the next four.
+        Without `nowait` layouts in the way are recalled and waited for, as by the next four.
         """
-        return self.change(lambda: lib.extfs_clone(self.raw, ino, offset, to, to_offset, length))
+        flags = _flags(kill_priv=kill_priv, nowait=nowait)
+        return self.change(
+            lambda: lib.extfs_clone(self.raw, ino, offset, to, to_offset, length, flags)
+        )
 
     def dedupe(self, ino: int, offset: int, to: int, to_offset: int, length: int) -> int:
         """As `clone`, if the bytes are equal; returns how many were shared. EBADE: they differ."""
