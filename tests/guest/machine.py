@@ -1,0 +1,369 @@
+"""A guest: an emulated machine with the kernel client, whose shell the tests command.
+
+    with Guest(image, directory, name="one", disks=[Disk(path, wwn=0x5000C50015EA71AA)]) as guest:
+        guest.run("mount -t nfs4 ...")            # Result(code=0, output="...")
+        job = guest.start("dd if=... of=...")     # goes on while other commands run
+        guest.power_off()                         # as pulling the plug does: nothing is flushed
+
+Emulation without hardware help (TCG): one guest keeps one host CPU busy only while it computes.
+The guest reaches 127.0.0.1 of the host as 10.0.2.2, and connects from unprivileged ports.
+
+Commands travel over virtio-serial, through a pair of sockets for each of PORTS agents; each runs
+one command at a time (rootfs/usr/bin/agent says how). A command that does not answer in its time
+takes its port out of use; the guest stays usable through the others.
+
+Everything here blocks. A `Guest` may be used by several threads, a `Job` by one.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from guest.image import EMULATOR, Image
+
+PORTS = 4
+"""Commands that a guest can run at the same time."""
+
+BOOT_SECONDS = 90
+COMMAND_SECONDS = 60
+_GRACE_SECONDS = 15
+"""How much later than the guest itself the host gives a command up: emulation is slow."""
+
+HOST = "10.0.2.2"
+"""The address that reaches the host's 127.0.0.1."""
+
+
+class GuestError(Exception):
+    """The guest does not do what was asked: it did not boot, hangs, or is gone."""
+
+
+class CommandError(GuestError):
+    """A command ended with an exit code other than 0."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: exit code (137: its time was up) and what it wrote, both outputs."""
+
+    code: int
+    output: str
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A raw image that the guest sees as SCSI disk, and that others may write meanwhile.
+
+    The kernel and blkmapd take disks with equal names for paths to one: give each its own `wwn`
+    (NAA, 64 bits).
+    """
+
+    path: Path
+    wwn: int
+    read_only: bool = False
+
+
+class _Port:
+    """The host's end of one agent's port."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self._received = bytearray()
+
+    def close(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+
+    def send(self, line: bytes, deadline: float) -> None:
+        while line:
+            try:
+                line = line[self.ours.send(line) :]
+            except BlockingIOError:
+                self._wait(deadline, write=True)
+            except OSError as error:
+                raise GuestError("the guest is gone") from error
+
+    def line(self, deadline: float) -> str:
+        while b"\n" not in self._received:
+            self._receive(deadline)
+        line, _, rest = self._received.partition(b"\n")
+        self._received = rest
+        return line.decode()
+
+    def take(self, length: int, deadline: float) -> bytes:
+        while len(self._received) < length:
+            self._receive(deadline)
+        taken = bytes(self._received[:length])
+        del self._received[:length]
+        return taken
+
+    def _receive(self, deadline: float) -> None:
+        self._wait(deadline)
+        try:
+            received = self.ours.recv(1 << 16)
+        except OSError as error:
+            raise GuestError("the guest is gone") from error
+        if not received:
+            raise GuestError("the guest is gone")
+        self._received += received
+
+    def _wait(self, deadline: float, *, write: bool = False) -> None:
+        if self.ours.fileno() < 0:
+            raise GuestError("the guest is gone")  # powered off
+        poll = select.poll()
+        poll.register(self.ours, select.POLLOUT if write else select.POLLIN)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise GuestError("the guest does not answer")
+
+
+class Job:
+    """A command that was started."""
+
+    def __init__(self, guest: Guest, port: _Port, script: str, deadline: float) -> None:
+        self._guest = guest
+        self._port = port
+        self._deadline = deadline
+        self.script = script
+
+    def wait(self) -> Result:
+        """Wait for the end; once. GuestError when the guest is gone or hangs."""
+        try:
+            code, length = map(int, self._port.line(self._deadline).split())
+            output = self._port.take(length, self._deadline)
+        except GuestError as error:
+            raise GuestError(
+                f"{self._guest.name}: {error}, in: {self.script}\n{self._guest.console_tail()}"
+            ) from error
+        self._guest._release(self._port)
+        return Result(code, output.decode(errors="replace"))
+
+    def check(self) -> str:
+        """Wait for the end; the output. CommandError."""
+        result = self.wait()
+        if result.code != 0:
+            raise CommandError(
+                f"{self._guest.name}: exit {result.code}, in: {self.script}\n{result.output}"
+            )
+        return result.output
+
+
+class Guest:
+    """A running guest; also a context manager that ends it.
+
+    `directory`: for its console's log. `name`: its host name; two guests of one name are one NFS
+    client to a server, which takes the second for the first after a reboot. `memory`: MiB.
+    `forwards`: port of the host's 127.0.0.1 to port of the guest.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        directory: Path,
+        *,
+        name: str = "guest",
+        disks: Sequence[Disk] = (),
+        memory: int = 512,
+        forwards: Mapping[int, int] | None = None,
+        environment: Mapping[str, str] | None = None,
+        wait: bool = True,
+    ) -> None:
+        self.name = name
+        self.disks = tuple(disks)
+        self.console = directory / f"console-{name}-{time.monotonic_ns()}.log"
+        self._ports = [_Port() for _ in range(PORTS)]
+        self._free: list[_Port] = []
+        self._ready = threading.Condition()
+        fds = [port.theirs.fileno() for port in self._ports]
+        command = [
+            *_machine(image, memory, name),
+            *_network(forwards or {}),
+            *_disks(image, self.disks),
+            *_agents(fds),
+        ]
+        with open(self.console, "wb") as console:
+            self._process = subprocess.Popen(
+                command,
+                env=dict(environment) if environment is not None else None,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                pass_fds=fds,
+                start_new_session=True,  # Ctrl-C is for the tests, which then end it
+            )
+        for port in self._ports:
+            port.theirs.close()
+        if wait:
+            try:
+                self.wait_booted()
+            except BaseException:
+                self.power_off()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.power_off()
+
+    # -- life --
+
+    @property
+    def pid(self) -> int:
+        """The emulator's process."""
+        return self._process.pid
+
+    def wait_booted(self, seconds: float = BOOT_SECONDS) -> None:
+        """Wait until commands can be run; for several guests that boot at once."""
+        deadline = time.monotonic() + seconds
+        for port in self._ports:
+            try:
+                answer = port.line(deadline)
+            except GuestError as error:
+                raise GuestError(
+                    f"{self.name} did not boot: {error}\n{self.console_tail()}"
+                ) from error
+            assert answer == "ready", answer
+            self._release(port)
+
+    def power_off(self) -> None:
+        """End it at once, as a power cut does; once or often."""
+        self.resume()
+        self._process.kill()
+        self._process.wait()
+        for port in self._ports:
+            port.close()
+        with self._ready:
+            self._free.clear()
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def pause(self) -> None:
+        """Stop its time: it neither computes nor answers until `resume`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def console_tail(self, lines: int = 30) -> str:
+        """The last lines of the console: kernel messages of warnings and worse."""
+        text = self.console.read_text(errors="replace").splitlines()
+        return "\n".join([f"-- console of {self.name}", *text[-lines:]])
+
+    # -- commands --
+
+    def _release(self, port: _Port) -> None:
+        with self._ready:
+            self._free.append(port)
+            self._ready.notify()
+
+    def start(self, script: str, seconds: float = COMMAND_SECONDS) -> Job:
+        """Start a shell script; after `seconds` the guest kills it, with exit code 137."""
+        if not self.is_running():
+            raise GuestError(f"{self.name}: it is off\n{self.console_tail()}")
+        with self._ready:
+            if not self._ready.wait_for(lambda: self._free, seconds):
+                raise GuestError(f"{self.name}: all {PORTS} agents are busy or hang")
+            port = self._free.pop()
+        deadline = time.monotonic() + seconds + _GRACE_SECONDS
+        encoded = base64.b64encode(script.encode() + b"\n")
+        port.send(b"%d %s\n" % (max(1, round(seconds)), encoded), deadline)
+        return Job(self, port, script, deadline)
+
+    def run(self, script: str, seconds: float = COMMAND_SECONDS) -> Result:
+        """Run a shell script to its end."""
+        return self.start(script, seconds).wait()
+
+    def check(self, script: str, seconds: float = COMMAND_SECONDS) -> str:
+        """Run a shell script that has to succeed; its output. CommandError."""
+        return self.start(script, seconds).check()
+
+    def write_file(self, path: str, content: bytes) -> None:
+        """Make a small file in the guest, such as a job description."""
+        text = base64.b64encode(content).decode()
+        self.check(f"base64 -d >'{path}' <<'END'\n{text}\nEND")
+
+
+# ---- the emulator's command line ---------------------------------------------------------------
+
+
+def _machine(image: Image, memory: int, name: str) -> list[str]:
+    arguments = (
+        f"console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable random.trust_cpu=on "
+        f"audit=0 guest.name={name}"
+    )
+    return [
+        *(EMULATOR, "-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35"),
+        *("-m", str(memory), "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-serial", "stdio", "-monitor", "none", "-no-reboot"),
+        *("-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", arguments),
+    ]
+
+
+def _network(forwards: Mapping[int, int]) -> list[str]:
+    rules = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in forwards.items())
+    return [
+        *("-netdev", f"user,id=net,ipv6=off{rules}"),
+        *("-device", "virtio-net-pci,netdev=net,romfile="),
+    ]
+
+
+def _disks(image: Image, disks: Sequence[Disk]) -> list[str]:
+    # Not a SCSI disk: neither blkmapd nor a test can take it for a shared one.
+    arguments = [
+        *("-drive", _drive("tools", image.tools, read_only=True)),
+        *("-device", "virtio-blk-pci,drive=tools"),
+        *("-device", "virtio-scsi-pci,id=scsi"),
+    ]
+    for index, disk in enumerate(disks):
+        name = f"disk{index}"
+        arguments += [
+            *("-drive", _drive(name, disk.path, read_only=disk.read_only)),
+            "-device",
+            f"scsi-hd,drive={name},bus=scsi.0,serial={disk.wwn:016x},wwn={disk.wwn:#018x}",
+        ]
+    return arguments
+
+
+def _drive(name: str, path: Path, *, read_only: bool) -> str:
+    # Without O_DIRECT the page cache of a file in memory is the file: nothing gets out of step.
+    cache = "none" if _takes_direct(path) else "writeback"
+    mode = "on" if read_only else "off"
+    return (
+        f"file={path},format=raw,cache={cache},file.locking=off,read-only={mode},if=none,id={name}"
+    )
+
+
+def _takes_direct(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+def _agents(fds: Sequence[int]) -> list[str]:
+    arguments = ["-device", "virtio-serial-pci,id=serial"]
+    for index, fd in enumerate(fds):
+        arguments += [
+            *("-chardev", f"socket,id=agent{index},fd={fd}"),
+            *("-device", f"virtserialport,bus=serial.0,chardev=agent{index},name=agent{index}"),
+        ]
+    return arguments
