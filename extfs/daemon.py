@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import json
 import logging
 import logging.handlers
@@ -22,21 +23,29 @@ import re
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from extfs import core
 from extfs.control.status import Status
-from extfs.core import Atime, Bridge, CoreError, Device, Filesystem
+from extfs.core import Atime, Bridge, CoreError, Device, Filesystem, LayoutEvent
 from extfs.fuse import Session
 from extfs.layout import CoreTable, FenceChoice, Fencing, Host, parse_fence
+
+if TYPE_CHECKING:  # a mount that serves nobody does not load it
+    from extfs.nfs.exports import Export
+    from extfs.nfs.server import Server, ServerOptions
+    from extfs.nfs.service import ServiceOptions
 
 __all__ = [
     "MountError",
     "MountOptions",
+    "NfsOptions",
+    "parse_nfs",
     "parse_options",
     "run",
     "start",
@@ -50,6 +59,15 @@ RECALL_MS = 10_000
 
 class MountError(Exception):
     """The filesystem could not be mounted; the message says why, for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class NfsOptions:
+    """What the layout server is to do: where it listens, what it exports."""
+
+    exports: tuple[Export, ...]
+    server: ServerOptions
+    service: ServiceOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +85,7 @@ class MountOptions:
     atime: Atime = Atime.RELATIME
     threads: int = 0
     writeback_cache: bool = False
+    nfs: NfsOptions | None = None
     kernel: tuple[str, ...] = ()
     """Options of mount(8) that the kernel keeps: nosuid, nodev, ..."""
 
@@ -170,6 +189,29 @@ def parse_options(device: str, mountpoint: str, words: str = "") -> MountOptions
         if word:
             options = _apply(options, word)
     return options
+
+
+def parse_nfs(listen: str, exports: Sequence[str]) -> NfsOptions:
+    """ADDRESS:PORT and exports as ``extfs mount`` takes them. MountError: one is wrong."""
+    from extfs.nfs.exports import ExportError, parse_export
+    from extfs.nfs.server import ServerOptions
+    from extfs.nfs.service import ServiceOptions
+
+    host, colon, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise MountError(f"--nfs {listen}: not a numeric ADDRESS:PORT") from None
+    if not colon or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise MountError(f"--nfs {listen}: not an ADDRESS:PORT")
+    try:
+        parsed = tuple(parse_export(text) for text in exports)
+    except ExportError as error:
+        raise MountError(f"--export: {error}") from None
+    if not parsed:
+        raise MountError("--nfs without --export serves nothing")
+    return NfsOptions(parsed, ServerOptions(listen=((host, int(port)),)), ServiceOptions())
 
 
 # ---- opening ----------------------------------------------------------------------------------
@@ -302,7 +344,9 @@ async def _obey_signals(filesystem: Filesystem, bridge: Bridge, mountpoint: str)
             first = False
 
 
-def _fencing(filesystem: Filesystem, options: MountOptions) -> Fencing | None:
+def _fencing(
+    filesystem: Filesystem, options: MountOptions, on_event: Callable[[LayoutEvent], None]
+) -> Fencing | None:
     """Who decides about lost layout holders; a read-only mount changes nothing about them."""
     if options.read_only:
         return None
@@ -312,7 +356,38 @@ def _fencing(filesystem: Filesystem, options: MountOptions) -> Fencing | None:
         "EXTFS_UUID": str(uuid.UUID(bytes=filesystem.super.uuid)),
     }
     driver = options.fence.driver(options.device, context, Host())
-    return Fencing(CoreTable(filesystem), driver, grace=options.recall_ms / 1000)
+    return Fencing(
+        CoreTable(filesystem),
+        driver,
+        grace=options.recall_ms / 1000,
+        on_event=on_event,
+    )
+
+
+def _layout_server(filesystem: Filesystem, options: MountOptions) -> Server | None:
+    """The layout server, listening. MountError: it cannot be."""
+    nfs = options.nfs
+    if nfs is None:
+        return None
+    from extfs.nfs.exports import Exports
+    from extfs.nfs.server import Server
+
+    if options.read_only:
+        raise MountError("a read-only mount cannot serve NFS: clients must be remembered")
+    if options.writeback_cache:
+        raise MountError("writeback_cache is for exclusive local use: it excludes --nfs")
+    service = replace(nfs.service, device=options.device)
+    try:
+        server = Server(filesystem, Exports(filesystem, nfs.exports), nfs.server, service)
+    except (ValueError, OSError) as error:
+        raise MountError(f"the layout server cannot start: {error}") from error
+    try:
+        server.bind()
+    except OSError as error:
+        server.close()
+        where = ", ".join(f"{host}:{port}" for host, port in nfs.server.listen)
+        raise MountError(f"cannot listen on {where}: {os.strerror(error.errno or 0)}") from error
+    return server
 
 
 async def _serve(
@@ -320,6 +395,7 @@ async def _serve(
     bridge: Bridge,
     session: Session,
     fencing: Fencing | None,
+    server: Server | None,
     mountpoint: str,
 ) -> None:
     """Until unmounted."""
@@ -328,11 +404,47 @@ async def _serve(
         nursery.start_soon(_obey_signals, filesystem, bridge, mountpoint)
         if fencing is not None:
             nursery.start_soon(fencing.run)
+        if server is not None:
+            nursery.start_soon(server.run)
         async with trio.open_nursery() as serving:
             serving.start_soon(session.run)
             await trio.lowlevel.wait_readable(bridge.event_fd)
             session.stop()
         nursery.cancel_scope.cancel()
+
+
+def _run_mounted(
+    filesystem: Filesystem, bridge: Bridge, options: MountOptions, ready: Callable[[], None]
+) -> None:
+    """From the mount to the unmount."""
+    server = _layout_server(filesystem, options)
+    session = None
+    try:
+        on_event = server.layout_event if server is not None else lambda event: None
+        fencing = _fencing(filesystem, options, on_event)
+        status = Status(
+            filesystem,
+            device=options.device,
+            mountpoint=options.mountpoint,
+            read_only=options.read_only,
+            recall_ms=options.recall_ms,
+            fencing=fencing,
+            bridge=bridge.stats,
+            nfs=server.status if server is not None else None,
+        )
+        session = Session(filesystem, bridge.forward_fd, status.json)
+        core.drain_log(log)  # what there was to say is said to whoever mounts
+        ready()
+        log.info("%s is mounted on %s", options.device, options.mountpoint)
+        for host, port in server.listening if server is not None else ():
+            log.info("serving NFS on %s:%d", host, port)
+        trio.run(_serve, filesystem, bridge, session, fencing, server, options.mountpoint)
+        log.info("%s is unmounted", options.mountpoint)
+    finally:
+        if session is not None:
+            session.close()
+        if server is not None:
+            server.close()
 
 
 def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None:
@@ -347,25 +459,7 @@ def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None
         with _opened(options) as filesystem:
             bridge = _start_bridge(filesystem, options)
             try:
-                fencing = _fencing(filesystem, options)
-                status = Status(
-                    filesystem,
-                    device=options.device,
-                    mountpoint=options.mountpoint,
-                    read_only=options.read_only,
-                    recall_ms=options.recall_ms,
-                    fencing=fencing,
-                    bridge=bridge.stats,
-                )
-                session = Session(filesystem, bridge.forward_fd, status.json)
-                try:
-                    core.drain_log(log)  # what there was to say is said to whoever mounts
-                    ready()
-                    log.info("%s is mounted on %s", options.device, options.mountpoint)
-                    trio.run(_serve, filesystem, bridge, session, fencing, options.mountpoint)
-                    log.info("%s is unmounted", options.mountpoint)
-                finally:
-                    session.close()
+                _run_mounted(filesystem, bridge, options, ready)
             finally:
                 bridge.stop()
     finally:

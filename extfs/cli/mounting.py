@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import sys
+from dataclasses import replace
 
 import click
 
@@ -69,12 +70,23 @@ def _show_warnings() -> None:
     logger.addHandler(_Warnings(logging.WARNING))
 
 
-def mount_device(device: str, mountpoint: str, words: str, foreground: bool) -> None:
+def mount_device(
+    device: str,
+    mountpoint: str,
+    words: str,
+    foreground: bool,
+    nfs: str | None = None,
+    exports: tuple[str, ...] = (),
+) -> None:
     """Mount; returns when it can be used, in the foreground when it has been unmounted."""
     from extfs import daemon
 
     try:
         options = daemon.parse_options(device, mountpoint, words)
+        if nfs is not None:
+            options = replace(options, nfs=daemon.parse_nfs(nfs, exports))
+        elif exports:
+            raise click.UsageError("--export says what --nfs serves; there is no --nfs")
     except daemon.MountError as error:
         raise click.UsageError(str(error)) from error
     try:
@@ -98,8 +110,29 @@ def mount_device(device: str, mountpoint: str, words: str, foreground: bool) -> 
 @click.argument("device")
 @click.argument("mountpoint")
 @click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Comma-separated, see above.")
+@click.option(
+    "--nfs",
+    is_flag=False,
+    flag_value="127.0.0.1:2049",
+    metavar="[ADDRESS:PORT]",
+    help="Serve NFSv4.1 and 4.2 there (127.0.0.1:2049).",
+)
+@click.option(
+    "--export",
+    "exports",
+    multiple=True,
+    metavar="PATH[:OPTIONS]",
+    help="A directory that NFS clients see, see below; once for each.",
+)
 @click.option("--foreground", is_flag=True, help="Stay; log to standard error; end when unmounted.")
-def mount(device: str, mountpoint: str, options: tuple[str, ...], foreground: bool) -> None:
+def mount(
+    device: str,
+    mountpoint: str,
+    options: tuple[str, ...],
+    nfs: str | None,
+    exports: tuple[str, ...],
+    foreground: bool,
+) -> None:
     """Mount the filesystem on DEVICE at the directory MOUNTPOINT.
 
     \b
@@ -127,12 +160,22 @@ def mount(device: str, mountpoint: str, options: tuple[str, ...], foreground: bo
                                       none           only `extfs layout fence`
                                     Holders of before a restart of the daemon have the time of a
                                     recall to come back, before they are killed or the program runs.
+    \b
+    Options of an export, with commas between them:
+      NETWORK                       10.0.0.0/8, ::1: whose clients see it (this machine only)
+      ro, rw                        read-only or not (ro)
+      root_squash, no_root_squash, all_squash, anonuid=N, anongid=N
+      insecure                      also from ports that any user may use
+      layouts=none, layouts=block, layouts=block@NETWORK
+                                    whose hosts reach the disk and are given its blocks (none)
+      sec=sys
+
     Words for /etc/fstab (defaults, auto, noauto, nofail, _netdev, x-...) are accepted and ignored.
 
     What a daemon that died left at MOUNTPOINT is cleaned up first.
     Exit codes: 0 mounted (--foreground: unmounted cleanly), 1 failed, 2 wrong usage.
     """
-    mount_device(device, mountpoint, ",".join(options), foreground)
+    mount_device(device, mountpoint, ",".join(options), foreground, nfs, exports)
 
 
 @click.command()

@@ -16,6 +16,8 @@ name says otherwise. No keys of holders are in it: anybody may read it.
     recalls     of which holders do not have answered yet, with the age of the oldest in each
     fences      driver, and who waits for one
     core, bridge    counters of both
+    nfs         the layout server: where it listens, its clients, sessions, opens, locks, layouts,
+                counters; null: none runs
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ def _grant(grant: Grant) -> dict[str, Any]:
 
 
 class Status:
-    """Makes the document, in any thread. `bridge` is asked for its counters each time."""
+    """Makes the document, in any thread. `bridge` and `nfs` are asked each time for theirs."""
 
     def __init__(
         self,
@@ -116,6 +118,7 @@ class Status:
         recall_ms: int,
         fencing: Fencing | None,
         bridge: Callable[[], BridgeStats],
+        nfs: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self._filesystem = filesystem
         self._device = device
@@ -124,6 +127,7 @@ class Status:
         self._recall_ms = recall_ms
         self._fencing = fencing
         self._bridge = bridge
+        self._nfs = nfs
         self._began = time.monotonic()
 
     def document(self) -> dict[str, Any]:
@@ -165,6 +169,7 @@ class Status:
             "fences": self._fences(),
             "core": asdict(fs.stats()),
             "bridge": asdict(self._bridge()),
+            "nfs": None if self._nfs is None else self._nfs(),
         }
 
     def json(self) -> bytes:

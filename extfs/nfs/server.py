@@ -142,7 +142,10 @@ class _Peer:
 
 
 class Server:
-    """The layout server of one filesystem. `run` is its task; `listening` is then where it is."""
+    """The layout server of one filesystem: `bind`, then `run` is its task, then `close`.
+
+    `listening`: the addresses and ports that it is bound to.
+    """
 
     def __init__(
         self,
@@ -159,6 +162,7 @@ class Server:
         self._timers = trio.Event()
         self._peers: set[_Peer] = set()
         self.listening: list[tuple[str, int]] = []
+        self._listeners: list[socket.socket] = []
         self.service = Service(fs, exports, service_options, self, time.monotonic)
 
     # -- what the service asks for (driver.Runner) --
@@ -206,20 +210,26 @@ class Server:
 
     # -- running --
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. OSError: an address cannot be listened on."""
+    def bind(self) -> None:
+        """Listen; who connects from now on waits for `run`. OSError: an address cannot be had."""
+        for host, port in self.options.listen:
+            listener = self._listener(host, port)
+            self._listeners.append(listener)
+            self.listening.append(listener.getsockname()[:2])
+
+    def close(self) -> None:
+        """Stop listening; after `run` has ended. A second time does nothing."""
+        while self._listeners:
+            self._listeners.pop().close()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
         self._limiter = trio.CapacityLimiter(self.options.threads)
-        with contextlib.ExitStack() as sockets:
-            listeners = [
-                sockets.enter_context(self._listener(*address)) for address in self.options.listen
-            ]
-            self.listening = [listener.getsockname()[:2] for listener in listeners]
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._run_timers)
-                for listener in listeners:
-                    nursery.start_soon(self._accept, listener)
-                task_status.started()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._run_timers)
+            for listener in self._listeners:
+                nursery.start_soon(self._accept, listener)
 
     @staticmethod
     def _listener(host: str, port: int) -> socket.socket:
