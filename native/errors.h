@@ -46,6 +46,7 @@
 	X(ERR_DEV_IN_USE, EBUSY, "the device is in use")                                  \
 	X(ERR_FOREIGN_FS, EEXIST, "the device carries another filesystem")                \
 	X(ERR_STALE_HANDLE, ESTALE, "the file of this handle is gone")                    \
+	X(ERR_DELEGATED, EAGAIN, "a client has a delegation of the file")                 \
 	X(ERR_SHUTDOWN, EROFS, "the filesystem is read-only after an error")
 
 enum extfs_error {

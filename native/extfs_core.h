@@ -305,6 +305,9 @@ unsigned extfs_grant_inodes(struct fs *fs, uint64_t *ino, uint64_t *out, unsigne
 #define EXTFS_EV_OVERFLOW 5
 #define EXTFS_EV_FENCE_WANTED 6
 #define EXTFS_EV_HOLDER_GONE 7
+#define EXTFS_EV_DELEGATION_RECALL 9
+#define EXTFS_EV_DELEGATION_REVOKED 10
+#define EXTFS_EV_DELEGATION_ATTRS 11
 struct extfs_layout_event {
 	int type;
 	uint64_t seq, holder, ino;
@@ -325,6 +328,30 @@ const char *extfs_layout_counter(struct fs *fs, unsigned i, uint64_t *value);
 #define EXTFS_LATENCY_RECALL 3
 #define EXTFS_LATENCY_BUCKETS 24
 void extfs_layout_latency(struct fs *fs, int of, uint64_t *buckets); /* of powers of two of microseconds */
+
+/* ---- delegations, see delegation.h; none of these waits. Events: grant_seq is the delegation's number ---- */
+#define EXTFS_DELEGATION_OPEN_READ 1
+#define EXTFS_DELEGATION_OPEN_WRITE 2
+#define EXTFS_DELEGATION_READ 3
+#define EXTFS_DELEGATION_WRITE 4
+#define EXTFS_DELEGATION_SETATTR 5
+#define EXTFS_DELEGATION_NAMESPACE 6
+/* -EAGAIN: local users or another holder are against it, or the holder's own is being recalled; -ENOENT, -EOWNERDEAD: of the
+ * holder; -EINVAL: no client, no regular file; -EISDIR; -EROFS. */
+int extfs_delegation_grant(struct fs *fs, uint64_t ino, uint64_t holder, int write, uint64_t *seq);
+int extfs_delegation_return(struct fs *fs, uint64_t ino, uint64_t holder); /* -ENOENT: it has none */
+/* Before an operation of the caller itself: 0, or -EAGAIN, and what is in the way is recalled. exempt: whose own is not; 0: none. */
+int extfs_delegation_break(struct fs *fs, uint64_t ino, uint64_t exempt, int op);
+/* Open files of the local mount by their access; O_RDWR counts for both. */
+int extfs_local_opens(struct fs *fs, uint64_t ino, uint32_t *readers, uint32_t *writers);
+struct extfs_delegation_look {
+	uint64_t ino;
+	uint32_t generation;
+	int write, recalled;
+	uint64_t seq, left_ms; /* left_ms, of recalled ones: until it is revoked */
+};
+/* Of a holder, with numbers above *seq, in order; how many. Sets *seq. */
+unsigned extfs_delegation_list(struct fs *fs, uint64_t holder, uint64_t *seq, struct extfs_delegation_look *out, unsigned n);
 
 /* Whole blocks; see file.h. These wait. */
 int extfs_exchange(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t other, uint64_t other_offset, uint64_t len);

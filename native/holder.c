@@ -26,6 +26,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "delegation_priv.h"
 #include "journal.h"
 #include "layout_priv.h"
 
@@ -95,6 +96,7 @@ static void end_if_empty(struct layouts *ls, struct holder *h)
 	if (h->state != HOLDER_LOST || !h->ended || h->users || reaches(h))
 		return;
 	set_state(ls, h, HOLDER_GONE);
+	delegations_drop(ls, h);
 	holder_want_release(ls, h);
 }
 
@@ -103,6 +105,7 @@ static void become_lost(struct layouts *ls, struct holder *h)
 	set_state(ls, h, HOLDER_LOST);
 	atomic_fetch_add_explicit(&ls->counters.holders_lost, 1, memory_order_relaxed);
 	watches_drop(ls, h);
+	delegations_hurry(ls, h);
 	end_if_empty(ls, h);
 	holder_tell_fence(ls, h);
 	recalls_hurry(ls);
@@ -176,6 +179,7 @@ struct holder *holder_new(struct layouts *ls)
 		return NULL;
 	h->ls = ls;
 	TAILQ_INIT(&h->grants);
+	TAILQ_INIT(&h->delegations);
 	return h;
 }
 
@@ -388,6 +392,7 @@ static void forgotten(void *arg, xid_t xid)
 	if (h->queued)
 		TAILQ_REMOVE(&ls->to_release, h, to_release);
 	watches_drop(ls, h);
+	delegations_drop(ls, h);
 	event_post(ls, ls->sink,
 		   &(struct layout_event){ .type = EVENT_HOLDER_GONE, .holder = h->id });
 	pthread_mutex_unlock(&ls->mutex);
@@ -438,6 +443,7 @@ static int go(struct fs *fs, uint64_t id, int (*may)(const struct holder *h))
 	if (!empty) {
 		pthread_mutex_lock(&ls->mutex);
 		watches_drop(ls, h);
+		delegations_drop(ls, h);
 		holder_want_release(ls, h);
 		pthread_mutex_unlock(&ls->mutex);
 	}
@@ -574,6 +580,7 @@ void holders_destroy(struct layouts *ls)
 		xassert(!h->users);
 		drop_grants(h);
 		watches_drop(ls, h);
+		delegations_drop(ls, h);
 		RB_REMOVE(holder_tree, &ls->holders, h);
 		free(h);
 	}

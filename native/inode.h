@@ -39,6 +39,8 @@ struct inode_core {
 struct seg_tree; /* segment.h */
 struct watch;    /* layout.c */
 struct plock_set; /* plock.h */
+struct delegation;
+struct delegation_wait; /* delegation.h */
 
 struct inode {
 	struct fs *fs;
@@ -69,6 +71,10 @@ struct inode {
 	 * invalidated, before. */
 	_Atomic bool pages_cached;
 	struct watch *watches;   /* who wants to hear of changes of the map; layouts->mutex */
+	/* delegation.h: the kinds of delegations that there are; open files, and operations under way, of local users */
+	_Atomic uint32_t delegated, local_readers, local_writers, local_looks, local_changes;
+	struct delegation *delegations;           /* layouts->mutex */
+	struct delegation_wait *delegation_waits; /* layouts->mutex */
 	fsblock_t alloc_hint;    /* after the last allocated block; fs->lock */
 	unsigned refs;           /* inode table mutex */
 	unsigned opens;          /* open handles, inode table mutex */
@@ -83,9 +89,11 @@ int inode_get(struct fs *fs, inum_t ino, struct inode **out);
 /* The core of an inode for a look, without an object in memory: for listings, which would turn the cache over. fs->lock
  * held (shared is enough). -ENOENT. */
 int inode_peek(struct fs *fs, inum_t ino, struct inode_core *core);
-/* The same for a handle: -ERR_STALE_HANDLE when gone or of another generation. Takes fs->lock
+/* As inode_get() for a handle: -ERR_STALE_HANDLE when gone or of another generation. Takes fs->lock
  * shared itself. */
 int inode_get_handle(struct fs *fs, inum_t ino, uint32_t generation, struct inode **out);
+/* Referenced if it is in memory, else NULL. fs->lock not needed. */
+struct inode *inode_get_cached(struct fs *fs, inum_t ino);
 struct inode *inode_ref(struct inode *in);
 /* fs->lock not needed, better not held; hands the inode to the reaper when it was an orphan's last
  * user. The reaper's own scan of the orphan tree is therefore inode_get() and inode_put() of each

@@ -47,6 +47,7 @@ struct inode *inode_alloc(struct fs *fs, inum_t ino)
 
 void inode_free(struct inode *in)
 {
+	xassert(!in->delegations && !in->delegation_waits);
 	if (in->segs)
 		seg_tree_free(in);
 	if (in->locks)
@@ -380,6 +381,13 @@ int inode_peek(struct fs *fs, inum_t ino, struct inode_core *core)
 	pthread_mutex_unlock(&in->lock);
 	inode_put(in);
 	return 0;
+}
+
+struct inode *inode_get_cached(struct fs *fs, inum_t ino)
+{
+	struct inode *in;
+
+	return get_cached(fs->inodes, ino, &in) ? NULL : in;
 }
 
 int inode_get_handle(struct fs *fs, inum_t ino, uint32_t generation, struct inode **out)

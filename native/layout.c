@@ -90,6 +90,7 @@ static struct layouts *new_layouts(struct fs *fs)
 	RB_INIT(&ls->holders);
 	RB_INIT(&ls->lost);
 	RB_INIT(&ls->timed);
+	RB_INIT(&ls->recalled);
 	TAILQ_INIT(&ls->to_release);
 	TAILQ_INIT(&ls->revokes);
 	TAILQ_INIT(&ls->naps);

@@ -105,6 +105,10 @@ enum layout_event_type {
 	EVENT_OVERFLOW = 5,    /* length events were lost before this one */
 	EVENT_FENCE_WANTED = 6, /* to the daemon's sink: holder became LOST and can reach something */
 	EVENT_HOLDER_GONE = 7,  /* to the daemon's sink: fenced or returned; quarantine is released */
+	/* delegation.h */
+	EVENT_DELEGATION_RECALL = 9,   /* return it until the deadline */
+	EVENT_DELEGATION_REVOKED = 10, /* it is gone */
+	EVENT_DELEGATION_ATTRS = 11,   /* a local user looked at the attributes of a write-delegated file */
 };
 struct layout_event {
 	enum layout_event_type type;
@@ -212,7 +216,13 @@ void layouts_settle(struct fs *fs);
 	X(commit_ranges) X(commit_blocks) X(refused_not_held) X(refused_stale) X(refused_size)     \
 	X(refused_lost) X(refused_invalid) X(revokes) X(revoked_blocks) X(relocated_blocks)       \
 	X(revokes_failed) X(fences) X(quarantined_blocks) X(released_blocks) X(trimmed_blocks)    \
-	X(events) X(events_lost) X(holders) X(holders_lost) X(pins_expired)
+	X(events) X(events_lost) X(holders) X(holders_lost) X(pins_expired)                        \
+	X(delegations_read) X(delegations_write) X(delegations_refused_open)                        \
+	X(delegations_refused_use) X(delegations_refused_layout) X(delegations_refused_held)        \
+	X(delegation_recalls) X(delegation_recalls_open_read) X(delegation_recalls_open_write)      \
+	X(delegation_recalls_read) X(delegation_recalls_write) X(delegation_recalls_setattr)        \
+	X(delegation_recalls_namespace) X(delegations_returned) X(delegations_revoked)              \
+	X(delegations_dropped) X(delegation_attrs)
 struct layout_counters {
 #define X(name) _Atomic uint64_t name;
 	LAYOUT_COUNTERS(X)

@@ -16,6 +16,7 @@
 #include "layout.h"
 
 struct holder;
+struct delegation;
 
 struct grant {
 	struct seg seg; /* kind GRANT_*; holder is holder->id */
@@ -63,6 +64,7 @@ struct holder {
 	uint64_t nlost_inodes; /* of layouts->lost; fs->lock exclusive and mutex to change */
 	struct watch *watches;
 	unsigned nwatches;
+	TAILQ_HEAD(, delegation) delegations; /* delegation.c */
 	RB_ENTRY(holder) by_id;
 	TAILQ_ENTRY(holder) to_release;
 };
@@ -122,6 +124,8 @@ struct layouts {
 	TAILQ_HEAD(, holder) to_release;     /* mutex */
 	struct inode_work *inode_work;       /* mutex */
 	_Atomic uint64_t nwatches;
+	RB_HEAD(recalled_tree, delegation) recalled; /* delegation.c; mutex */
+	_Atomic uint64_t nwrite_delegations; /* changed with the mutex */
 	uint64_t idle_at;                    /* LOST holders of before the mount that hold nothing go then; 0: done; mutex */
 	uint64_t recall_ns;
 	_Atomic uint64_t virtual_ns;         /* 0: monotonic */

@@ -25,6 +25,7 @@
  */
 #include <string.h>
 
+#include "delegation_priv.h"
 #include "journal.h"
 #include "layout_priv.h"
 #include "log.h"
@@ -383,6 +384,7 @@ void recalls_shift(struct layouts *ls, uint64_t from, uint64_t to)
 		h->live_since = shift(h->live_since, from, to);
 		shift_grants(h, from, to);
 	}
+	delegations_shift(ls, shift, from, to);
 	ls->idle_at = shift(ls->idle_at, from, to);
 }
 

@@ -18,6 +18,7 @@
 #include <poll.h>
 #include <string.h>
 
+#include "delegation_priv.h"
 #include "journal.h"
 #include "layout_priv.h"
 #include "log.h"
@@ -193,13 +194,15 @@ static void work_releases(struct layouts *ls)
 /* Everything that is due. Returns when to look again. */
 static uint64_t work(struct layouts *ls)
 {
-	uint64_t now = layouts_now(ls->fs), next;
+	uint64_t now = layouts_now(ls->fs), next, due;
 
 	wake_naps(ls, now);
 	holders_drop_idle(ls);
 	work_releases(ls);
 	work_inodes(ls, true);
 	next = MIN(recalls_due(ls, now), next_nap(ls));
+	due = delegations_due(ls, now);
+	next = MIN(next, due);
 	pthread_mutex_lock(&ls->mutex);
 	if (ls->idle_at)
 		next = MIN(next, ls->idle_at);
@@ -225,6 +228,9 @@ static bool finish(struct layouts *ls)
 	bool over;
 
 	recalls_fail_waiters(ls);
+	pthread_mutex_lock(&ls->mutex);
+	delegations_drop_all(ls);
+	pthread_mutex_unlock(&ls->mutex);
 	wake_naps(ls, UINT64_MAX);
 	work_inodes(ls, false);
 	pthread_mutex_lock(&ls->mutex);

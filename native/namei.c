@@ -384,7 +384,7 @@ int namei_link(struct inode *in, struct inode *dir, const char *name, size_t len
 /* ---- removal ---- */
 
 static int remove_in(struct trans *t, struct inode *dir, const char *name, size_t len,
-		     bool want_dir, struct inode **in)
+		     bool want_dir, bool undelegated, struct inode **in)
 {
 	struct dirent ent;
 	int err = namei_check_dir(dir);
@@ -397,6 +397,8 @@ static int remove_in(struct trans *t, struct inode *dir, const char *name, size_
 		return want_dir ? -ENOTDIR : -EISDIR;
 	if (want_dir && (*in)->core.size != 0)
 		return -ENOTEMPTY;
+	if (undelegated && atomic_load(&(*in)->delegated))
+		return -ERR_DELEGATED;
 	err = dir_remove(t, dir, &ent); /* joins dir */
 	if (!err)
 		err = trans_join_inode(t, *in);
@@ -410,8 +412,9 @@ static int remove_in(struct trans *t, struct inode *dir, const char *name, size_
 	return inode_write(t, dir);
 }
 
+/* delegated, NULL: delegations play no part. */
 static int remove_name(struct inode *dir, const char *name, size_t len, bool want_dir,
-		       struct inode **victim)
+		       struct inode **victim, struct inode **delegated)
 {
 	struct inode *in = NULL;
 	struct trans t;
@@ -420,10 +423,12 @@ static int remove_name(struct inode *dir, const char *name, size_t len, bool wan
 	if (err)
 		return err;
 	t.alloc_flags |= ALLOC_USE_RESERVE;
-	err = namei_end(&t, remove_in(&t, dir, name, len, want_dir, &in));
+	err = namei_end(&t, remove_in(&t, dir, name, len, want_dir, delegated != NULL, &in));
 	if (!err)
 		namei_unlinked(in);
-	if (!err && victim)
+	if (err == -ERR_DELEGATED)
+		*delegated = in;
+	else if (!err && victim)
 		*victim = in;
 	else if (in)
 		inode_put(in);
@@ -432,10 +437,16 @@ static int remove_name(struct inode *dir, const char *name, size_t len, bool wan
 
 int namei_unlink(struct inode *dir, const char *name, size_t len, struct inode **victim)
 {
-	return remove_name(dir, name, len, false, victim);
+	return remove_name(dir, name, len, false, victim, NULL);
+}
+
+int namei_unlink_undelegated(struct inode *dir, const char *name, size_t len, struct inode **victim,
+			     struct inode **delegated)
+{
+	return remove_name(dir, name, len, false, victim, delegated);
 }
 
 int namei_rmdir(struct inode *dir, const char *name, size_t len, struct inode **victim)
 {
-	return remove_name(dir, name, len, true, victim);
+	return remove_name(dir, name, len, true, victim, NULL);
 }

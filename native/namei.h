@@ -37,11 +37,19 @@ int namei_link(struct inode *in, struct inode *dir, const char *name, size_t len
 /* *victim (may be NULL): the inode that lost the name, referenced, for notifications. */
 int namei_unlink(struct inode *dir, const char *name, size_t len, struct inode **victim);
 int namei_rmdir(struct inode *dir, const char *name, size_t len, struct inode **victim);
+/* The same for a local user, who has to wait while a client has a delegation (delegation.h) of the inode that
+ * would lose the name: -ERR_DELEGATED, nothing was done, and *delegated is that inode, referenced. */
+int namei_unlink_undelegated(struct inode *dir, const char *name, size_t len, struct inode **victim,
+			     struct inode **delegated);
 #define RENAME_F_NOREPLACE 1u
 #define RENAME_F_EXCHANGE 2u
 /* Refuses to move a directory below itself (-EINVAL). *victim as above. Other flags: -EINVAL. */
 int namei_rename(struct inode *from, const char *name, size_t len, struct inode *to,
 		 const char *new_name, size_t new_len, unsigned flags, struct inode **victim);
+/* The same, as above: for both inodes that lose a name. */
+int namei_rename_undelegated(struct inode *from, const char *name, size_t len, struct inode *to,
+			     const char *new_name, size_t new_len, unsigned flags, struct inode **victim,
+			     struct inode **delegated);
 ssize_t namei_readlink(struct inode *in, char *buf, size_t cap);
 
 #define ATTR_MODE 1u

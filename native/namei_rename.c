@@ -23,7 +23,9 @@ struct renaming {
 	const char *name, *new_name;
 	size_t len, new_len;
 	unsigned flags;
+	bool undelegated; /* not while a client has a delegation of one of them */
 	struct inode *moved, *victim;
+	struct inode *delegated; /* one of them, to which that happened */
 	struct dirent src, dst;
 };
 
@@ -151,12 +153,22 @@ static int move(struct trans *t, struct renaming *r)
 	return err ? err : reparent(r->moved, r->from, r->to);
 }
 
+/* The inode of which a client has a delegation; NULL: of none. */
+static struct inode *delegated_one(const struct renaming *r)
+{
+	if (atomic_load(&r->moved->delegated))
+		return r->moved;
+	return r->victim && atomic_load(&r->victim->delegated) ? r->victim : NULL;
+}
+
 static int rename_in(struct trans *t, struct renaming *r)
 {
 	int err = find_both(r);
 
 	if (err || r->moved == r->victim)
 		return err;
+	if (r->undelegated && (r->delegated = delegated_one(r)))
+		return -ERR_DELEGATED;
 	err = join_all(t, r);
 	if (!err)
 		err = r->flags & RENAME_F_EXCHANGE ? exchange(t, r) : move(t, r);
@@ -174,11 +186,9 @@ static int rename_in(struct trans *t, struct renaming *r)
 	return err;
 }
 
-int namei_rename(struct inode *from, const char *name, size_t len, struct inode *to,
-		 const char *new_name, size_t new_len, unsigned flags, struct inode **victim)
+static int rename_names(struct renaming r, struct inode **victim, struct inode **delegated)
 {
-	struct renaming r = {.from = from, .to = to, .name = name, .len = len, .new_name = new_name,
-			     .new_len = new_len, .flags = flags};
+	unsigned flags = r.flags;
 	struct trans t;
 	int err;
 
@@ -187,10 +197,13 @@ int namei_rename(struct inode *from, const char *name, size_t len, struct inode 
 	if ((flags & ~(RENAME_F_NOREPLACE | RENAME_F_EXCHANGE)) ||
 	    flags == (RENAME_F_NOREPLACE | RENAME_F_EXCHANGE))
 		return -EINVAL;
-	err = trans_begin(from->fs, &t, RENAME_BLOCKS);
+	err = trans_begin(r.from->fs, &t, RENAME_BLOCKS);
 	if (err)
 		return err;
+	r.undelegated = delegated != NULL;
 	err = namei_end(&t, rename_in(&t, &r));
+	if (err == -ERR_DELEGATED)
+		*delegated = inode_ref(r.delegated);
 	if (!err && r.victim && r.victim != r.moved)
 		namei_unlinked(r.victim);
 	if (!err && victim && r.victim && r.victim != r.moved && !(flags & RENAME_F_EXCHANGE)) {
@@ -202,4 +215,21 @@ int namei_rename(struct inode *from, const char *name, size_t len, struct inode 
 	if (r.victim)
 		inode_put(r.victim);
 	return err;
+}
+
+int namei_rename(struct inode *from, const char *name, size_t len, struct inode *to,
+		 const char *new_name, size_t new_len, unsigned flags, struct inode **victim)
+{
+	return rename_names((struct renaming){.from = from, .to = to, .name = name, .len = len,
+					      .new_name = new_name, .new_len = new_len, .flags = flags},
+			    victim, NULL);
+}
+
+int namei_rename_undelegated(struct inode *from, const char *name, size_t len, struct inode *to,
+			     const char *new_name, size_t new_len, unsigned flags, struct inode **victim,
+			     struct inode **delegated)
+{
+	return rename_names((struct renaming){.from = from, .to = to, .name = name, .len = len,
+					      .new_name = new_name, .new_len = new_len, .flags = flags},
+			    victim, delegated);
 }

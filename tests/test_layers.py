@@ -51,7 +51,7 @@ NATIVE_LAYERS: list[tuple[str, ...]] = [
     ("alloc",),
     ("inode", "extmap", "refcount", "dir", "xattr", "acl", "segment", "plock"),
     ("reaper",),
-    ("namei", "file", "data", "layout", "grant", "holder", "exposure", "event"),
+    ("namei", "file", "data", "layout", "grant", "holder", "exposure", "event", "delegation"),
     ("fs", "super", "mkfs", "heartbeat"),
     ("bridge", "core"),
 ]

@@ -14,6 +14,7 @@ which waits in a thread of its own; or `Filesystem.nowait`, whose methods raise 
 from __future__ import annotations
 
 from extfs.core.bridge import Bridge, BridgeStats, OpcodeServer, opcodes
+from extfs.core.delegations import Delegation, DelegationConflict, Delegations
 from extfs.core.device import Device, SimDevice, mkfs, read_super
 from extfs.core.filesystem import Filesystem
 from extfs.core.layouts import (
@@ -57,6 +58,9 @@ __all__ = [
     "BridgeStats",
     "CoreError",
     "Cred",
+    "Delegation",
+    "DelegationConflict",
+    "Delegations",
     "Device",
     "Dirent",
     "EventType",

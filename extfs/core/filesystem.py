@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from extfs.core.delegations import Delegations
 from extfs.core.device import Device
 from extfs.core.layouts import Layouts
 from extfs.core.native import Closing, CoreError, JournalFullError, checked, ffi, lib
@@ -127,6 +128,11 @@ class Filesystem(Closing):
     def layouts(self) -> Layouts:
         """Grants and holders."""
         return Layouts(self)
+
+    @property
+    def delegations(self) -> Delegations:
+        """Delegations of NFSv4 against local use."""
+        return Delegations(self)
 
     # -- the whole filesystem --
 

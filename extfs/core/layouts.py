@@ -80,7 +80,12 @@ class HolderState(enum.IntEnum):
 
 
 class EventType(enum.IntEnum):
-    """Events; FENCE_WANTED and HOLDER_GONE are for whoever decides about fences."""
+    """Events; FENCE_WANTED and HOLDER_GONE are for whoever decides about fences.
+
+    Those of delegations (`Delegations`) name the file and, as `grant_seq`, the delegation.
+    DELEGATION_ATTRS: a local user looked at the attributes of a write-delegated file; at most once
+    a second for a file.
+    """
 
     RECALL = 1
     REVOKED = 2
@@ -89,6 +94,9 @@ class EventType(enum.IntEnum):
     OVERFLOW = 5
     FENCE_WANTED = 6
     HOLDER_GONE = 7
+    DELEGATION_RECALL = 9
+    DELEGATION_REVOKED = 10
+    DELEGATION_ATTRS = 11
 
 
 class Latency(enum.IntEnum):
