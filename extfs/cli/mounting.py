@@ -7,11 +7,15 @@ import logging
 import os
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from extfs.cli.mounts import Daemons, detach, find_mount
 from extfs.cli.output import CommandError, complain
+
+if TYPE_CHECKING:
+    from extfs.daemon import MountOptions
 
 DEAD_DAEMON_SECONDS = 60.0
 
@@ -70,15 +74,14 @@ def _show_warnings() -> None:
     logger.addHandler(_Warnings(logging.WARNING))
 
 
-def mount_device(
+def mount_options(
     device: str,
     mountpoint: str,
     words: str,
-    foreground: bool,
     nfs: str | None = None,
     exports: tuple[str, ...] = (),
-) -> None:
-    """Mount; returns when it can be used, in the foreground when it has been unmounted."""
+) -> MountOptions:
+    """What the command line says. `click.UsageError`."""
     from extfs import daemon
 
     try:
@@ -89,6 +92,14 @@ def mount_device(
             raise click.UsageError("--export says what --nfs serves; there is no --nfs")
     except daemon.MountError as error:
         raise click.UsageError(str(error)) from error
+    return options
+
+
+def mount_device(options: MountOptions, foreground: bool) -> None:
+    """Mount; returns when it can be used, in the foreground when it has been unmounted."""
+    from extfs import daemon
+
+    device, mountpoint = options.device, options.mountpoint
     try:
         _check_environment(mountpoint)
         _clear_dead_mount(device, mountpoint)
@@ -107,8 +118,8 @@ def mount_device(
 
 
 @click.command()
-@click.argument("device")
-@click.argument("mountpoint")
+@click.argument("device", required=False)
+@click.argument("mountpoint", required=False)
 @click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Comma-separated, see above.")
 @click.option(
     "--nfs",
@@ -124,13 +135,19 @@ def mount_device(
     metavar="PATH[:OPTIONS]",
     help="A directory that NFS clients see, see below; once for each.",
 )
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="Everything from a TOML file instead, see extfs.toml(5).",
+)
 @click.option("--foreground", is_flag=True, help="Stay; log to standard error; end when unmounted.")
 def mount(
-    device: str,
-    mountpoint: str,
+    device: str | None,
+    mountpoint: str | None,
     options: tuple[str, ...],
     nfs: str | None,
     exports: tuple[str, ...],
+    config: str | None,
     foreground: bool,
 ) -> None:
     """Mount the filesystem on DEVICE at the directory MOUNTPOINT.
@@ -175,7 +192,17 @@ def mount(
     What a daemon that died left at MOUNTPOINT is cleaned up first.
     Exit codes: 0 mounted (--foreground: unmounted cleanly), 1 failed, 2 wrong usage.
     """
-    mount_device(device, mountpoint, ",".join(options), foreground, nfs, exports)
+    if config is not None:
+        from extfs.cli.configuration import read_configuration
+
+        if device or options or nfs or exports:
+            raise click.UsageError("--config says everything: no DEVICE, -o, --nfs, --export")
+        mount_device(read_configuration(config), foreground)
+        return
+    if device is None or mountpoint is None:
+        raise click.UsageError("DEVICE and MOUNTPOINT are missing")
+    words = ",".join(options)
+    mount_device(mount_options(device, mountpoint, words, nfs, exports), foreground)
 
 
 @click.command()

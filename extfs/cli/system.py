@@ -10,7 +10,7 @@ import click
 
 from extfs.cli.checking import check_device
 from extfs.cli.formatting import make_filesystem
-from extfs.cli.mounting import mount_device
+from extfs.cli.mounting import mount_device, mount_options
 from extfs.cli.output import CommandError, SizeType
 
 NAMES = ("mkfs.extfs", "fsck.extfs", "mount.extfs")
@@ -87,7 +87,7 @@ def mount_helper(
         except daemon.MountError as error:
             raise CommandError(str(error)) from error
         return
-    mount_device(device, directory, ",".join(words), foreground=False)
+    mount_device(mount_options(device, directory, ",".join(words)), foreground=False)
 
 
 def _program() -> Path:

@@ -67,9 +67,9 @@ class ServiceOptions:
 
 
 class Connection:
-    """A connection of a client, whatever carries it, from `host` (numeric) and `port`."""
+    """A connection of a client, whatever carries it. `peer`: numeric address and port."""
 
-    __slots__ = ("_close", "_send", "closed", "host", "port", "running", "sessions")
+    __slots__ = ("_close", "_send", "closed", "host", "peer", "port", "running", "sessions")
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class Connection:
         send: Callable[[bytes], None],
         close: Callable[[], None],
     ) -> None:
+        self.peer = peer
         self.host, self.port = peer
         self.closed = False
         self.sessions: set[Session] = set()
@@ -178,7 +179,8 @@ class Service:
             assert result is not None
             connection.send(marked(accepted(xid) + result))
         elif isinstance(error, InProgress):
-            self.count("retransmissions_dropped")  # it is answered when it ends
+            self.count("retransmissions")  # answered, on this connection, when it ends
+            error.slot.waiter = lambda late: connection.send(marked(accepted(xid) + late))
         elif isinstance(error, XdrError):
             self.count("garbage_arguments")
             connection.send(marked(accepted(xid, n.RPC_GARBAGE_ARGS)))
