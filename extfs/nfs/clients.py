@@ -1,0 +1,343 @@
+"""Clients (RFC 8881 2.4, 18.35): who a client ID belongs to, and the table of all of them.
+
+Definitions: an *owner* is what a client calls itself (co_ownerid); it stays when the client
+restarts, its *verifier* does not. A *record* here is a `Client`: one client ID.
+
+    PENDING    EXCHANGE_ID gave it out; CREATE_SESSION has not confirmed it. In memory only.
+    CONFIRMED  its lease runs.
+    COURTESY   its lease has run out, nobody needed what it holds yet (RFC 8881 8.4.2.4).
+    GONE       nothing knows it any more.
+
+Edges: `ClientTable.add` -> PENDING; `confirm` PENDING -> CONFIRMED; `renew` COURTESY -> CONFIRMED;
+`Lease` CONFIRMED -> COURTESY; `drop` any -> GONE.
+
+Invariants: 1. an owner has at most one PENDING and one living other record. 2. A record that is not
+PENDING is durable (`records.py`), but while CREATE_SESSION of its owner waits for that. 3. A record
+that is GONE is in no table and has no sessions.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from extfs.core import CoreError, Filesystem, HolderKind, HolderSpec
+from extfs.nfs import constants as n
+from extfs.nfs.effects import Blocking, Steps
+from extfs.nfs.errors import NfsError
+from extfs.nfs.records import ClientRecord
+
+if TYPE_CHECKING:
+    from extfs.nfs.service import Service
+    from extfs.nfs.sessions import Session
+
+__all__ = ["Client", "ClientTable", "Standing", "in_background", "retire_holder"]
+
+log = logging.getLogger("extfs.nfs")
+
+PENDING_MAX = 1024
+"""Client IDs that are not confirmed; the oldest makes room for the next."""
+_HOLDER_NAME_MAX = 60
+
+Principal = tuple[int, int]
+"""RPC flavor and user id: who may act for a client ID (RFC 8881 2.4.3)."""
+
+
+class Standing(enum.IntEnum):
+    """See the module."""
+
+    PENDING = 1
+    CONFIRMED = 2
+    COURTESY = 3
+    GONE = 4
+
+
+class Client:
+    """One client ID.
+
+    `sequence` and `reply`: the slot of CREATE_SESSION (RFC 8881 18.36.4): the sequence number that
+    succeeded last, and its result after the status. `renewed`: seconds of the service's clock.
+    `reclaim_done`: it has sent RECLAIM_COMPLETE. `eligible`: it may reclaim after a restart of the
+    server (8.4.3). `kept`: it and its states survive a restart of the server.
+    """
+
+    __slots__ = (
+        "clientid",
+        "creating",
+        "eligible",
+        "holder_id",
+        "holder_key",
+        "holder_old",
+        "kept",
+        "minor",
+        "owner",
+        "peer",
+        "principal",
+        "reclaim_done",
+        "reclaimed_exports",
+        "renewed",
+        "reply",
+        "sequence",
+        "sessions",
+        "standing",
+        "verifier",
+        "wants_callbacks",
+        "wants_holder",
+    )
+
+    def __init__(
+        self, clientid: int, owner: bytes, verifier: bytes, principal: Principal, renewed: float
+    ) -> None:
+        self.clientid = clientid
+        self.owner = owner
+        self.verifier = verifier
+        self.principal = principal
+        self.renewed = renewed
+        self.standing = Standing.PENDING
+        self.sequence = 0
+        self.reply = b""
+        self.creating = False
+        self.sessions: list[Session] = []
+        self.minor = 1
+        self.peer = ""
+        self.reclaim_done = False
+        self.eligible = False
+        self.kept = False
+        self.reclaimed_exports: set[int] = set()
+        self.wants_callbacks = False
+        self.holder_id = 0
+        self.holder_key = 0
+        self.holder_old = False
+        """The holder is from before a restart: what it was granted then is given up by
+        RECLAIM_COMPLETE, for layouts are not reclaimed (RFC 8881 12.7.4)."""
+        self.wants_holder = False
+
+    @property
+    def name(self) -> str:
+        """The owner for people: other bytes than printable ASCII as dots."""
+        return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in self.owner)
+
+    def to_record(self) -> bytes:
+        """What is durable of it."""
+        return ClientRecord(
+            clientid=self.clientid,
+            owner=self.owner,
+            verifier=self.verifier,
+            flavor=self.principal[0],
+            uid=self.principal[1],
+            eligible=self.eligible,
+            reclaim_done=self.reclaim_done,
+            kept=self.kept,
+            minor=self.minor,
+            sequence=self.sequence,
+            reply=self.reply if self.kept else b"",
+            holder_id=self.holder_id,
+            holder_key=self.holder_key,
+        ).encode()
+
+    @classmethod
+    def from_record(cls, record: ClientRecord, renewed: float) -> Client:
+        """A client whose client ID survived a restart of the server."""
+        client = cls(
+            record.clientid, record.owner, record.verifier, (record.flavor, record.uid), renewed
+        )
+        client.standing = Standing.CONFIRMED
+        client.sequence, client.reply, client.minor = record.sequence, record.reply, record.minor
+        client.eligible, client.reclaim_done = record.eligible, record.reclaim_done
+        client.kept = True
+        client.holder_id, client.holder_key = record.holder_id, record.holder_key
+        return client
+
+    def holder(self, service: Service) -> Steps[int]:
+        """The core's holder that this client is; registered, durably, at its first layout.
+
+        `NfsError`: DELAY while another request registers it; EXPIRED if the client is gone by now.
+        """
+        if self.holder_id:
+            return self.holder_id
+        if self.wants_holder:
+            raise NfsError(n.NFS4ERR_DELAY)
+        layouts = service.fs.layouts
+        spec = HolderSpec(
+            name=self.name[:_HOLDER_NAME_MAX],
+            kind=HolderKind.CLIENT,
+            fence=f"nfs:{self.clientid:x}",
+        )
+        self.wants_holder = True
+        try:
+            registered: tuple[int, int] = yield Blocking(lambda: layouts.register(spec))
+        finally:
+            self.wants_holder = False
+        holder, key = registered
+        if self.standing is Standing.GONE:
+            yield Blocking(lambda: layouts.gone(holder))
+            raise NfsError(n.NFS4ERR_EXPIRED)
+        self.holder_id, self.holder_key = holder, key
+        service.records.stage_client(self)
+        yield Blocking(service.records.commit)
+        return holder
+
+
+class ClientTable:
+    """All clients of the server, but for those of before a restart, which `Lease` knows."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._by_id: dict[int, Client] = {}
+        self._pending: dict[bytes, Client] = {}
+        self._living: dict[bytes, Client] = {}
+        self._last = 0
+        self.lost: list[Callable[[Client], None]] = []
+        """Called with each client that goes, before its sessions go."""
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    # -- look up --
+
+    def get(self, clientid: int) -> Client | None:
+        """The client of a client ID."""
+        return self._by_id.get(clientid)
+
+    def pending(self, owner: bytes) -> Client | None:
+        """The PENDING client of an owner."""
+        return self._pending.get(owner)
+
+    def living(self, owner: bytes) -> Client | None:
+        """The CONFIRMED or COURTESY client of an owner."""
+        return self._living.get(owner)
+
+    def all_living(self) -> list[Client]:
+        """CONFIRMED and COURTESY ones, in the order in which they were confirmed."""
+        return list(self._living.values())
+
+    def all_pending(self) -> list[Client]:
+        """PENDING ones, the oldest first."""
+        return list(self._pending.values())
+
+    def has_state(self, client: Client) -> bool:
+        """Whether it holds opens, locks, delegations, layouts."""
+        return self._service.states.has_state(client)
+
+    # -- edges --
+
+    def add(self, owner: bytes, verifier: bytes, principal: Principal) -> Client:
+        """A PENDING client with a client ID that was never used; the owner's last one goes.
+
+        `NfsError` DELAY: that one is about to be confirmed.
+        """
+        old = self._pending.get(owner)
+        if old is not None:
+            if old.creating:
+                raise NfsError(n.NFS4ERR_DELAY)
+            self.drop(old)
+        if len(self._pending) >= PENDING_MAX:
+            idle = next((one for one in self._pending.values() if not one.creating), None)
+            if idle is None:
+                raise NfsError(n.NFS4ERR_DELAY)
+            self.drop(idle)
+        self._last += 1
+        service = self._service
+        clientid = service.records.epoch << 32 | self._last
+        client = Client(clientid, owner, verifier, principal, service.clock())
+        self._by_id[clientid] = client
+        self._pending[owner] = client
+        return client
+
+    def confirm(self, client: Client) -> None:
+        """PENDING -> CONFIRMED; its record is durable and the owner has no other living one."""
+        assert client.standing is Standing.PENDING
+        assert client.owner not in self._living
+        del self._pending[client.owner]
+        self._living[client.owner] = client
+        client.standing = Standing.CONFIRMED
+        client.renewed = self._service.clock()
+
+    def restore(self, client: Client) -> None:
+        """A client of before a restart, with its client ID."""
+        self._by_id[client.clientid] = client
+        self._living[client.owner] = client
+
+    def make_room(self) -> None:
+        """For one more confirmed client. `NfsError` DELAY: there is none."""
+        if len(self._living) < self._service.options.clients:
+            return
+        courtesy = [c for c in self._living.values() if c.standing is Standing.COURTESY]
+        if not courtesy:
+            raise NfsError(n.NFS4ERR_DELAY)
+        self.drop(min(courtesy, key=lambda client: client.renewed))
+
+    def drop(self, client: Client, *, restarted: bool = False) -> None:
+        """It is GONE, with sessions and states; its record is staged to be deleted.
+
+        `restarted`: the client itself has begun anew, so nobody uses its layouts any more.
+        """
+        if client.standing is Standing.GONE:
+            return
+        service = self._service
+        pending = client.standing is Standing.PENDING
+        client.standing = Standing.GONE
+        del self._by_id[client.clientid]
+        table = self._pending if pending else self._living
+        if table.get(client.owner) is client:
+            del table[client.owner]
+        service.records.drop_client(client)
+        if pending:
+            return
+        for told in self.lost:
+            told(client)
+        for session in list(client.sessions):
+            service.sessions.destroy(session)
+        service.callbacks.client_lost(client)
+        service.states.client_lost(client)
+        service.layouts.client_lost(client)
+        service.count("clients_dropped")
+        if client.holder_id:
+            layouts, holder = service.fs.layouts, client.holder_id
+            if restarted:
+                in_background(service, lambda: retire_holder(service.fs, holder))
+            else:
+                in_background(service, lambda: layouts.lost(holder))
+
+    def status(self) -> list[dict[str, Any]]:
+        """For people: every client with its sessions."""
+        now = self._service.clock()
+        return [
+            {
+                "clientid": f"{client.clientid:016x}",
+                "owner": client.name,
+                "standing": client.standing.name.lower(),
+                "address": client.peer,
+                "minor_version": client.minor,
+                "renewed_seconds_ago": round(now - client.renewed, 1),
+                "reclaim_complete": client.reclaim_done,
+                "survives_restart": client.kept,
+                "holder": client.holder_id,
+                "sessions": [session.status() for session in client.sessions],
+            }
+            for client in self._by_id.values()
+        ]
+
+
+def in_background(service: Service, call: Callable[[], object]) -> None:
+    """Run what may block, for no request; a failure is logged."""
+
+    def steps() -> Steps[None]:
+        yield Blocking(call)
+
+    def done(_: object, error: Exception | None) -> None:
+        if error is not None:
+            log.warning("in the background: %s", error)
+
+    service.driver.run(steps(), done)
+
+
+def retire_holder(fs: Filesystem, holder: int) -> None:
+    """The client behind it has begun anew: it has given everything back. Blocks."""
+    try:
+        fs.layouts.give_all_back(holder)
+        fs.layouts.gone(holder)
+    except CoreError:
+        fs.layouts.lost(holder)

@@ -1,0 +1,258 @@
+"""Leases, courtesy, and the grace period after a restart (RFC 8881 8.3, 8.4).
+
+Leases: every SEQUENCE renews its client's (`SessionTable.begin`). A client whose lease has run out
+and that holds nothing goes at once; one that holds something is kept as a courtesy (8.4.2.4) until
+somebody's request is in conflict with it (`conflict`), memory is short (`ServiceOptions.clients`),
+or `COURTESY_SECONDS` are over.
+
+Grace: a restart forgets the states of clients (but of kept ones, see `records.py`). Who held some
+may reclaim them, and meanwhile nobody else gets any. States of the period: CLOSED -> OPEN in
+`restore`, if somebody may reclaim; OPEN -> ENDING when all who may have sent RECLAIM_COMPLETE, or
+its time is over; ENDING -> CLOSED when it is durable that who did not reclaim may not do so later.
+`in_grace` is true in OPEN and ENDING. A reclaim moves the end away by `EXTENSION_SECONDS`, up to
+twice the length of the period.
+
+Who may reclaim (8.4.3): clients with an *eligible* record. A client is eligible from its
+RECLAIM_COMPLETE on, or from when it is confirmed again in a grace period in which its owner may
+reclaim; until it is expired, or grace ends without its RECLAIM_COMPLETE.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from typing import TYPE_CHECKING, Any
+
+from extfs.nfs import constants as n
+from extfs.nfs.clients import Client, Standing, in_background, retire_holder
+from extfs.nfs.effects import Blocking, Steps
+from extfs.nfs.errors import NfsError
+from extfs.nfs.records import ClientRecord
+
+if TYPE_CHECKING:
+    from extfs.nfs.service import Service
+
+__all__ = ["Grace", "Lease"]
+
+log = logging.getLogger("extfs.nfs")
+
+TICK_SECONDS = 1.0
+COURTESY_SECONDS = 86400.0
+EXTENSION_SECONDS = 2.0
+
+
+class Grace(enum.IntEnum):
+    """See the module."""
+
+    CLOSED = 0
+    OPEN = 1
+    ENDING = 2
+
+
+class Lease:
+    """Times of all clients, and who may reclaim. `seconds`: how long a lease is."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.seconds = service.options.lease_seconds
+        self.grace = Grace.CLOSED
+        self._grace_end = 0.0
+        self._grace_limit = 0.0
+        self._old: dict[bytes, tuple[int, ClientRecord]] = {}
+        """By owner: clients of before the restart, with their record's number, that have not
+        been confirmed again."""
+        self._reclaiming: set[bytes] = set()
+        """Owners that may reclaim and have not sent RECLAIM_COMPLETE since the restart."""
+        service.timers.after(TICK_SECONDS, self._tick)
+
+    # -- for operations --
+
+    def in_grace(self) -> bool:
+        """Whether only reclaims are granted."""
+        return self.grace is not Grace.CLOSED
+
+    def begin_open(self, client: Client, reclaim: bool) -> None:
+        """Before a state is granted (RFC 8881 8.4.2.1, 18.51.3).
+
+        `NfsError`: GRACE; for a reclaim NO_GRACE or RECLAIM_BAD.
+        """
+        if not reclaim:
+            if self.grace is not Grace.CLOSED or not client.reclaim_done:
+                raise NfsError(n.NFS4ERR_GRACE)
+            return
+        if client.reclaim_done or self.grace is not Grace.OPEN:
+            raise NfsError(n.NFS4ERR_NO_GRACE)
+        if client.owner not in self._reclaiming:
+            raise NfsError(n.NFS4ERR_RECLAIM_BAD)
+        end = self._service.clock() + EXTENSION_SECONDS
+        self._grace_end = max(self._grace_end, min(end, self._grace_limit))
+
+    def is_courtesy(self, client: Client) -> bool:
+        """Whether its lease has run out, and what it holds is there for whoever needs it."""
+        if client.standing is Standing.CONFIRMED:
+            return self._service.clock() - client.renewed > self.seconds
+        return client.standing is Standing.COURTESY
+
+    def conflict(self, client: Client) -> bool:
+        """Somebody needs what `client` holds: if it is there by courtesy the client goes.
+
+        True: it has nothing any more. The COMPOUND that asked commits before it is answered.
+        """
+        if client.standing is not Standing.GONE and not self.is_courtesy(client):
+            return False
+        self.expire(client)
+        return True
+
+    def expire(self, client: Client) -> None:
+        """Drop the client with all its state."""
+        if client.standing is not Standing.GONE:
+            self._service.count("clients_expired")
+            log.info("client %s expired", client.name)
+            self._service.clients.drop(client)
+
+    # -- confirmation and reclaim --
+
+    def confirmed(self, client: Client) -> None:
+        """CREATE_SESSION is about to confirm it: it takes over what its owner had of before.
+
+        Stages the old record's end. Its holder in the core is resumed in the background, or given
+        up if the client has restarted too (another verifier).
+        """
+        old = self._old.pop(client.owner, None)
+        if old is None:
+            return
+        number, record = old
+        client.eligible = client.owner in self._reclaiming
+        self._service.records.stage(number, None)
+        if record.holder_id:
+            self._take_holder(client, record)
+
+    def _take_holder(self, client: Client, record: ClientRecord) -> None:
+        fs = self._service.fs
+        if record.verifier != client.verifier:
+            in_background(self._service, lambda: retire_holder(fs, record.holder_id))
+            return
+        client.holder_id, client.holder_key = record.holder_id, record.holder_key
+        client.holder_old = True
+        in_background(self._service, lambda: fs.layouts.resume(record.holder_id, record.holder_key))
+
+    def reclaim_complete(self, client: Client) -> Steps[None]:
+        """RECLAIM_COMPLETE for all file systems (RFC 8881 18.51); durable when it returns."""
+        if client.reclaim_done:
+            raise NfsError(n.NFS4ERR_COMPLETE_ALREADY)
+        records, fs = self._service.records, self._service.fs
+        was_eligible = client.eligible
+        client.reclaim_done = client.eligible = True
+        records.stage_client(client)
+        try:
+            yield from records.durable()
+        except BaseException:
+            client.reclaim_done, client.eligible = False, was_eligible
+            raise
+        if client.holder_old:
+            client.holder_old = False
+            yield Blocking(lambda: fs.layouts.give_all_back(client.holder_id))
+        self._reclaiming.discard(client.owner)
+        self._end_grace_if_due()
+
+    # -- restart --
+
+    def restore(self, clients: dict[int, ClientRecord]) -> None:
+        """The clients of before the restart, by number of their record."""
+        for number, record in clients.items():
+            twice = self._old.get(record.owner)
+            if twice is not None:  # a client restarted, and then the server, at once
+                self._service.records.stage(twice[0], None)
+            self._old[record.owner] = (number, record)
+        self._reclaiming.update(
+            owner for owner, (_, record) in self._old.items() if record.eligible
+        )
+        if self._reclaiming:
+            length = self._service.options.grace_seconds
+            self.grace = Grace.OPEN
+            self._grace_end = self._service.clock() + length
+            self._grace_limit = self._grace_end + length
+            log.info("grace period: %d clients may reclaim", len(self._reclaiming))
+        else:
+            self._end_grace()
+
+    def _end_grace_if_due(self) -> None:
+        if self.grace is not Grace.OPEN:
+            return
+        if not self._reclaiming or self._service.clock() >= self._grace_end:
+            self._end_grace()
+
+    def _end_grace(self) -> None:
+        """Who has not reclaimed by now may not do it after the next restart."""
+        service = self._service
+        self.grace = Grace.ENDING
+        late, self._reclaiming = self._reclaiming, set()
+        for number, record in self._old.values():
+            service.records.stage(number, None)
+            if record.holder_id:
+                log.info("client %r did not come back for its layouts", record.owner)
+        self._old.clear()
+        for owner in late:
+            client = service.clients.living(owner)
+            if client is not None and not client.reclaim_done:
+                client.eligible = False
+                service.records.stage_client(client)
+        service.driver.run(service.records.durable(), self._grace_ended)
+
+    def _grace_ended(self, _: object, error: Exception | None) -> None:
+        if error is None:
+            self.grace = Grace.CLOSED
+            log.info("the grace period is over")
+        else:
+            log.error("the end of the grace period cannot be written down: %s", error)
+            self._service.timers.after(
+                TICK_SECONDS,
+                lambda: self._service.driver.run(
+                    self._service.records.durable(), self._grace_ended
+                ),
+            )
+
+    # -- time --
+
+    def _tick(self) -> None:
+        service = self._service
+        service.timers.after(TICK_SECONDS, self._tick)
+        now = service.clock()
+        for client in service.clients.all_pending():
+            if now - client.renewed > self.seconds and not client.creating:
+                service.clients.drop(client)
+        for client in service.clients.all_living():
+            if now - client.renewed > self.seconds:
+                self._lease_over(client, now)
+        self._end_grace_if_due()
+        if service.records.pending:
+            service.driver.run(service.records.durable(), self._written)
+
+    def _lease_over(self, client: Client, now: float) -> None:
+        service = self._service
+        if any(session.busy() for session in client.sessions):
+            return
+        keep = service.options.courtesy and now - client.renewed < COURTESY_SECONDS
+        if keep and service.clients.has_state(client):
+            if client.standing is not Standing.COURTESY:
+                client.standing = Standing.COURTESY
+                service.count("courtesy")
+        else:
+            self.expire(client)
+
+    @staticmethod
+    def _written(_: object, error: Exception | None) -> None:
+        if error is not None:
+            log.warning("client records cannot be written: %s", error)
+
+    def status(self) -> dict[str, Any]:
+        """For people."""
+        now = self._service.clock()
+        return {
+            "seconds": self.seconds,
+            "grace": self.grace.name.lower(),
+            "grace_seconds_left": round(max(0.0, self._grace_end - now), 1)
+            if self.grace is Grace.OPEN
+            else 0,
+            "may_reclaim": len(self._reclaiming),
+        }

@@ -1,0 +1,322 @@
+"""Sessions (RFC 8881 2.10, 18.46): slots, the reply cache, connections.
+
+A *slot* carries one request after the other. Definitions, for a slot: IDLE, its last request is
+answered; BUSY, one is executing. Edges: IDLE -> BUSY in `SessionTable.begin`, BUSY -> IDLE in
+`SessionTable.end`, which every request that `begin` let through reaches, once.
+
+Invariants: 1. a request is executed only in the step IDLE -> BUSY, and only if its sequence number
+is the slot's plus one: so once. 2. The sequence number of a slot changes in that step alone.
+3. `reply` is the answer to the request with the slot's sequence number, or None: it was not to be
+cached, or the slot is BUSY. 4. A connection is in `Session.connections` exactly if the session is
+in `Connection.sessions`; `back_connections` is a part of them.
+
+What a retransmission gets: the cached reply; the reply when it is ready, if the request is still
+executing (`InProgress`); NFS4ERR_RETRY_UNCACHED_REP; or NFS4ERR_SEQ_FALSE_RETRY when it is another
+request than the one it repeats, which a digest of its first bytes tells nearly always (2.10.6.1.3.1
+asks for no more).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from extfs.nfs import constants as n
+from extfs.nfs.clients import Client, Standing
+from extfs.nfs.errors import NfsError
+from extfs.nfs.xdr import Reader, Writer, XdrError
+
+if TYPE_CHECKING:
+    from extfs.nfs.compound import Compound
+    from extfs.nfs.service import Connection, Service
+
+__all__ = ["ChannelAttributes", "InProgress", "Session", "SessionTable", "Slot"]
+
+RPC_REPLY_BYTES = 24
+"""Header of an accepted reply with an empty verifier (RFC 5531 9)."""
+SMALL_REPLY_BYTES = 512
+"""A reply up to this size is kept although the client did not ask for it."""
+_DIGEST_BYTES = 512
+_U32_MAX = 0xFFFFFFFF
+
+_ARGUMENTS = struct.Struct(">16sIIII")
+_RESULT = struct.Struct(">16sIIIII")
+_OPERATION = struct.Struct(">II")
+_IDENTITY = struct.Struct(">QII")
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelAttributes:
+    """channel_attrs4 (RFC 8881 18.36.1) as negotiated: bytes of RPC records, operations, slots."""
+
+    max_request: int
+    max_response: int
+    max_cached: int
+    max_ops: int
+    max_slots: int
+
+
+class Slot:
+    """See the module. `cached`: sa_cachethis of the request with this sequence number.
+
+    `waiter` gets the result of the request that is executing, for a retransmission of it.
+    """
+
+    __slots__ = ("busy", "cached", "digest", "reply", "sequence", "waiter")
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self.digest = -1
+        self.busy = False
+        self.cached = False
+        self.reply: bytes | None = None
+        self.waiter: Callable[[bytes], None] | None = None
+
+
+class InProgress(Exception):  # noqa: N818  an answer that is to come, not an error
+    """A retransmission of a request that is executing in `slot`: set its `waiter`."""
+
+    def __init__(self, slot: Slot) -> None:
+        super().__init__()
+        self.slot = slot
+
+
+class Session:
+    """One session. `id`: sessionid4; `cb_auth`: the opaque_auth of calls on the backchannel."""
+
+    __slots__ = (
+        "back",
+        "back_connections",
+        "cb_auth",
+        "cb_program",
+        "client",
+        "connections",
+        "fore",
+        "id",
+        "minor",
+        "record",
+        "slots",
+    )
+
+    def __init__(
+        self,
+        identity: bytes,
+        client: Client,
+        minor: int,
+        fore: ChannelAttributes,
+        back: ChannelAttributes,
+        cb_program: int,
+        cb_auth: bytes,
+    ) -> None:
+        self.id = identity
+        self.client = client
+        self.minor = minor
+        self.fore = fore
+        self.back = back
+        self.cb_program = cb_program
+        self.cb_auth = cb_auth
+        self.connections: set[Connection] = set()
+        self.back_connections: list[Connection] = []
+        self.slots: list[Slot | None] = [None] * fore.max_slots
+        self.record = 0
+
+    def busy(self, but: Slot | None = None) -> bool:
+        """Whether a slot other than `but` is executing."""
+        return any(slot is not None and slot.busy and slot is not but for slot in self.slots)
+
+    def status(self) -> dict[str, Any]:
+        """For people."""
+        slots = [slot for slot in self.slots if slot is not None]
+        return {
+            "id": self.id.hex(),
+            "connections": [f"{c.peer[0]} {c.peer[1]}" for c in self.connections],
+            "backchannel": bool(self.back_connections),
+            "slots": self.fore.max_slots,
+            "slots_used": len(slots),
+            "slots_busy": sum(slot.busy for slot in slots),
+            "cached_bytes": sum(len(slot.reply or b"") for slot in slots),
+        }
+
+
+class SessionTable:
+    """All sessions."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._clock = service.clock
+        self._sessions: dict[bytes, Session] = {}
+        self._last = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def get(self, identity: bytes) -> Session | None:
+        """The session with this sessionid4."""
+        return self._sessions.get(identity)
+
+    # -- life --
+
+    def create(
+        self,
+        client: Client,
+        minor: int,
+        fore: ChannelAttributes,
+        back: ChannelAttributes,
+        cb_program: int,
+        cb_auth: bytes,
+    ) -> Session:
+        """A new session, without a connection. Its id was never used before."""
+        self._last += 1
+        identity = _IDENTITY.pack(client.clientid, self._service.records.epoch, self._last)
+        session = Session(identity, client, minor, fore, back, cb_program, cb_auth)
+        self._sessions[identity] = session
+        client.sessions.append(session)
+        self._service.count("sessions_created")
+        return session
+
+    def destroy(self, session: Session) -> None:
+        """Nobody can use it any more; a request that is executing in it ends unheard."""
+        if self._sessions.pop(session.id, None) is None:
+            return
+        session.client.sessions.remove(session)
+        for connection in session.connections:
+            connection.sessions.discard(session)
+        session.connections.clear()
+        session.back_connections.clear()
+        self._service.callbacks.detach(session)
+
+    # -- connections (RFC 8881 2.10.3.1, 2.10.5) --
+
+    def bind(
+        self, session: Session, connection: Connection, *, fore: bool = False, back: bool = False
+    ) -> None:
+        """Associate a connection with channels of a session."""
+        if fore or back:
+            session.connections.add(connection)
+            connection.sessions.add(session)
+        if back and connection not in session.back_connections:
+            session.back_connections.append(connection)
+            session.client.wants_callbacks = True
+            self._service.callbacks.attach(session)
+
+    def connection_lost(self, connection: Connection) -> None:
+        """It is closed."""
+        for session in connection.sessions:
+            session.connections.discard(connection)
+            if connection in session.back_connections:
+                session.back_connections.remove(connection)
+        connection.sessions.clear()
+
+    # -- SEQUENCE --
+
+    def begin(self, c: Compound, args: Reader, out: Writer) -> bytes | None:
+        """SEQUENCE (RFC 8881 18.46): let the request through, or give the result of its first run.
+
+        Sets client, session, slot and limit of `c` and writes the body of the SEQUENCE result.
+        `InProgress`: see there. `NfsError`: refused, the slot is as before.
+        """
+        identity, sequence, number, highest, caching = args.unpack(_ARGUMENTS)
+        if caching > 1:
+            raise XdrError("a bool that is neither 0 nor 1")
+        session = self._sessions.get(identity)
+        if session is None:
+            raise NfsError(n.NFS4ERR_BADSESSION)
+        connection = c.connection
+        if connection not in session.connections and not connection.closed:
+            # Allowed without a BIND_CONN_TO_SESSION: all clients here are SP4_NONE (2.10.3.1).
+            self.bind(session, connection, fore=True)
+        slots = session.slots
+        if number >= len(slots):
+            raise NfsError(n.NFS4ERR_BADSLOT)
+        if highest >= len(slots):
+            raise NfsError(n.NFS4ERR_BAD_HIGH_SLOT)
+        slot = slots[number]
+        if slot is None:
+            slot = slots[number] = Slot()
+        client = session.client
+        client.renewed = self._clock()
+        if client.standing is Standing.COURTESY:
+            client.standing = Standing.CONFIRMED
+        pos = args.pos
+        length = args.end - pos
+        digest = zlib.crc32(
+            args.buffer[pos : pos + _DIGEST_BYTES], (length ^ c.credential.uid) & _U32_MAX
+        )
+        if sequence != (slot.sequence + 1) & _U32_MAX or slot.busy:
+            return self._again(c, session, slot, sequence, number, digest)
+        fore = session.fore
+        if c.op_count > fore.max_ops:
+            raise NfsError(n.NFS4ERR_TOO_MANY_OPS)
+        if c.request_bytes > fore.max_request:
+            raise NfsError(n.NFS4ERR_REQ_TOO_BIG)
+        limit = fore.max_response
+        if caching and fore.max_cached < limit:
+            limit = fore.max_cached
+        limit -= RPC_REPLY_BYTES
+        if len(out) + _RESULT.size > limit:
+            raise NfsError(n.NFS4ERR_REP_TOO_BIG_TO_CACHE if caching else n.NFS4ERR_REP_TOO_BIG)
+        slot.sequence = sequence
+        slot.busy = True
+        slot.cached = caching == 1
+        slot.digest = digest
+        slot.reply = None
+        c.client = client
+        c.session = session
+        c.slot = slot
+        c.limit = limit
+        self._write_result(out, session, sequence, number)
+        return None
+
+    def end(self, c: Compound, result: bytes) -> None:
+        """The request that `begin` let through has this result."""
+        slot = c.slot
+        assert slot is not None
+        slot.busy = False
+        if slot.cached or len(result) <= SMALL_REPLY_BYTES or c.op_count == 1:
+            slot.reply = result
+        waiter = slot.waiter
+        if waiter is not None:
+            slot.waiter = None
+            waiter(result)
+
+    def _write_result(self, out: Writer, session: Session, sequence: int, number: int) -> None:
+        last = len(session.slots) - 1
+        out.pack(_RESULT, session.id, sequence, number, last, last, self._flags(session))
+
+    def _flags(self, session: Session) -> int:
+        """SEQ4_STATUS_*."""
+        service, client = self._service, session.client
+        flags: int = service.states.sequence_flags(client)
+        if client.wants_callbacks:
+            if not service.callbacks.path_up(client):
+                flags |= n.SEQ4_STATUS_CB_PATH_DOWN
+            if not session.back_connections:
+                flags |= n.SEQ4_STATUS_CB_PATH_DOWN_SESSION
+        return flags
+
+    def _again(
+        self, c: Compound, session: Session, slot: Slot, sequence: int, number: int, digest: int
+    ) -> bytes:
+        """A request that is not the slot's next: what it gets (RFC 8881 2.10.6.1.3)."""
+        if sequence != slot.sequence or slot.digest < 0:
+            raise NfsError(n.NFS4ERR_SEQ_MISORDERED)
+        if digest != slot.digest:
+            raise NfsError(n.NFS4ERR_SEQ_FALSE_RETRY)
+        self._service.count("retransmissions")
+        if slot.busy:
+            raise InProgress(slot)
+        if slot.reply is not None:
+            return slot.reply
+        # SEQUENCE succeeds, the operation after it gets the error (18.46.3).
+        counted = len(c.out) - _OPERATION.size - 4
+        out = Writer()
+        out.raw(c.out.buffer)
+        self._write_result(out, session, sequence, number)
+        out.pack(_OPERATION, Reader(c.arguments.buffer, c.arguments.pos).u32(), 0)
+        out.put_u32(len(out) - 4, n.NFS4ERR_RETRY_UNCACHED_REP)
+        out.put_u32(0, n.NFS4ERR_RETRY_UNCACHED_REP)
+        out.put_u32(counted, 2)
+        return bytes(out.buffer)
