@@ -362,6 +362,14 @@ int64_t extfs_clone(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, 
 int64_t extfs_dedupe(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len);
 int extfs_map_generation(struct fs *fs, uint64_t ino, uint64_t *out);
 
+/* ---- what the NFS server remembers over a restart, see nfs_record.h ---- */
+#define EXTFS_NFS_VALUE_MAX 65536
+struct extfs_nfs_record { uint64_t id; const void *value; size_t len; };
+/* One transaction, durable at the return: waits. -E2BIG: too much for one. */
+int extfs_nfs_put(struct fs *fs, const struct extfs_nfs_record *put, unsigned n, const uint64_t *del, unsigned m);
+/* The first record of this or a higher number: its length, or -ENOENT. */
+ssize_t extfs_nfs_next(struct fs *fs, uint64_t *id, void *value, size_t cap);
+
 /* ---- the bridge to /dev/fuse, see bridge.h ---- */
 struct extfs_bridge_options {
 	const char *mountpoint;

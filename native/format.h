@@ -268,6 +268,10 @@ enum xattr_ns { XNS_USER = 1, XNS_TRUSTED = 2, XNS_SECURITY = 3, XNS_SYSTEM = 4 
 #define XATTR_KEY(hash40, seq, part) \
 	(((uint64_t)(hash40) << 24) | ((uint64_t)(seq) << 16) | (uint64_t)(part))
 
+/* Of TREE_NFS_CLIENT: every part has NFS_PART_BYTES, but the last one, which has less, maybe none. */
+#define NFS_PART_BYTES 1024u
+#define NFS_VALUE_MAX 65536u
+
 #define SYMLINK_PART_BYTES 1024u
 #define SYMLINK_MAX 4095u
 

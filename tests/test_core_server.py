@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from surgeon import Surgeon
 
 from extfs import core
-from extfs.core import BLOCK_SIZE, CoreError, EventType, Filesystem, HolderSpec, Iomode, SimDevice
+from extfs.check.fsck import fsck
+from extfs.check.layout import Tree
+from extfs.core import (
+    BLOCK_SIZE,
+    RECORD_BYTES_MAX,
+    CoreError,
+    Device,
+    EventType,
+    Filesystem,
+    HolderSpec,
+    Iomode,
+    SimDevice,
+)
 
 MIB = 1 << 20
 FILE = stat.S_IFREG | 0o644
@@ -192,3 +207,89 @@ def test_access_by_mode(fs: Filesystem) -> None:
     with pytest.raises(CoreError) as error:
         fs.access(999_999, 5, [], 4)
     assert error.value.errno == errno.ENOENT
+
+
+# -- records --
+
+
+def test_records_survive_a_restart(sim: SimDevice) -> None:
+    values = {
+        0: b"server",
+        7: b"",
+        (1 << 64) - 1: bytes(range(256)) * 4,
+        8: os.urandom(RECORD_BYTES_MAX),
+    }
+    with Filesystem.open(sim.device(), no_heartbeat=True, commit_ms=3_600_000) as fs:
+        assert fs.records.load() == {}
+        fs.records.put(values)
+        assert fs.records.load() == values
+        fs.abandon()  # as a power cut: what was put is durable
+    sim.restart(1)
+    with Filesystem.open(sim.device(), no_heartbeat=True) as fs:
+        assert fs.records.load() == values
+        fs.records.put({7: b"changed"}, delete=[8, 9])
+        del values[8]
+        assert fs.records.load() == values | {7: b"changed"}
+    for call in (
+        {"values": {1: bytes(RECORD_BYTES_MAX + 1)}},
+        {"values": {1: b""}, "delete": [1]},
+    ):
+        with (
+            Filesystem.open(sim.device(), no_heartbeat=True) as fs,
+            pytest.raises(CoreError) as error,
+        ):
+            fs.records.put(**call)  # type: ignore[arg-type]
+        assert error.value.errno == errno.EINVAL
+
+
+def test_too_many_records_for_one_transaction(fs: Filesystem) -> None:
+    fs.records.put(dict.fromkeys(range(25), b"x" * 1023))
+    before = fs.records.load()
+    for values in (dict.fromkeys(range(26), b""), dict.fromkeys(range(4), b"x" * 65536)):
+        with pytest.raises(CoreError) as error:
+            fs.records.put(values)
+        assert error.value.errno == errno.E2BIG
+    assert fs.records.load() == before
+    fs.records.put(dict.fromkeys(range(3), bytes(RECORD_BYTES_MAX)))
+
+
+def test_records_from_several_threads(fs: Filesystem) -> None:
+    def work(me: int) -> None:
+        for turn in range(20):
+            fs.records.put({1: bytes([me]) * 3000, 2: bytes([me]) * 3000, 10 + me: bytes([turn])})
+
+    threads = [threading.Thread(target=work, args=(me,)) for me in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = fs.records.load()
+    assert found[1] == found[2]
+    assert [found[10 + me] for me in range(4)] == [bytes([19])] * 4
+
+
+def test_fsck_looks_at_records(make_image: Callable[..., Path]) -> None:
+    path = make_image(32 * MIB)
+    values = {0: b"", 5: bytes(3 * 1024), 6: bytes(1023), 7: bytes(RECORD_BYTES_MAX)}
+    with Device.open(str(path)) as device:
+        core.mkfs(device, label="records")
+    with Filesystem.open(Device.open(str(path)), no_heartbeat=True) as fs:
+        fs.records.put(values)
+    assert fsck(path).report.findings == []
+    intact = path.read_bytes()
+    breaks: dict[str, Callable[[Surgeon], object]] = {
+        "gap": lambda s: s.remove(Tree.NFS_CLIENT, lambda hi, lo, _: (hi, lo) == (5, 1)),
+        "start": lambda s: s.remove(Tree.NFS_CLIENT, lambda hi, lo, _: (hi, lo) == (5, 0)),
+        "end": lambda s: s.remove(Tree.NFS_CLIENT, lambda hi, lo, _: (hi, lo) == (5, 3)),
+        "last end": lambda s: s.remove(Tree.NFS_CLIENT, lambda hi, lo, _: (hi, lo) == (7, 64)),
+        "joined": lambda s: s.edit_key(Tree.NFS_CLIENT, lambda hi, _lo, _: hi == 6, 5, 4),
+    }
+    for name, break_it in breaks.items():
+        path.write_bytes(intact)
+        break_it(Surgeon(path))
+        found = {finding.code for finding in fsck(path).report.findings}
+        assert "NFS_CLIENT_SHAPE" in found, name
+        with Filesystem.open(Device.open(str(path)), no_heartbeat=True) as fs:
+            with pytest.raises(CoreError) as error:
+                fs.records.load()
+            assert error.value.name == "ERR_RECORD_SHAPE", name

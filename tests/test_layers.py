@@ -49,7 +49,7 @@ NATIVE_LAYERS: list[tuple[str, ...]] = [
     ("trans", "journal"),
     ("btree",),
     ("alloc",),
-    ("inode", "extmap", "refcount", "dir", "xattr", "acl", "segment", "plock"),
+    ("inode", "extmap", "refcount", "dir", "xattr", "acl", "segment", "plock", "nfs_record"),
     ("reaper",),
     ("namei", "file", "data", "layout", "grant", "holder", "exposure", "event", "delegation"),
     ("fs", "super", "mkfs", "heartbeat"),

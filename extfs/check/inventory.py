@@ -259,8 +259,7 @@ class Inventory:
         self._read_intents()
         self._read_quarantine()
         self._read_holders()
-        for _leaf in self.walker.walk(self.roots[Tree.NFS_CLIENT], Tree.NFS_CLIENT):
-            pass
+        self._read_nfs_records()
 
     def _read_orphans(self) -> None:
         for leaf in self.walker.walk(self.roots[Tree.ORPHAN], Tree.ORPHAN):
@@ -318,6 +317,29 @@ class Inventory:
                 f"counts {self.root['quarantined_blocks']} quarantined blocks, there are {total}",
                 "set the count",
             )
+
+    def _read_nfs_records(self) -> None:
+        """Parts from 0 on without a gap; all but the last are full, and the last is not."""
+        at, part, full, size = -1, 0, False, 0
+        for leaf in self.walker.walk(self.roots[Tree.NFS_CLIENT], Tree.NFS_CLIENT):
+            for hi, lo, _offset, length, _reserved in leaf.slots:
+                if hi != at:
+                    self._nfs_record_ends(at, full)
+                    at, part, full, size = hi, 0, True, 0
+                if lo != part or not full:
+                    self._nfs_record_shape(hi, f"part {lo} comes after {part} parts")
+                size += length
+                if length > layout.NFS_PART_BYTES or size > layout.NFS_VALUE_MAX:
+                    self._nfs_record_shape(hi, f"part {lo} has {length} bytes, all {size} so far")
+                part, full = lo + 1, length >= layout.NFS_PART_BYTES
+        self._nfs_record_ends(at, full)
+
+    def _nfs_record_ends(self, number: int, full: bool) -> None:
+        if full and number >= 0:
+            self._nfs_record_shape(number, "its last part is missing")
+
+    def _nfs_record_shape(self, number: int, text: str) -> None:
+        self.report.add("NFS_CLIENT_SHAPE", f"{Tree.NFS_CLIENT.title} {number}", text)
 
     def _read_holders(self) -> None:
         for tree, structure, states, counter in (

@@ -34,6 +34,7 @@ from extfs.core.layouts import (
     LayoutState,
 )
 from extfs.core.native import CoreError, JournalFullError, drain_log, log_fd, log_lines
+from extfs.core.records import RECORD_BYTES_MAX, Records
 from extfs.core.values import (
     BLOCK_SIZE,
     ROOT_INODE,
@@ -51,6 +52,7 @@ from extfs.core.values import (
 
 __all__ = [
     "BLOCK_SIZE",
+    "RECORD_BYTES_MAX",
     "ROOT_INODE",
     "TO_THE_END",
     "Atime",
@@ -82,6 +84,7 @@ __all__ = [
     "Layouts",
     "Mutant",
     "OpcodeServer",
+    "Records",
     "SimDevice",
     "Space",
     "Stat",

@@ -9,6 +9,7 @@ from extfs.core.delegations import Delegations
 from extfs.core.device import Device
 from extfs.core.layouts import Layouts
 from extfs.core.native import Closing, CoreError, JournalFullError, checked, ffi, lib
+from extfs.core.records import Records
 from extfs.core.values import (
     ROOT_INODE,
     STATS_FIELDS,
@@ -128,6 +129,11 @@ class Filesystem(Closing):
     def layouts(self) -> Layouts:
         """Grants and holders."""
         return Layouts(self)
+
+    @property
+    def records(self) -> Records:
+        """What the NFS server remembers over a restart."""
+        return Records(self)
 
     @property
     def delegations(self) -> Delegations:

@@ -1,0 +1,69 @@
+"""What the NFS server has to remember over a restart, as ``native/nfs_record.h`` defines it.
+
+`Records` is ``filesystem.records``: byte strings by 64-bit number. What they say is the server's
+business; number 0 is by convention its own record, the others are clients'.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from extfs.core.native import checked, ffi, lib
+
+if TYPE_CHECKING:
+    from extfs.core.filesystem import Filesystem
+
+__all__ = ["RECORD_BYTES_MAX", "Records"]
+
+RECORD_BYTES_MAX = 65536
+"""The longest value."""
+
+_ID_MAX = (1 << 64) - 1
+
+
+class Records:
+    """Durable records of the server. Any thread."""
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        self._fs = filesystem
+
+    @property
+    def _raw(self) -> Any:
+        return self._fs.raw
+
+    def put(self, values: Mapping[int, bytes], delete: Iterable[int] = ()) -> None:
+        """Set and delete, all of it or, after a crash, nothing; blocks until it is durable.
+
+        To delete what does not exist is no error. EINVAL: a value is longer than
+        `RECORD_BYTES_MAX`, or a number is in both. E2BIG: too much for one transaction; any 3
+        records fit, and any 25 that are, and were, shorter than 1024 bytes. EROFS.
+        """
+        gone = list(delete)
+        put = ffi.new("struct extfs_nfs_record[]", len(values))
+        kept = []
+        for raw, (number, value) in zip(put, values.items(), strict=True):
+            memory = ffi.from_buffer(value)
+            kept.append(memory)
+            raw.id, raw.value, raw.len = number, memory, len(value)
+        numbers = ffi.new("uint64_t[]", gone)
+        self._fs.change(lambda: lib.extfs_nfs_put(self._raw, put, len(values), numbers, len(gone)))
+
+    def load(self) -> dict[int, bytes]:
+        """All records by number, in order.
+
+        Each is whole; one that is put meanwhile may be there or not.
+        """
+        found: dict[int, bytes] = {}
+        number = ffi.new("uint64_t *", 0)
+        buffer = bytearray(RECORD_BYTES_MAX)
+        memory = ffi.from_buffer(buffer)
+        while True:
+            length = lib.extfs_nfs_next(self._raw, number, memory, len(buffer))
+            if length < 0 and lib.extfs_errno(length) == errno.ENOENT:
+                return found
+            found[int(number[0])] = bytes(memoryview(buffer)[: checked(length)])
+            if number[0] == _ID_MAX:
+                return found
+            number[0] += 1
