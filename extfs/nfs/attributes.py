@@ -60,8 +60,8 @@ WRITE_ONLY = _mask(
     FATTR4_MODE_UMASK,
 )
 SETTABLE = WRITE_ONLY | _mask(n.FATTR4_SIZE, n.FATTR4_MODE, n.FATTR4_OWNER, n.FATTR4_OWNER_GROUP)
-EXCLCREAT = SETTABLE
-"""What may be set with an EXCLUSIVE4_1 OPEN (suppattr_exclcreat)."""
+EXCLCREAT = SETTABLE & ~_mask(n.FATTR4_TIME_ACCESS_SET, n.FATTR4_TIME_MODIFY_SET)
+"""What may be set with an EXCLUSIVE4_1 OPEN (suppattr_exclcreat); its verifier is in the times."""
 
 # open_args_share_access_want4 (RFC 9754): bits that OPEN honours.
 OPEN_WANTS = _mask(3, 4, 5)

@@ -9,6 +9,7 @@ that is moved out of an exported directory stays usable through the handles that
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import struct
 from dataclasses import dataclass
@@ -151,8 +152,10 @@ def stat(c: Compound, filehandle: Filehandle) -> Stat:
         return table.pseudo.stat(node)
     try:
         found = c.service.fs.getattr(filehandle.ino)
-    except FileNotFoundError:
-        raise NfsError(n.NFS4ERR_STALE) from None
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise NfsError(n.NFS4ERR_STALE) from None
+        raise
     if found.generation != filehandle.generation:
         raise NfsError(n.NFS4ERR_STALE)
     return found

@@ -87,6 +87,14 @@ class PseudoTree:
                 found[name] = self._by_path[prefix + name]
         return dict(sorted(found.items()))
 
+    def listing(self, node: Node, host: str) -> list[tuple[int, bytes]]:
+        """Cookies and names of what a host sees in a directory, in the order of the cookies."""
+        prefix = "/" if node.path == "/" else node.path + "/"
+        return sorted(
+            (self._by_path[prefix + name].ino, name.encode(errors="surrogateescape"))
+            for name in self.children(node, host)
+        )
+
     def above(self, path: str, host: str) -> Node | Export | None:
         """What holds the directory at `path` for a host; None for the root.
 

@@ -164,7 +164,7 @@ class Change:
     done: int = 0
 
     def run(self, fs: Filesystem, ino: int) -> None:
-        """Set, durably. EAGAIN: holders of layouts are in the way of a new size; nothing was done."""
+        """Set, durably. EAGAIN: layouts are in the way of a new size, and nothing was done."""
         if self.size is not None:
             fs.truncate(ino, self.size, kill_priv=self.kill_priv, nowait=True)
             self.done |= 1 << n.FATTR4_SIZE
@@ -248,7 +248,7 @@ def change_of(c: Compound, st: Stat, wanted: SetAttributes, opened: bool = False
 
 
 def apply(c: Compound, ino: int, wanted: SetAttributes, opened: bool = False) -> int:
-    """All of it at once, where it may block: checks, sets, durably; returns the bitmap of what was."""
+    """Checks and sets, durably, where it may block; returns the bitmap of what was set."""
     change = change_of(c, c.service.fs.getattr(ino), wanted, opened)
     change.run(c.service.fs, ino)
     return change.done
