@@ -271,6 +271,8 @@ class Compound:
 
     def _find(self, op: int) -> tuple[Operation | None, int]:
         """The operation, or why it is not run."""
+        if op == n.OP_SEQUENCE:
+            return None, n.NFS4ERR_SEQUENCE_POS
         operation = self.service.operations.get(op)
         if operation is None or operation.minor > self.minor:
             known = op in n.OPERATION_NAMES and op <= _HIGHEST[self.minor]
@@ -279,8 +281,6 @@ class Compound:
             if self.session is None and op not in SESSIONLESS:
                 return None, n.NFS4ERR_OP_NOT_IN_SESSION
             return None, n.NFS4ERR_NOTSUPP
-        if op == n.OP_SEQUENCE:
-            return None, n.NFS4ERR_SEQUENCE_POS
         if self.session is None:
             if op not in SESSIONLESS:
                 return None, n.NFS4ERR_OP_NOT_IN_SESSION
