@@ -382,7 +382,8 @@ class _Root:
         shutil.copytree(HERE / "rootfs", self.root, dirs_exist_ok=True)
         for source in HERE.glob("programs/*.c"):
             target = self.root / "usr" / "bin" / source.stem
-            _run("gcc", "-std=gnu11", "-O2", "-Wall", "-Werror", "-static", source, "-o", target)
+            options = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Werror", "-static")
+            _run("gcc", *options, source, "-o", target)
         for name in ("services", "protocols", "rpc"):
             if Path("/etc", name).exists():
                 shutil.copy(Path("/etc", name), self.root / "etc" / name)
