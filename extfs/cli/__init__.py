@@ -18,7 +18,7 @@ from pathlib import PurePath
 import click
 
 from extfs import __version__
-from extfs.cli import checking, formatting, layouts, mapping, mounting, status, system
+from extfs.cli import checking, clients, formatting, layouts, mapping, mounting, status, system
 from extfs.cli.output import CommandError, complain
 
 __all__ = ["main"]
@@ -42,6 +42,7 @@ for _command in (
     mapping.show_map,
     layouts.layout,
     status.status,
+    clients.clients,
     checking.fsck,
     checking.dump,
     system.install_helpers,

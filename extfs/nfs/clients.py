@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from extfs.core import CoreError, Filesystem, HolderKind, HolderSpec
@@ -191,6 +191,10 @@ class ClientTable:
         self._last = 0
         self.lost: list[Callable[[Client], None]] = []
         """Called with each client that goes, before its sessions go."""
+
+    def __iter__(self) -> Iterator[Client]:
+        """Every client ID."""
+        return iter(list(self._by_id.values()))
 
     def __len__(self) -> int:
         return len(self._by_id)

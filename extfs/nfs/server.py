@@ -201,7 +201,13 @@ class Server:
         self.service.layout_event(event)
 
     def status(self) -> dict[str, Any]:
-        """For /.extfs/status. From any thread."""
+        """For /.extfs/status; from a thread that trio started, or from trio's own."""
+        try:
+            return trio.from_thread.run_sync(self._status)
+        except RuntimeError:  # not such a thread
+            return self._status()
+
+    def _status(self) -> dict[str, Any]:
         return {
             "listening": [f"{host}:{port}" for host, port in self.listening],
             "connections": len(self._peers),

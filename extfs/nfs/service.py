@@ -28,7 +28,7 @@ from extfs.nfs.operations import OPERATIONS
 from extfs.nfs.records import Records
 from extfs.nfs.rpc import RejectedError, accepted, marked, read_call
 from extfs.nfs.sessions import InProgress, Session, SessionTable
-from extfs.nfs.state import States
+from extfs.nfs.state import Kind, States
 from extfs.nfs.timers import Timers
 from extfs.nfs.xdr import XdrError
 
@@ -37,6 +37,7 @@ __all__ = ["Connection", "Service", "ServiceOptions"]
 log = logging.getLogger("extfs.nfs")
 
 MIB = 1 << 20
+CLIENTS_TOLD = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +191,17 @@ class Service:
             connection.send(marked(accepted(xid, n.RPC_SYSTEM_ERR)))
 
     def status(self) -> dict[str, Any]:
-        """For /.extfs/status and ``extfs clients``. From any thread: it may be a moment old."""
+        """For /.extfs/status and ``extfs clients``."""
+        clients = self.clients.status()
+        for client, entry in zip(self.clients, clients, strict=True):
+            held = Counter(state.kind.name.lower() for state in self.states.of_client(client))
+            entry["states"] = {kind.name.lower(): held[kind.name.lower()] for kind in Kind}
+            entry["callback_path"] = self.callbacks.path_up(client)
         return {
             "epoch": self.epoch,
             "lease": self.lease.status(),
-            "clients": self.clients.status(),
+            "clients": clients[:CLIENTS_TOLD],
+            "more": max(0, len(clients) - CLIENTS_TOLD),
             "states": self.states.status(),
             "layouts": self.layouts.status(),
             "counters": dict(self.counters),
