@@ -1,0 +1,97 @@
+"""Lock-owners that were refused a blocking lock, and are told when it may be had (CB_NOTIFY_LOCK).
+
+A client that sent LOCK with READW_LT or WRITEW_LT asks again by itself sooner or later: telling it
+is a courtesy (RFC 8881 18.10.4, 20.11). So a waiter that is forgotten loses time and nothing else,
+and there are never more than `WAITERS_MAX`.
+
+The core sends one event LOCK_FREE for each `watch`; a waiter is told once, and then is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from extfs.nfs import constants as n
+from extfs.nfs.xdr import Writer
+
+if TYPE_CHECKING:
+    from extfs.nfs.clients import Client
+    from extfs.nfs.opens import FileState
+    from extfs.nfs.state import States
+
+__all__ = ["LockWaiters"]
+
+WAITERS_MAX = 16384
+
+
+@dataclass(slots=True)
+class _Waiter:
+    client: Client
+    owner: bytes
+    fh: bytes
+
+
+class LockWaiters:
+    """By inode and number of the lock-owner: one wish each, the newest."""
+
+    def __init__(self, states: States) -> None:
+        self._states = states
+        self._waiters: dict[tuple[int, int], _Waiter] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def add(
+        self,
+        client: Client,
+        file: FileState,
+        fh: bytes,
+        owner: bytes,
+        start: int,
+        last: int,
+        write: bool,
+    ) -> None:
+        """Tell this client when the owner could have [start, last]."""
+        if len(self._waiters) >= WAITERS_MAX:
+            return
+        number = self._states.owners.take(client, owner)
+        key = (file.ino, number)
+        if key in self._waiters:
+            self._states.owners.put(client, owner)
+        self._waiters[key] = _Waiter(client, owner, fh)
+        self._states.locks.watch(file, number, start, last, write)
+
+    def remove(self, ino: int, client: Client, owner: bytes) -> None:
+        """The owner has the lock, or does not want it any more."""
+        number = self._states.owners.number(client, owner)
+        if self._waiters.pop((ino, number), None) is not None:
+            self._states.locks.unwatch(ino, number)
+            self._states.owners.put(client, owner)
+
+    def client_lost(self, client: Client) -> None:
+        """Nobody is to be told."""
+        for (ino, _), waiter in list(self._waiters.items()):
+            if waiter.client is client:
+                self.remove(ino, client, waiter.owner)
+
+    def file_unused(self, ino: int) -> None:
+        """Nobody has the file open any more."""
+        for (other, _), waiter in list(self._waiters.items()):
+            if other == ino:
+                self.remove(ino, waiter.client, waiter.owner)
+
+    def free(self, ino: int, number: int) -> None:
+        """The core's event: what the owner waits for may be had."""
+        waiter = self._waiters.pop((ino, number), None)
+        if waiter is None:
+            return
+        self._states.owners.put(waiter.client, waiter.owner)
+        service = self._states.service
+        service.count("lock_notifications")
+        body = Writer()
+        body.u32(n.OP_CB_NOTIFY_LOCK)
+        body.opaque(waiter.fh)
+        body.u64(waiter.client.clientid)
+        body.opaque(waiter.owner)
+        service.callbacks.call(waiter.client, bytes(body.buffer), 1, lambda reply: None)

@@ -1,0 +1,379 @@
+"""All stateids of the server, and the files that have state (RFC 8881 8 to 10, 8.2.4).
+
+`States.find` is the one place where a stateid of a client is believed. Who changes state goes
+through `add`, `drop` and `revoke`, which keep these invariants:
+
+    1. Every state is in `_states` by its `other`, and in `_of_client` of its client.
+    2. A good state is in the tables of its FileState too; a revoked one (`mark`) is in none.
+    3. A FileState is in `_files`, and its inode open in the core, while it has any state.
+    4. The locks of a LockState are in the core's table while it is good.
+
+All of it belongs to the protocol thread. A FileState, or an answer of `find`, may be out of date
+after a `yield`: look again.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from extfs.nfs import constants as n
+from extfs.nfs.clients import Standing
+from extfs.nfs.core_tables import CoreDelegations, CoreLocks
+from extfs.nfs.delegations import Conflict, Delegations, DelegationState
+from extfs.nfs.errors import NfsError
+from extfs.nfs.lock_waiters import LockWaiters
+from extfs.nfs.locks import LockOwners, LockState
+from extfs.nfs.opens import FileState, OpenState
+from extfs.nfs.stateids import (
+    ANONYMOUS,
+    BYPASS,
+    CURRENT,
+    INVALID,
+    Kind,
+    State,
+    Stateid,
+    is_special,
+    read_stateid,
+    write_stateid,
+)
+
+if TYPE_CHECKING:
+    from extfs.core import LayoutEvent
+    from extfs.nfs.clients import Client
+    from extfs.nfs.compound import Compound
+    from extfs.nfs.filehandles import Filehandle
+    from extfs.nfs.service import Service
+
+__all__ = [
+    "ANONYMOUS",
+    "BYPASS",
+    "CURRENT",
+    "DELEGATION",
+    "INVALID",
+    "LAYOUT",
+    "LOCK",
+    "NAMESPACE",
+    "OPEN",
+    "OPEN_READ",
+    "OPEN_WRITE",
+    "READ",
+    "SETATTR",
+    "WRITE",
+    "FileState",
+    "Kind",
+    "State",
+    "Stateid",
+    "States",
+    "read_stateid",
+    "write_stateid",
+]
+
+log = logging.getLogger("extfs.nfs")
+
+OPEN = Kind.OPEN
+LOCK = Kind.LOCK
+DELEGATION = Kind.DELEGATION
+LAYOUT = Kind.LAYOUT
+
+OPEN_READ = Conflict.OPEN_READ
+OPEN_WRITE = Conflict.OPEN_WRITE
+READ = Conflict.READ
+WRITE = Conflict.WRITE
+SETATTR = Conflict.SETATTR
+NAMESPACE = Conflict.NAMESPACE
+
+_OTHER = struct.Struct(">IQ")
+_SHARE = {READ: n.OPEN4_SHARE_ACCESS_READ, WRITE: n.OPEN4_SHARE_ACCESS_WRITE}
+_FLAGS = {
+    n.NFS4ERR_DELEG_REVOKED: n.SEQ4_STATUS_RECALLABLE_STATE_REVOKED,
+    n.NFS4ERR_ADMIN_REVOKED: n.SEQ4_STATUS_ADMIN_STATE_REVOKED,
+    n.NFS4ERR_EXPIRED: n.SEQ4_STATUS_EXPIRED_SOME_STATE_REVOKED,
+}
+
+
+class States:
+    """Stateids and files. `on_change` is called with a client whose durable states changed."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.owners = LockOwners()
+        self.locks = CoreLocks(service)
+        self.waiters = LockWaiters(self)
+        self.delegations = Delegations(self, CoreDelegations(service))
+        self.on_change: Callable[[Client], None] | None = None
+        self._states: dict[bytes, State] = {}
+        self._files: dict[int, FileState] = {}
+        self._of_client: dict[Client, dict[bytes, State]] = {}
+        self._number = 0
+        self.verifier = struct.pack(">II", service.epoch, ~service.epoch & 0xFFFFFFFF)
+
+    # -- the tables --
+
+    def new_other(self) -> bytes:
+        """`other` of a new state (RFC 8881 8.2.2)."""
+        self._number += 1
+        return _OTHER.pack(self.service.epoch, self._number)
+
+    def file(self, ino: int, generation: int) -> FileState:
+        """What is known of a file; an empty one when there is nothing, which `add` puts in."""
+        found = self._files.get(ino)
+        return found if found is not None else FileState(ino, generation)
+
+    def known_file(self, ino: int) -> FileState | None:
+        """The same; None when there is nothing."""
+        return self._files.get(ino)
+
+    def add(self, state: State) -> None:
+        """A new state. Opens the inode for the first one of a file (ENOENT: it is gone).
+
+        EXPIRED: the client went while its request was executing.
+        """
+        if state.client.standing is Standing.GONE:
+            raise NfsError(n.NFS4ERR_EXPIRED)
+        file = state.file
+        if file is not None:
+            if not file.attached:
+                known = self._files.get(file.ino)
+                if known is not None:
+                    file = state.file = known
+                else:
+                    self._attach(file)
+            self._enter(file, state)
+        self._states[state.other] = state
+        self._of_client.setdefault(state.client, {})[state.other] = state
+        self.changed(state.client)
+
+    def _attach(self, file: FileState) -> None:
+        self.service.fs.open_inode(file.ino)
+        file.attached = True
+        self._files[file.ino] = file
+
+    @staticmethod
+    def _enter(file: FileState, state: State) -> None:
+        if isinstance(state, OpenState):
+            file.opens[state.client, state.owner] = state
+        elif isinstance(state, LockState):
+            file.locks[state.client, state.owner] = state
+            state.opened.locks.add(state)
+        elif isinstance(state, DelegationState):
+            file.delegations[state.client] = state
+        else:
+            file.layouts.add(state)
+
+    def drop(self, state: State) -> None:
+        """The state ends, revoked or not; an open takes its locks with it."""
+        if self._states.pop(state.other, None) is None:
+            return
+        if not state.mark:
+            self._leave(state)
+        of_client = self._of_client[state.client]
+        del of_client[state.other]
+        if not of_client:
+            del self._of_client[state.client]
+        self.changed(state.client)
+
+    def revoke(self, state: State, mark: int) -> None:
+        """Taken away: its stateid answers `mark` until the client frees it (RFC 8881 8.3)."""
+        if state.mark or state.other not in self._states:
+            return
+        self._leave(state)
+        state.mark = mark
+        self.service.count("states_revoked")
+        self.changed(state.client)
+
+    def _leave(self, state: State) -> None:
+        """Out of the tables of its file, with everything that it held."""
+        file = state.file
+        if file is None:
+            return
+        if isinstance(state, OpenState):
+            for lock in list(state.locks):
+                self.drop(lock)
+            file.share(state, 0, 0, 0)
+            file.opens.pop((state.client, state.owner), None)
+        elif isinstance(state, LockState):
+            self.locks.release_owner(file, state.number)
+            self.owners.put(state.client, state.owner)
+            state.opened.locks.discard(state)
+            file.locks.pop((state.client, state.owner), None)
+        elif isinstance(state, DelegationState):
+            self.delegations.ended(state)
+            file.delegations.pop(state.client, None)
+        else:
+            file.layouts.discard(state)
+        self._detach_unused(file)
+
+    def _detach_unused(self, file: FileState) -> None:
+        if not file.attached or not file.unused():
+            return
+        file.attached = False
+        del self._files[file.ino]
+        self.waiters.file_unused(file.ino)
+        try:
+            self.service.fs.release(file.ino)
+        except OSError as error:
+            log.warning("inode %d: release: %s", file.ino, error)
+
+    def changed(self, client: Client) -> None:
+        """What `extfs.nfs.state_records` would say of the client is not what it was."""
+        if self.on_change is not None:
+            self.on_change(client)
+
+    # -- belief --
+
+    def actual(self, c: Compound, stateid: Stateid) -> Stateid:
+        """The current stateid, where it is meant (RFC 8881 16.2.3.1.2)."""
+        if stateid != CURRENT:
+            return stateid
+        if c.stateid is None:
+            raise NfsError(n.NFS4ERR_BAD_STATEID)
+        return c.stateid
+
+    def find(self, c: Compound, stateid: Stateid, *kinds: Kind, file: int | None = None) -> State:
+        """The state that the client of `c` names, of one of `kinds`, of inode `file` (None: any).
+
+        BAD_STATEID, OLD_STATEID, STALE_STATEID, EXPIRED, ADMIN_REVOKED, DELEG_REVOKED: RFC 8881
+        8.2.4. Special stateids other than the current one are bad here.
+        """
+        stateid = self.actual(c, stateid)
+        state = self._lookup(stateid)
+        state.check(c.client, stateid.seqid, file)
+        if state.kind not in kinds:
+            raise NfsError(n.NFS4ERR_BAD_STATEID)
+        return state
+
+    def _lookup(self, stateid: Stateid) -> State:
+        state = self._states.get(stateid.other)
+        if state is not None:
+            return state
+        if is_special(stateid) or _OTHER.unpack(stateid.other)[0] == self.service.epoch:
+            raise NfsError(n.NFS4ERR_BAD_STATEID)
+        raise NfsError(n.NFS4ERR_STALE_STATEID)
+
+    def io(
+        self, c: Compound, stateid: Stateid, access: Conflict, fh: Filehandle | None = None
+    ) -> State | None:
+        """May the client READ or WRITE (also SETATTR of the size, ALLOCATE, ...) with this stateid?
+
+        The file is `fh`, or the current one. None: a special stateid, whose user's permission the
+        caller has to check. OPENMODE: the open, or delegation, is not for this access; a file that
+        is open for writing may be read (RFC 8881 18.22.3). LOCKED: somebody denies it. DELAY:
+        delegations of others are being recalled.
+        """
+        if fh is None:
+            fh = c.current
+        assert fh is not None
+        stateid = self.actual(c, stateid)
+        if stateid in (ANONYMOUS, BYPASS):
+            bypass = stateid == BYPASS and access == READ
+            self._check_special(c, fh.ino, access, bypass)
+            return None
+        state = self.find(c, stateid, OPEN, LOCK, DELEGATION, file=fh.ino)
+        opened = state.opened if isinstance(state, LockState) else state
+        if isinstance(opened, OpenState):
+            if access == WRITE and not opened.access & n.OPEN4_SHARE_ACCESS_WRITE:
+                raise NfsError(n.NFS4ERR_OPENMODE)
+        elif isinstance(opened, DelegationState) and access == WRITE and not opened.write:
+            raise NfsError(n.NFS4ERR_OPENMODE)
+        return state
+
+    def _check_special(self, c: Compound, ino: int, access: Conflict, bypass: bool) -> None:
+        file = self._files.get(ino)
+        if file is None:
+            return
+        if not bypass:
+            for holder in file.share_conflicts(None, _SHARE[access], 0):
+                if not self.expire_courtesy(holder.client):
+                    raise NfsError(n.NFS4ERR_LOCKED)
+        self.about_to_change(c, ino, access)
+
+    def about_to_change(self, c: Compound, ino: int, what: Conflict) -> None:
+        """Before an operation of kind `what`: DELAY while delegations of others are recalled."""
+        file = self._files.get(ino)
+        if file is not None and file.delegations:
+            self.delegations.make_way(c.client, file, what)
+
+    # -- clients --
+
+    def expire_courtesy(self, client: Client) -> bool:
+        """A client whose lease is over is in the way: it goes. False: its lease is not over."""
+        return self.service.lease.conflict(client)
+
+    def client_lost(self, client: Client) -> None:
+        """The client is gone, with all of its state."""
+        self.waiters.client_lost(client)
+        for state in list(self._of_client.get(client, {}).values()):
+            self.drop(state)
+
+    def of_client(self, client: Client, *kinds: Kind) -> Iterator[State]:
+        """The client's states of these kinds (none: all), revoked ones too."""
+        for state in list(self._of_client.get(client, {}).values()):
+            if not kinds or state.kind in kinds:
+                yield state
+
+    def has_state(self, client: Client) -> bool:
+        """Whether anything is held (DESTROY_CLIENTID, RFC 8881 18.50.3)."""
+        return any(not state.mark for state in self._of_client.get(client, {}).values())
+
+    def sequence_flags(self, client: Client) -> int:
+        """sr_status_flags about revoked states (RFC 8881 18.46.3)."""
+        flags = 0
+        for state in self._of_client.get(client, {}).values():
+            if state.mark:
+                flags |= _FLAGS.get(state.mark, 0)
+        return flags
+
+    def test(self, c: Compound, stateid: Stateid) -> int:
+        """What TEST_STATEID says of it (RFC 8881 18.48.3)."""
+        try:
+            if is_special(stateid):
+                raise NfsError(n.NFS4ERR_BAD_STATEID)
+            self._lookup(stateid).check(c.client, stateid.seqid, None)
+        except NfsError as error:
+            return error.status
+        return n.NFS4_OK
+
+    def free(self, c: Compound, stateid: Stateid) -> None:
+        """FREE_STATEID (RFC 8881 18.38.3): forgets a revoked state, or a lock state without locks.
+
+        LOCKS_HELD for anything that is in use.
+        """
+        stateid = self.actual(c, stateid)
+        state = self._lookup(stateid)
+        if state.client is not c.client:
+            raise NfsError(n.NFS4ERR_BAD_STATEID)
+        if not state.mark:
+            state.check(c.client, stateid.seqid, None)
+            if not isinstance(state, LockState) or state.ranges:
+                raise NfsError(n.NFS4ERR_LOCKS_HELD)
+        self.drop(state)
+
+    # -- events, status --
+
+    def core_event(self, event: LayoutEvent) -> None:
+        """DELEGATION_RECALL, DELEGATION_REVOKED, DELEGATION_ATTRS, LOCK_FREE."""
+        kind = event.type.name
+        if kind == "LOCK_FREE":
+            self.waiters.free(event.ino, event.holder)
+        elif kind.startswith("DELEGATION_"):
+            self.delegations.core_event(event)
+
+    def status(self) -> dict[str, Any]:
+        """Counts, for the status document."""
+        kinds = dict.fromkeys(Kind, 0)
+        revoked = 0
+        for state in self._states.values():
+            revoked += bool(state.mark)
+            kinds[state.kind] += not state.mark
+        return {
+            "files": len(self._files),
+            "opens": kinds[OPEN],
+            "locks": kinds[LOCK],
+            "delegations": kinds[DELEGATION],
+            "layouts": kinds[LAYOUT],
+            "revoked": revoked,
+            "recalls": self.delegations.recalls_in_progress(),
+        }
