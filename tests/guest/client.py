@@ -105,7 +105,12 @@ class Client:
     def xfs_io(self, name: str, *commands: str, flags: str = "", seconds: float = 60) -> str:
         """Run commands of xfs_io(8) on a file; -f in `flags` makes it, -d is O_DIRECT."""
         words = " ".join(f"-c '{command}'" for command in commands)
-        return self.guest.check(f"xfs_io {flags} {words} {self.path(name)}", seconds)
+        # Its exit code is 0 whatever fails.
+        return self.guest.check(
+            f"xfs_io {flags} {words} {self.path(name)} 2>/tmp/xfs_io.said\n"
+            "[ $? -eq 0 ] && [ ! -s /tmp/xfs_io.said ] || { cat /tmp/xfs_io.said; exit 1; }",
+            seconds,
+        )
 
     # -- evidence for a failure --
 
