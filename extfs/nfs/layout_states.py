@@ -1,0 +1,250 @@
+"""A layout state: the stateid of a client's layout of a file, its segments, and its gate.
+
+The rules are numbered in `extfs.nfs.layouts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from extfs.core import Iomode
+from extfs.nfs import constants as n
+from extfs.nfs.callbacks import Referring
+from extfs.nfs.effects import Steps, Waiting
+from extfs.nfs.errors import NfsError
+from extfs.nfs.stateids import SEQID_MAX, Kind, State, Stateid
+
+if TYPE_CHECKING:
+    from extfs.nfs.layout_recalls import Recall
+    from extfs.nfs.opens import FileState
+    from extfs.nfs.service import Service
+    from extfs.nfs.sessions import Session, Slot
+
+__all__ = ["PARALLEL", "Gate", "LayoutState", "Received", "Segment", "merged"]
+
+PARALLEL = 1 << 20
+"""VALID_SEQID_RANGE of RFC 8881 12.5.5.2.1.4; more than a client can have under way."""
+GATE_SECONDS = 30.0
+"""Nobody is at a gate as long as this: device I/O is."""
+
+
+class Received:
+    """The reply to a request, and whether the client is known to have it."""
+
+    __slots__ = ("_known", "_sequence", "_service", "_session", "_slot")
+
+    def __init__(self, service: Service, session: Session, slot: Slot) -> None:
+        self._service = service
+        self._session = session
+        self._slot = slot
+        self._sequence = slot.sequence
+        self._known = False
+
+    def proven(self) -> bool:
+        """Once true it stays so."""
+        if not self._known:
+            self._known = (
+                self._slot.sequence != self._sequence
+                or self._service.sessions.get(self._session.id) is not self._session
+            )
+        return self._known
+
+    def referring(self) -> Referring:
+        """For callbacks about what it said."""
+        return Referring(self._session.id, self._sequence, self._session.slots.index(self._slot))
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes [start, end) of a file, as the reply with this serial told."""
+
+    start: int
+    end: int
+    iomode: Iomode
+    serial: int
+    reply: Received | None
+
+
+class Gate:
+    """Many may be inside together, or one alone; who asks to be alone goes before later others."""
+
+    __slots__ = ("_alone", "_inside", "_queue")
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._alone = False
+        self._queue: list[tuple[bool, Waiting]] = []
+
+    @property
+    def idle(self) -> bool:
+        """Nobody is inside, nobody waits."""
+        return not (self._inside or self._alone or self._queue)
+
+    def enter(self, *, alone: bool = False) -> Steps[None]:
+        """Wait until it may be entered, and do. `NfsError` DELAY: it took too long."""
+        if not self._queue and self._may(alone):
+            self._take(alone)
+            return
+        place = (alone, Waiting(GATE_SECONDS))
+        self._queue.append(place)
+        if not (yield place[1]):
+            self._queue.remove(place)
+            self._next()
+            raise NfsError(n.NFS4ERR_DELAY)
+
+    def leave(self, *, alone: bool = False) -> None:
+        """Out; whoever can come in now does."""
+        if alone:
+            self._alone = False
+        else:
+            self._inside -= 1
+        self._next()
+
+    def _may(self, alone: bool) -> bool:
+        return not self._alone and not (alone and self._inside)
+
+    def _take(self, alone: bool) -> None:
+        if alone:
+            self._alone = True
+        else:
+            self._inside += 1
+
+    def _next(self) -> None:
+        while self._queue and self._may(self._queue[0][0]):
+            alone, waiting = self._queue.pop(0)
+            self._take(alone)
+            waiting.wake()
+
+
+class LayoutState(State):
+    """See the module. `fh` is the filehandle that the client knows the file by.
+
+    `known` is false after a restart of the server until the client has shown its stateid: then the
+    serial is a guess. `wanted`: ranges (start, end) that the core wants back.
+    """
+
+    kind = Kind.LAYOUT
+    __slots__ = ("export", "fh", "gate", "known", "recall", "segments", "serial", "wanted")
+    file: FileState
+
+    def __init__(self, client: Any, file: FileState, other: bytes, fh: bytes, export: int) -> None:
+        super().__init__(client, file, other)
+        self.serial = 0
+        self.fh = fh
+        self.export = export
+        self.known = True
+        self.segments: list[Segment] = []
+        self.wanted: list[tuple[int, int]] = []
+        self.recall: Recall | None = None
+        self.gate = Gate()
+
+    # -- seqids --
+
+    def bump(self) -> Stateid:
+        """The next serial (invariant 2)."""
+        self.serial += 1
+        stateid = self.stateid_of(self.serial)
+        self.seqid = stateid.seqid
+        return stateid
+
+    def stateid_of(self, serial: int) -> Stateid:
+        """As the client was told it with this serial."""
+        return Stateid((serial - 1) % SEQID_MAX + 1, self.other)
+
+    def serial_of(self, seqid: int) -> int:
+        """The serial that a client means. `NfsError`: invariant 3."""
+        if not seqid:
+            raise NfsError(n.NFS4ERR_BAD_STATEID)
+        if not self.known:
+            if (seqid - self.seqid) % SEQID_MAX < SEQID_MAX // 2:
+                self.serial = self.seqid = seqid
+            self.known = True
+        behind = (self.seqid - seqid) % SEQID_MAX
+        if behind > SEQID_MAX // 2:
+            raise NfsError(n.NFS4ERR_BAD_STATEID)
+        if behind > PARALLEL or behind >= self.serial:
+            raise NfsError(n.NFS4ERR_OLD_STATEID)
+        return self.serial - behind
+
+    def check(self, client: Any, seqid: int, ino: int | None) -> None:
+        """As `State.check`, with the rules for seqids of layouts."""
+        if self.client is not client:
+            raise NfsError(n.NFS4ERR_BAD_STATEID)
+        if self.mark:
+            raise NfsError(self.mark)
+        self.serial_of(seqid)
+        if ino is not None and self.file.ino != ino:
+            raise NfsError(n.NFS4ERR_BAD_STATEID)
+
+    # -- segments --
+
+    def add(self, segment: Segment) -> None:
+        """A new one; it takes the place of what it overlaps (invariant 4)."""
+        kept = []
+        for old in self.segments:
+            if old.iomode is segment.iomode:
+                kept += _outside(old, segment.start, segment.end)
+            else:
+                kept.append(old)
+        kept.append(segment)
+        self.segments = kept
+
+    def takes(
+        self, start: int, end: int, iomode: int, serial: int, *, proven: bool = False
+    ) -> list[Segment]:
+        """Parts of segments that a return of the range takes away (invariants 8 and 9)."""
+        found = []
+        for segment in self.segments:
+            if segment.serial > serial or not segment.iomode & iomode:
+                continue
+            if proven and segment.reply is not None and not segment.reply.proven():
+                continue
+            low, high = max(start, segment.start), min(end, segment.end)
+            if low < high:
+                found.append(Segment(low, high, segment.iomode, segment.serial, segment.reply))
+        return found
+
+    def remove(self, parts: Sequence[Segment]) -> None:
+        """What `takes` said, after the core has taken it."""
+        for part in parts:
+            kept = []
+            for old in self.segments:
+                if old.iomode is part.iomode and old.serial == part.serial:
+                    kept += _outside(old, part.start, part.end)
+                else:
+                    kept.append(old)
+            self.segments = kept
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether there is a segment in the range."""
+        return any(s.start < end and start < s.end for s in self.segments)
+
+    def unproven(self) -> list[Referring]:
+        """Referring calls (invariant 7)."""
+        replies = {id(s.reply): s.reply for s in self.segments if s.reply is not None}
+        return [reply.referring() for reply in replies.values() if not reply.proven()]
+
+
+def _outside(segment: Segment, start: int, end: int) -> list[Segment]:
+    """What of the segment lies outside of [start, end)."""
+    parts = []
+    before = segment.start, min(segment.end, start)
+    after = max(segment.start, end), segment.end
+    for low, high in (before, after):
+        if low < high:
+            parts.append(Segment(low, high, segment.iomode, segment.serial, segment.reply))
+    return parts
+
+
+def merged(parts: Sequence[Segment]) -> list[Segment]:
+    """Fewer calls of the core: neighbours of one iomode joined."""
+    joined: list[Segment] = []
+    for part in sorted(parts, key=lambda p: (p.iomode, p.start)):
+        last = joined[-1] if joined else None
+        if last is not None and last.iomode is part.iomode and last.end == part.start:
+            joined[-1] = Segment(last.start, part.end, part.iomode, part.serial, part.reply)
+        else:
+            joined.append(part)
+    return joined

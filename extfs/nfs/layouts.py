@@ -1,0 +1,584 @@
+"""Layouts: who has which parts of a file's map, and the rules of their races (RFC 8881 12.5).
+
+Words. A *segment* is a byte range of a file with an iomode that one LAYOUTGET granted; the core has
+a grant for it (native/layout.h). The *layout state* of a client and a file has all its segments of
+that file and one stateid. Its *serial* is the seqid without wrap-around. A reply is *proven* when
+the client is known to have received it: it has sent the next request on the same slot, or given up
+the session. A recall is *out* from the core's event until what was wanted is back, or revoked.
+
+Invariants. The core's grants are the truth about the blocks; these make sure that client, server
+and core do not mean different things by a stateid:
+
+  1. One layout state for a client and a file. The first LAYOUTGET that succeeds, with a stateid of
+     an open, a lock or a delegation, makes it, with seqid 1; a later one with such a stateid goes
+     on with it (12.5.2). It ends when its last segment is returned or dropped, or when anything of
+     it is revoked.
+  2. Each LAYOUTGET and LAYOUTRETURN that succeeds and each recall raises the serial by one
+     (12.5.3). LAYOUTCOMMIT does not.
+  3. Accepted seqids are the current one and `PARALLEL` before it; zero and newer ones are
+     BAD_STATEID, older ones OLD_STATEID (12.5.5.2.1.4).
+  4. Segments of a state of one iomode do not overlap: a newer one takes the place of older ones.
+     They lie inside the core's grants of the client's holder, except while a LAYOUTRETURN runs.
+  5. While LAYOUTGETs of a state run in a thread, LAYOUTRETURNs and recalls of it wait for them, and
+     LAYOUTGETs wait for a LAYOUTRETURN that runs: `Gate`. So a return never takes back in the core
+     what a LAYOUTGET is about to tell.
+  6. While a recall of a state is out, LAYOUTGETs get RECALLCONFLICT. One CB_LAYOUTRECALL at a time:
+     Linux answers DELAY to a second one with another seqid. What is wanted meanwhile is asked for
+     with the next one, if it is still there then.
+  7. A CB_LAYOUTRECALL has the raised serial, and the LAYOUTGETs of the state that are not proven as
+     referring calls. It is sent again, with the same seqid, while there is no answer or DELAY.
+  8. LAYOUTRETURN with serial s gives back segments in its range whose serial is not newer than s.
+  9. NOMATCHING_LAYOUT and BAD_STATEID as the answer to a recall with serial s give back segments in
+     its range, not newer than s, whose replies are proven; the recall goes on for others.
+ 10. The deadline of a recall is the core's (recall_ms): its event REVOKED ends the layout state.
+     The stateid is bad from then on, so a LAYOUTCOMMIT gets BAD_STATEID: BADLAYOUT, BADIOMODE,
+     GRACE and DELEG_REVOKED would count as success with the Linux client, whose data would be lost
+     without a word. The stateid is not kept as a revoked one: Linux never frees those of layouts,
+     and would recover for ever at the sight of SEQ4_STATUS_*_REVOKED.
+ 11. What a client does not return is not forgotten in the core: its holder is lost, and what it
+     could reach is in quarantine, until the client has returned everything: no layout state is left
+     and each revoked one was returned, too (by its old stateid, or with all of the filesystem).
+     Then, and not while a LAYOUTGET of the client runs, the core is told so (`_settle`).
+
+Everything runs in the protocol's thread. A generator's `yield` lets others run: what is checked
+before one is checked again after it, unless the gate of the state is held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from extfs.core import EventType, Iomode, Layout
+from extfs.nfs import constants as n
+from extfs.nfs.block_layout import EXTENT_BYTES, LAYOUT_HEAD_BYTES
+from extfs.nfs.clients import Standing
+from extfs.nfs.effects import Blocking, Steps, Waiting
+from extfs.nfs.errors import NfsError
+from extfs.nfs.layout_recalls import Recalls
+from extfs.nfs.layout_size import Wanted, ask
+from extfs.nfs.layout_states import Gate, LayoutState, Received, Segment, merged
+from extfs.nfs.stateids import Kind, Stateid
+
+if TYPE_CHECKING:
+    from extfs.core import LayoutEvent
+    from extfs.nfs.clients import Client
+    from extfs.nfs.compound import Compound
+    from extfs.nfs.opens import FileState
+    from extfs.nfs.service import Service
+
+__all__ = ["Granted", "LayoutTable"]
+
+log = logging.getLogger("extfs.nfs")
+
+BUSY_SECONDS = 0.01
+BUSY_TRIES = 5
+"""How often a LAYOUTGET is tried that only the server's own I/O was in the way of."""
+STATES_MAX = 65536
+"""Layout states of all clients; before there are more, clients are asked to return some."""
+RECALL_ANY_SECONDS = 5.0
+RECALL_ANY_KEEP = 16
+REVOKED_MAX = 1024
+"""Revoked stateids that are remembered of a client, so that it can return them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What LAYOUTGET answers: [start, end) in the core's extents."""
+
+    stateid: Stateid
+    start: int
+    end: int
+    iomode: Iomode
+    layout: Layout
+
+
+class LayoutTable:
+    """All layout states of a server."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.recalls = Recalls(self)
+        self._states: dict[tuple[Client, int], LayoutState] = {}
+        self._of_client: dict[Client, set[LayoutState]] = {}
+        self._revoked: dict[Client, dict[bytes, int]] = {}
+        self._unclean: set[Client] = set()
+        self._settling: dict[Client, Gate] = {}
+        self._by_holder: dict[int, Client] = {}
+        self._asked_any = float("-inf")
+
+    # -- look up --
+
+    def find(self, client: Client, ino: int) -> LayoutState | None:
+        """The state of a client and a file."""
+        return self._states.get((client, ino))
+
+    def of_client(self, client: Client) -> list[LayoutState]:
+        """All of a client's."""
+        return list(self._of_client.get(client, ()))
+
+    def by_holder(self, holder: int) -> Client | None:
+        """The client that is this holder in the core."""
+        client = self._by_holder.get(holder)
+        if client is None or client.holder_id != holder or client.standing is Standing.GONE:
+            self._by_holder = {c.holder_id: c for c in self.service.clients.all_living()}
+            client = self._by_holder.get(holder)
+        return client
+
+    def holder_of(self, client: Client) -> Steps[int]:
+        """The client's holder in the core, registered if it has none; durable."""
+        holder = yield from client.holder(self.service)
+        self._by_holder[holder] = client
+        return holder
+
+    def shared(self, client: Client, ino: int) -> bool:
+        """Whether another client has a layout of the file."""
+        file = self.service.states.known_file(ino)
+        return file is not None and any(state.client is not client for state in file.layouts)
+
+    # -- LAYOUTGET --
+
+    def get(self, c: Compound, wanted: Wanted, stateid: Stateid, maxcount: int) -> Steps[Granted]:
+        """RFC 8881 18.43, after the arguments by themselves were found to be good."""
+        client, ino = c.client, c.regular().ino
+        assert client is not None
+        self._check_stateid(c, stateid, ino, wanted.iomode)
+        limit = min(maxcount, c.room()) - LAYOUTGET_HEAD_BYTES
+        if limit < 2 * EXTENT_BYTES:  # a copy-on-write source and its copy belong together
+            raise NfsError(n.NFS4ERR_TOOSMALL)
+        holder = yield from self.holder_of(client)
+        self._check_stateid(c, stateid, ino, wanted.iomode)
+        with contextlib.ExitStack() as inside:
+            state = yield from self._enter(c, ino, inside)
+            self._check_recalled(state)
+            layout = yield from self._ask_core(client, ino, holder, wanted, limit // EXTENT_BYTES)
+            try:
+                return self._granted(c, state, wanted, layout)
+            except NfsError:
+                start, length = wanted.start, layout.next - wanted.start
+                give, iomode = self.service.fs.layouts.give_back, wanted.iomode
+                yield Blocking(lambda: give(ino, holder, start, length, iomode=iomode))
+                raise
+
+    def _enter(self, c: Compound, ino: int, inside: contextlib.ExitStack) -> Steps[LayoutState]:
+        """The state of the client and the current file, with its gate held."""
+        client = c.client
+        assert client is not None
+        settling = self._settling.setdefault(client, Gate())
+        yield from settling.enter()
+        inside.callback(self._left, client, settling)
+        while True:
+            state = self._state_for(c, ino)
+            yield from state.gate.enter()
+            if self._states.get((client, ino)) is state:
+                inside.callback(self._left_state, state)
+                return state
+            state.gate.leave()  # it ended while we waited
+
+    def _left(self, client: Client, settling: Gate) -> None:
+        settling.leave()
+        if settling.idle and self._settling.get(client) is settling:
+            del self._settling[client]
+            if client in self._unclean:
+                self.settle(client)
+
+    def _left_state(self, state: LayoutState) -> None:
+        state.gate.leave()
+        self.recalls.go_on(state)
+        self._forget_empty(state)
+
+    def _check_stateid(self, c: Compound, stateid: Stateid, ino: int, iomode: Iomode) -> None:
+        """What a LAYOUTGET may come with (RFC 8881 18.43.3). `NfsError`."""
+        states = self.service.states
+        found = states.find(
+            c, stateid, Kind.OPEN, Kind.LOCK, Kind.DELEGATION, Kind.LAYOUT, file=ino
+        )
+        if iomode is not Iomode.RW:
+            return
+        c.writable()
+        file = found.file
+        assert file is not None
+        assert c.client is not None
+        opens = (o for (client, _), o in file.opens.items() if client is c.client)
+        delegation = file.delegations.get(c.client)
+        if any(o.access & n.OPEN4_SHARE_ACCESS_WRITE for o in opens):
+            return
+        if delegation is None or not delegation.write:
+            raise NfsError(n.NFS4ERR_OPENMODE)
+
+    def _check_recalled(self, state: LayoutState) -> None:
+        """With the gate held. `NfsError`: invariant 6."""
+        if state.recall is not None:
+            self.service.count("layoutget_recallconflict")
+            raise NfsError(n.NFS4ERR_RECALLCONFLICT)
+
+    def _state_for(self, c: Compound, ino: int) -> LayoutState:
+        """The state of this client and the current file; a new one is nowhere but in our table."""
+        client, fh = c.client, c.current
+        assert client is not None
+        assert fh is not None
+        state = self._states.get((client, ino))
+        if state is None:
+            states = self.service.states
+            file = states.file(ino, fh.generation)
+            state = LayoutState(client, file, states.new_other(), fh.wire, fh.export.id)
+            self._states[client, ino] = state
+        return state
+
+    def _forget_empty(self, state: LayoutState) -> None:
+        """A LAYOUTGET made a state and got nothing."""
+        key = (state.client, state.file.ino)
+        if not state.serial and state.gate.idle and self._states.get(key) is state:
+            del self._states[key]
+
+    def _ask_core(
+        self, client: Client, ino: int, holder: int, wanted: Wanted, limit: int
+    ) -> Steps[Layout]:
+        fs = self.service.fs
+        alone = not self.shared(client, ino)
+        for _ in range(BUSY_TRIES):
+            try:
+                layout: Layout = yield Blocking(lambda: ask(fs, ino, holder, wanted, limit, alone))
+                return layout
+            except OSError as error:
+                if error.errno != errno.EAGAIN:
+                    yield from self._refused(client, error)
+                    continue
+            others = [g for g in fs.layouts.grants(ino) if g.holder != holder]
+            if any(wanted.touches(g.offset, g.offset + g.length) for g in others):
+                self._conflict(wanted)
+            yield Waiting(BUSY_SECONDS)
+        self.service.count("layoutget_trylater")
+        raise NfsError(n.NFS4ERR_LAYOUTTRYLATER, TRY_LATER)
+
+    def _conflict(self, wanted: Wanted) -> None:
+        """Others have what was asked for. For RW they were asked to return it. Nobody is for READ,
+        which may last: then the file is to be read through the server."""
+        if wanted.iomode is Iomode.RW:
+            self.service.count("layoutget_trylater")
+            raise NfsError(n.NFS4ERR_LAYOUTTRYLATER, TRY_LATER)
+        self.service.count("layoutget_unavailable")
+        raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
+
+    def _refused(self, client: Client, error: OSError) -> Steps[None]:
+        """Not for a conflict. Returns when it is worth trying again."""
+        if error.errno == errno.EOWNERDEAD:
+            # It missed a recall, but it is here. It goes on with what it has left; what it did not
+            # return stays in quarantine (invariant 11).
+            self._unclean.add(client)
+            if not self.service.callbacks.path_up(client):
+                raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
+            layouts, holder, key = self.service.fs.layouts, client.holder_id, client.holder_key
+            try:
+                yield Blocking(lambda: layouts.resume(holder, key))
+            except OSError as failed:
+                if failed.errno != errno.EBUSY:  # live already
+                    raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE) from None
+            self.service.count("holders_resumed")
+            return
+        if error.errno == errno.ENOSPC:
+            self.recall_any()
+            raise NfsError(n.NFS4ERR_NOSPC)
+        if error.errno in (errno.EFBIG, errno.ENOENT, errno.EBUSY):
+            raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
+        raise error
+
+    def _granted(self, c: Compound, state: LayoutState, wanted: Wanted, layout: Layout) -> Granted:
+        """The core has granted it. `NfsError`: meanwhile the client, the file or the state went."""
+        assert c.session is not None
+        assert c.slot is not None
+        client = state.client
+        if client.standing is Standing.GONE:
+            raise NfsError(n.NFS4ERR_EXPIRED)
+        if self._states.get((client, state.file.ino)) is not state:
+            raise NfsError(n.NFS4ERR_DELAY)
+        if state.serial == 0:
+            try:
+                self.service.states.add(state)
+            except OSError:
+                raise NfsError(n.NFS4ERR_STALE) from None
+            self._of_client.setdefault(client, set()).add(state)
+            if len(self._states) > STATES_MAX:
+                self.recall_any()
+        stateid = state.bump()
+        reply = Received(self.service, c.session, c.slot)
+        start, end = wanted.start, layout.next
+        state.add(Segment(start, end, wanted.iomode, state.serial, reply))
+        self.service.count("layoutgets")
+        return Granted(stateid, start, end, wanted.iomode, layout)
+
+    # -- LAYOUTCOMMIT --
+
+    def commit(
+        self,
+        c: Compound,
+        stateid: Stateid,
+        ranges: list[tuple[int, int]],
+        size: int,
+        mtime: tuple[int, int] | None,
+        *,
+        reclaim: bool,
+    ) -> Steps[int]:
+        """RFC 8881 18.42: what the client wrote becomes part of the file; its size after that."""
+        client, ino = c.client, c.regular().ino
+        assert client is not None
+        if reclaim:
+            if not self.service.lease.in_grace():
+                raise NfsError(n.NFS4ERR_NO_GRACE)
+        else:
+            self.service.states.find(c, stateid, Kind.LAYOUT, file=ino)
+        c.writable()
+        holder = client.holder_id
+        if not holder:
+            raise NfsError(n.NFS4ERR_BAD_STATEID)
+        layouts = self.service.fs.layouts
+        before = self.service.fs.getattr(ino).size
+        try:
+            after: int = yield Blocking(
+                lambda: layouts.commit(ino, holder, ranges, size=size, mtime=mtime)
+            )
+        except OSError as error:
+            raise self._uncommitted(error, bool(ranges) or size > before) from None
+        self.service.count("layoutcommits")
+        return after
+
+    def _uncommitted(self, error: OSError, loses: bool) -> Exception:
+        """What the client is told: BADLAYOUT, success for Linux, only where nothing is lost."""
+        self.service.count("layoutcommit_refused")
+        if error.errno == errno.EINVAL:
+            return NfsError(n.NFS4ERR_INVAL)
+        if error.errno in (errno.ENXIO, errno.EOWNERDEAD, errno.ERANGE):
+            if loses or error.errno == errno.EOWNERDEAD:
+                return NfsError(n.NFS4ERR_BAD_STATEID)
+            return NfsError(n.NFS4ERR_BADLAYOUT)
+        return error
+
+    # -- LAYOUTRETURN --
+
+    def give_back(
+        self, c: Compound, stateid: Stateid, start: int, end: int, iomode: int
+    ) -> Steps[Stateid | None]:
+        """LAYOUTRETURN of a range of a file (RFC 8881 18.44); None: nothing is left of its state.
+
+        `start` and `end` are rounded inwards to blocks.
+        """
+        client, ino = c.client, c.regular().ino
+        assert client is not None
+        stateid = self.service.states.actual(c, stateid)
+        if self._revoked.get(client, {}).get(stateid.other) == ino:
+            yield from self._give_back_revoked(client, stateid.other, ino)
+            return None
+        state = self.service.states.find(c, stateid, Kind.LAYOUT, file=ino)
+        assert isinstance(state, LayoutState)
+        serial = state.serial_of(stateid.seqid)
+        yield from state.gate.enter(alone=True)
+        try:
+            if self._states.get((client, ino)) is not state:
+                return None  # the last of it went meanwhile
+            yield from self._take(state, state.takes(start, end, iomode, serial))
+            left = state.bump() if state.segments else None
+        finally:
+            state.gate.leave(alone=True)
+            self._returned(state)
+        return left
+
+    def _take(self, state: LayoutState, parts: list[Segment]) -> Steps[None]:
+        """The core takes them back; the gate is held."""
+        layouts, ino, holder = self.service.fs.layouts, state.file.ino, state.client.holder_id
+        spans = [(p.start, p.end - p.start, p.iomode) for p in merged(parts)]
+
+        def give() -> None:
+            for offset, length, iomode in spans:
+                layouts.give_back(ino, holder, offset, length, iomode=iomode)
+
+        if spans:
+            yield Blocking(give)
+        state.remove(parts)
+
+    def _returned(self, state: LayoutState) -> None:
+        """After segments went: a recall may have been answered, the state may be over."""
+        if not state.segments and state.serial:
+            self.drop(state)
+        self.recalls.go_on(state)
+
+    def take_proven(self, state: LayoutState, start: int, end: int, serial: int) -> Steps[None]:
+        """The client says that it has nothing of the recalled range (invariant 9)."""
+        yield from state.gate.enter(alone=True)
+        try:
+            parts = state.takes(start, end, Iomode.ANY, serial, proven=True)
+            yield from self._take(state, parts)
+        finally:
+            state.gate.leave(alone=True)
+            self._returned(state)
+
+    def _give_back_revoked(self, client: Client, other: bytes, ino: int) -> Steps[None]:
+        """The client has stopped using a layout that was revoked before it said so."""
+        layouts, holder = self.service.fs.layouts, client.holder_id
+        if self.find(client, ino) is None:
+            yield Blocking(lambda: layouts.give_back(ino, holder))
+        self._revoked.get(client, {}).pop(other, None)
+        self.settle(client)
+
+    def give_all_back(self, client: Client, export: int | None) -> Steps[None]:
+        """LAYOUTRETURN of an export's layouts (FSID), or of all (None)."""
+        for state in self.of_client(client):
+            if export is not None and state.export != export:
+                continue
+            yield from state.gate.enter(alone=True)
+            try:
+                yield from self._take(state, list(state.segments))
+            finally:
+                state.gate.leave(alone=True)
+                self._returned(state)
+        if export is None:
+            self._revoked.pop(client, None)
+        self.settle(client)
+
+    def settle(self, client: Client) -> None:
+        """Invariant 11: tell the core when a client that was lost has returned everything."""
+        if client not in self._unclean or self._of_client.get(client) or self._revoked.get(client):
+            return
+        if client in self._settling or not client.holder_id:
+            return
+
+        def steps() -> Steps[None]:
+            gate = self._settling.setdefault(client, Gate())
+            yield from gate.enter(alone=True)
+            try:
+                layouts, holder = self.service.fs.layouts, client.holder_id
+                if client in self._unclean and not self._of_client.get(client):
+                    yield Blocking(lambda: layouts.give_all_back(holder))
+                    self._unclean.discard(client)
+                    self.service.count("holders_settled")
+            finally:
+                gate.leave(alone=True)
+                if gate.idle and self._settling.get(client) is gate:
+                    del self._settling[client]
+
+        self.service.driver.run(steps(), _logged("the end of a lost holder's layouts"))
+
+    # -- the end of states --
+
+    def drop(self, state: LayoutState) -> None:
+        """It ends: returned, revoked, or its client is gone. The core is the caller's business."""
+        if self._states.get((state.client, state.file.ino)) is state:
+            del self._states[state.client, state.file.ino]
+        of_client = self._of_client.get(state.client)
+        if of_client is not None:
+            of_client.discard(state)
+            if not of_client:
+                del self._of_client[state.client]
+        state.segments, state.wanted = [], []
+        self.recalls.ended(state)
+        self.service.states.drop(state)
+        self.settle(state.client)
+
+    def revoked(self, state: LayoutState) -> None:
+        """The core took something of it back (invariant 10)."""
+        client = state.client
+        remembered = self._revoked.setdefault(client, {})
+        if len(remembered) < REVOKED_MAX:
+            remembered[state.other] = state.file.ino
+        self._unclean.add(client)
+        self.service.count("layouts_revoked")
+        log.warning("client %s: the layout of inode %d was revoked", client.name, state.file.ino)
+        self.drop(state)
+
+    def closed(self, client: Client, file: FileState) -> None:
+        """The client has closed the file for good: layouts are return-on-close (18.43.3)."""
+        state = self._states.get((client, file.ino))
+        if state is None or not state.serial:
+            return
+        if any(owner is client for owner, _ in file.opens) or client in file.delegations:
+            return
+
+        def steps() -> Steps[None]:
+            yield from state.gate.enter(alone=True)
+            try:
+                yield from self._take(state, list(state.segments))
+            finally:
+                state.gate.leave(alone=True)
+                self._returned(state)
+
+        self.service.count("layouts_returned_on_close")
+        self.service.driver.run(steps(), _logged("return on close"))
+
+    def client_lost(self, client: Client) -> None:
+        """The client is gone; `ClientTable.drop` tells the core."""
+        for state in self.of_client(client):
+            self.drop(state)
+        self._revoked.pop(client, None)
+        self._unclean.discard(client)
+        self._settling.pop(client, None)
+        self.service.devices.client_lost(client)
+
+    # -- events, recalls of anything, status --
+
+    def core_event(self, event: LayoutEvent) -> None:
+        """RECALL and REVOKED of holders that are clients; others are not for us."""
+        if event.type not in (EventType.RECALL, EventType.REVOKED, EventType.OVERFLOW):
+            return
+        if event.type is EventType.OVERFLOW:
+            self.recalls.overflow()
+            return
+        client = self.by_holder(event.holder)
+        state = None if client is None else self._states.get((client, event.ino))
+        if client is None:
+            return
+        if event.type is EventType.REVOKED:
+            self._unclean.add(client)
+            if state is not None and state.serial:
+                self.revoked(state)
+        elif state is not None:
+            self.recalls.wanted(state, event.offset, event.offset + event.length)
+
+    def recall_any(self) -> None:
+        """Space or memory is short: clients are asked to return what they can spare (20.6)."""
+        now = self.service.clock()
+        if now < self._asked_any + RECALL_ANY_SECONDS:
+            return
+        self._asked_any = now
+        for client, states in list(self._of_client.items()):
+            self.recalls.recall_any(client, min(RECALL_ANY_KEEP, len(states) // 2))
+
+    def __iter__(self) -> Iterator[LayoutState]:
+        return iter([state for state in self._states.values() if state.serial])
+
+    def status(self) -> dict[str, Any]:
+        """For people."""
+        states = list(self)
+        return {
+            "states": len(states),
+            "segments": sum(len(state.segments) for state in states),
+            "recalls": [
+                {
+                    "client": state.client.name,
+                    "ino": state.file.ino,
+                    "seconds": round(self.service.clock() - state.recall.since, 3),
+                    "answers": list(state.recall.answers),
+                }
+                for state in states
+                if state.recall is not None
+            ],
+            "revoked": sum(len(others) for others in self._revoked.values()),
+            "unclean_clients": len(self._unclean),
+            "devices": [self.service.devices.current.hex()],
+        }
+
+
+LAYOUTGET_HEAD_BYTES = 4 + 16 + 4 + 8 + 8 + 4 + 4 + 4 + LAYOUT_HEAD_BYTES
+"""LAYOUTGET4resok with one layout, before its extents."""
+TRY_LATER = bytes(4)
+"""logr_will_signal_layout_avail: false."""
+
+
+def _logged(what: str) -> Any:
+    def done(_: object, error: Exception | None) -> None:
+        if error is not None:
+            log.warning("%s: %s", what, error)
+
+    return done
