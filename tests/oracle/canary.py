@@ -180,12 +180,9 @@ def server_write(w: World) -> None:
     sector = w.rng.randrange(FILE_BLOCKS * PER_BLOCK)
     count = w.rng.choice([1, 3, 8, 8, 16])
     number = w.next_number()
-    old = file.size
-    for s in range(sector, sector + count):
-        file.later[s] = file.later.get(s, {0}) | {number}
     end = (sector + count) * SECTOR
-    file.sizes.add(max(old, end))
-    w.waiting(lambda: w.fs.write(file.ino, sector * SECTOR, stamp(number) * count))
+    with file.under_way({s: {number} for s in range(sector, sector + count)}, grows=end):
+        w.waiting(lambda: w.fs.write(file.ino, sector * SECTOR, stamp(number) * count))
     w.note("  write", number, file.name, "sectors", sector, count)
     if end > file.size:
         grow(file, end)
@@ -198,18 +195,15 @@ def grow(file: File, size: int) -> None:
     for s in range((file.size + SECTOR - 1) // SECTOR, (size + SECTOR - 1) // SECTOR):
         file.put(s, {0})
     file.beyond.clear()
-    file.size = size
-    file.sizes.add(size)
+    file.resized(size)
 
 
 @step(8)
 def server_truncate(w: World) -> None:
     file = some_file(w)
     size = w.rng.randrange(FILE_BLOCKS * PER_BLOCK) * SECTOR
-    file.sizes.add(size)
-    for s in [s for s in file.later if s * SECTOR >= size]:
-        file.later[s].add(0)
-    w.waiting(lambda: w.fs.truncate(file.ino, size))
+    with file.under_way({s: {0} for s in file.later if s * SECTOR >= size}, size=size):
+        w.waiting(lambda: w.fs.truncate(file.ino, size))
     w.note("  truncate", file.name, file.size, "to", size)
     file.resize(size)
     w.taken(file, size // BLOCK, 1 << 50)
@@ -220,10 +214,9 @@ def server_punch(w: World) -> None:
     file = some_file(w)
     first, count = some_range(w)
     span = range(first * PER_BLOCK, (first + count) * PER_BLOCK)
-    for s in span:
-        file.later.setdefault(s, {0}).add(0)
     offset, length = first * BLOCK, count * BLOCK
-    w.waiting(lambda: w.fs.fallocate(file.ino, offset, length, keep_size=True, punch_hole=True))
+    with file.under_way({s: {0} for s in span}):
+        w.waiting(lambda: w.fs.fallocate(file.ino, offset, length, keep_size=True, punch_hole=True))
     for s in span:
         file.put(s, {0})
     w.taken(file, first, first + count)
@@ -238,16 +231,9 @@ def server_clone(w: World) -> None:
         return
     w.waiting(lambda: lib.extfs_layout_settle(w.fs.raw))
     span = range(first * PER_BLOCK, end // SECTOR)
-    for s in span:
-        target.later[s] = target.later.get(s, {0}) | source.later.get(s, {0})
-    target.sizes.add(max(target.size, end))
-    done = w.waiting(
-        lambda: checked(
-            lib.extfs_clone(
-                w.fs.raw, source.ino, first * BLOCK, target.ino, first * BLOCK, end - first * BLOCK
-            )
-        )
-    )
+    arguments = (source.ino, first * BLOCK, target.ino, first * BLOCK, end - first * BLOCK)
+    with target.under_way({s: set(source.later.get(s, {0})) for s in span}, grows=end):
+        done = w.waiting(lambda: w.fs.clone(*arguments))
     w.count("clone")
     if end > target.size:
         grow(target, end)
@@ -268,16 +254,12 @@ def server_exchange(w: World) -> None:
     if one is other or end <= first * BLOCK:
         return
     span = range(first * PER_BLOCK, end // SECTOR)
-    for s in span:
-        both = one.later.get(s, {0}) | other.later.get(s, {0})
-        one.later[s], other.later[s] = set(both), set(both)
-    w.waiting(
-        lambda: checked(
-            lib.extfs_exchange(
-                w.fs.raw, one.ino, first * BLOCK, other.ino, first * BLOCK, end - first * BLOCK
-            )
-        )
-    )
+    arguments = (one.ino, first * BLOCK, other.ino, first * BLOCK, end - first * BLOCK)
+    with (
+        one.under_way({s: set(other.later.get(s, {0})) for s in span}),
+        other.under_way({s: set(one.later.get(s, {0})) for s in span}),
+    ):
+        w.waiting(lambda: checked(lib.extfs_exchange(w.fs.raw, *arguments)))
     w.count("exchange")
     for s in span:
         mine, theirs = one.allowed(s), other.allowed(s)

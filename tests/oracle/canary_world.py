@@ -11,7 +11,8 @@ import random
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,26 @@ def number_of(sector: bytes) -> int | None:
 
 
 @dataclass
+class Doing:
+    """Somebody has asked for it and has no answer: it may have happened, or happen yet."""
+
+    seen: set[int]
+    """What the size was when it was asked for, and what others have made of it since."""
+    base: set[int]
+    """The same, without what was before something that is durable."""
+    sectors: dict[int, set[int]]
+    grows: int
+    """The size becomes this at least."""
+    size: int | None
+    """If given, it becomes this, whatever it was."""
+    certain: bool
+    """It is not refused: only a crash can keep it from happening."""
+
+    def sizes(self, before: set[int]) -> set[int]:
+        return {max(size, self.grows) for size in before} if self.size is None else {self.size}
+
+
+@dataclass
 class File:
     """What may be read. Sectors that are not mentioned are zeros."""
 
@@ -64,6 +85,7 @@ class File:
     """What may be there after a crash; always contains `now`."""
     beyond: dict[int, set[int]] = field(default_factory=dict)
     """What holders wrote behind the end of the file into blocks that are theirs."""
+    doing: list[Doing] = field(default_factory=list)
 
     def allowed(self, sector: int, *, crashed: bool = False) -> set[int]:
         return (self.later if crashed else self.now).get(sector, {0})
@@ -73,6 +95,57 @@ class File:
         self.now[sector] = set(numbers)
         old = set() if durable else self.later.get(sector, {0})
         self.later[sector] = old | numbers
+        for op in self.doing:
+            if op.certain:
+                self.later[sector] |= op.sectors.get(sector, set())
+
+    @contextmanager
+    def under_way(
+        self,
+        sectors: dict[int, set[int]],
+        *,
+        grows: int = 0,
+        size: int | None = None,
+        certain: bool = True,
+    ) -> Iterator[Doing]:
+        """From being asked for until the answer. Others come before or after it."""
+        op = Doing({self.size}, {self.size}, sectors, grows, size, certain)
+        if certain:
+            self.may_happen(op)
+        self.doing.append(op)
+        try:
+            yield op
+        finally:
+            self.doing.remove(op)
+
+    def may_happen(self, op: Doing) -> None:
+        """A crash may show it from here on."""
+        self.sizes |= op.sizes(op.base)
+        for sector, numbers in op.sectors.items():
+            self.later[sector] = self.later.get(sector, {0}) | numbers
+
+    def sizes_answered(self, op: Doing) -> set[int]:
+        """What the size may be when `op` has happened, and others that are under way or not."""
+        return self._sizes_with(op, op.seen, [o for o in self.doing if o is not op])
+
+    def sizes_left(self, op: Doing) -> set[int]:
+        """What a crash may leave then: others of which it is not certain have theirs to say."""
+        others = [o for o in self.doing if o is not op and o.certain]
+        return self._sizes_with(op, op.base, others)
+
+    @staticmethod
+    def _sizes_with(op: Doing, before: set[int], others: list[Doing]) -> set[int]:
+        sizes = op.sizes(before.union(*(o.sizes(before) for o in others)))
+        return sizes.union(*(o.sizes(sizes) for o in others))
+
+    def resized(self, size: int, *, durable: bool = False) -> None:
+        """The size is this one, for good if it is durable; others may still change it."""
+        self.size = size
+        sizes = {size}.union(*(op.sizes({size}) for op in self.doing if op.certain))
+        self.sizes = sizes if durable else self.sizes | sizes
+        for op in self.doing:
+            op.seen.add(size)
+            op.base = {size} if durable else op.base | {size}
 
     def may(self, sector: int, number: int) -> None:
         """Somebody writes in place: old or new."""
@@ -89,11 +162,11 @@ class File:
                 if sector * SECTOR >= self.size:
                     self.put(sector, {0})
         self.beyond.clear()
-        self.size = size
-        self.sizes.add(size)
+        self.resized(size)
 
     def settled(self) -> None:
         """Synced: a crash brings nothing older back, except where holders write in place."""
+        assert not self.doing
         self.sizes = {self.size}
 
 
@@ -427,44 +500,52 @@ class World:
         end = (blocks[-1] + 1) * BLOCK - self.rng.choice([0, 0, 512, 1536])
         inside = (blocks[-1] + 1) * BLOCK <= file.size
         args.size = end if not inside or self.rng.random() < 0.8 else 0
-        asked, before = int(args.size), file.size
+        asked = int(args.size)
         written = {block: holder.held[ino, block].written for block in blocks}
-        try:
-            code = self.patiently(holder, lambda: lib.extfs_layout_commit(self.fs.raw, ino, args))
-        except OSError:  # somebody else met the power cut first
-            self.doubtful_commit(file, written, asked)
-            raise
-        if code < 0:
-            self.count(f"commit:{-code}")
-            self.note(f"  {holder.id} commits", file.name, written, "size", asked, "refused", code)
-            self.doubtful_commit(file, written, asked)
-            return
-        self.count("commit")
-        self.note(f"  {holder.id} commits", file.name, blocks, "size", asked, "lazy" * lazy)
-        size = max(file.size, asked)
-        # others may commit at the same time, or be about to truncate
-        if not max(before, asked) <= args.size <= size and args.size not in file.sizes:
-            raise Violation(f"size {args.size} after a commit, {size} expected")
-        self.committed(holder, file, written, size, durable=not lazy)
+        sectors = {
+            sector: {number}
+            for block, number in written.items()
+            for sector in range(block * PER_BLOCK, (block + 1) * PER_BLOCK)
+        }
+        with file.under_way(sectors, grows=asked, certain=False) as doing:
+            try:
+                code = self.patiently(
+                    holder, lambda: lib.extfs_layout_commit(self.fs.raw, ino, args)
+                )
+            except OSError:  # somebody else met the power cut first
+                self.doubtful_commit(file, doing)
+                raise
+            if code >= 0:
+                self.note(f"  {holder.id} commits", file.name, blocks, "size", asked, "lazy" * lazy)
+                self.committed(holder, file, written, int(args.size), doing, durable=not lazy)
+            else:
+                self.count(f"commit:{-code}")
+                self.note(f"  {holder.id} commits", file.name, blocks, "refused", code)
+                if self.sim.crashed:
+                    self.doubtful_commit(file, doing)
 
-    def doubtful_commit(self, file: File, written: dict[int, int], asked: int) -> None:
+    def doubtful_commit(self, file: File, doing: Doing) -> None:
         """The power went: it may have happened."""
-        if not self.sim.crashed:
-            return
-        for block, number in written.items():
-            for sector in range(block * PER_BLOCK, (block + 1) * PER_BLOCK):
-                file.later[sector] = file.later.get(sector, {0}) | {number}
-        self.grown_in_doubt(file, max(file.size, asked))
-
-    def grown_in_doubt(self, file: File, size: int) -> None:
+        file.may_happen(doing)
         for sector, numbers in file.beyond.items():
             file.later[sector] = file.later.get(sector, {0}) | numbers
-        file.sizes.add(size)
 
     def committed(
-        self, holder: Holder, file: File, written: dict[int, int], size: int, *, durable: bool
+        self,
+        holder: Holder,
+        file: File,
+        written: dict[int, int],
+        answer: int,
+        doing: Doing,
+        *,
+        durable: bool,
     ) -> None:
-        old = file.size
+        self.count("commit")
+        sizes = file.sizes_answered(doing)
+        if answer not in sizes:
+            raise Violation(f"size {answer} after a commit, not of {sorted(sizes)}")
+        sizes = file.sizes_left(doing)
+        old, size = file.size, max(file.size, doing.grows)
         for block, number in written.items():
             for sector in range(block * PER_BLOCK, (block + 1) * PER_BLOCK):
                 if sector * SECTOR < size:
@@ -478,9 +559,8 @@ class World:
         for sector, numbers in list(file.beyond.items()):
             if old <= sector * SECTOR < size:
                 file.put(sector, numbers | file.allowed(sector))
-        if size > old:
-            file.size = size
-            file.sizes = {size} if durable else file.sizes | {size}
+        file.resized(size, durable=durable)
+        file.sizes |= sizes
 
     # -- looking --
 
