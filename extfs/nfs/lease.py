@@ -115,17 +115,20 @@ class Lease:
     def confirmed(self, client: Client) -> None:
         """CREATE_SESSION is about to confirm it: it takes over what its owner had of before.
 
-        Stages the old record's end. Its holder in the core is resumed in the background, or given
-        up if the client has restarted too (another verifier).
+        Stages its record, and the old record's end. Its holder in the core is resumed in the
+        background, or given up if the client has restarted too (another verifier).
         """
+        records = self._service.records
         old = self._old.pop(client.owner, None)
         if old is None:
+            records.stage_client(client)
             return
         number, record = old
         client.eligible = client.owner in self._reclaiming
-        self._service.records.stage(number, None)
         if record.holder_id:
             self._take_holder(client, record)
+        records.stage_client(client)
+        records.stage(number, None)
 
     def _take_holder(self, client: Client, record: ClientRecord) -> None:
         fs = self._service.fs

@@ -14,7 +14,8 @@ What is durable when
     of a *kept* client  its stateids and what they stand for, before the answer that tells them
 
 A change is *staged* in the protocol's thread, and `commit`, which blocks, writes all that is staged
-in one transaction: whoever waits for one that is under way finds his own changes in the next, so
+in one transaction (or, when they are too many for it, one after the other in the order in which
+they were staged): whoever waits for one that is under way finds his own changes in the next, so
 that many requests share it. A COMPOUND that staged something commits before it is answered.
 
 A client is kept if it asked for it: it set CREATE_SESSION4_FLAG_PERSIST, as the Linux client does.
@@ -29,11 +30,12 @@ CREATE_SESSION (2.10.13.1.3, 8.4.2.1), and goes on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.xdr import Reader, Writer, XdrError
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from extfs.nfs.clients import Client
     from extfs.nfs.service import Service
 
-__all__ = ["ClientRecord", "Kind", "RecordStore", "Records", "ServerRecord"]
+__all__ = ["ClientRecord", "Kind", "Records", "ServerRecord"]
 
 log = logging.getLogger("extfs.nfs")
 
@@ -59,35 +61,6 @@ class Kind:
 
     CLIENT = 1
     STATE = 2
-
-
-class RecordStore(Protocol):
-    """``filesystem.records``."""
-
-    def load(self) -> dict[int, bytes]:
-        """All records. Blocks."""
-        ...
-
-    def put(self, records: dict[int, bytes], delete: list[int]) -> None:
-        """Write and delete in one transaction; durable when it returns. Blocks. `OSError`."""
-        ...
-
-
-class VolatileRecords:
-    """A `RecordStore` in memory, for a core that has none yet."""
-
-    def __init__(self) -> None:
-        self.content: dict[int, bytes] = {}
-
-    def load(self) -> dict[int, bytes]:
-        """See `RecordStore`."""
-        return dict(self.content)
-
-    def put(self, records: dict[int, bytes], delete: list[int]) -> None:
-        """See `RecordStore`."""
-        self.content.update(records)
-        for number in delete:
-            self.content.pop(number, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +162,7 @@ class Records:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        store = getattr(service.fs, "records", None)
-        self._store: RecordStore = VolatileRecords() if store is None else store
+        self._store = service.fs.records
         loaded = self._store.load()
         server = self._start(loaded.pop(0, None))
         self.secret = server.secret
@@ -219,7 +191,7 @@ class Records:
             except XdrError as error:
                 raise OSError(f"the layout server's own record: {error}") from None
             server = ServerRecord(old.secret, (old.epoch + 1) & 0xFFFFFFFF, old.owner)
-        self._store.put({0: server.encode()}, [])
+        self._store.put({0: server.encode()})
         return server
 
     # -- staging --
@@ -264,14 +236,25 @@ class Records:
             if not batch:
                 return
             try:
-                self._store.put(
-                    {number: value for number, value in batch.items() if value is not None},
-                    [number for number, value in batch.items() if value is None],
-                )
+                self._put(list(batch.items()))
             except BaseException:
                 with self._lock:
                     self._staged = batch | self._staged
                 raise
+
+    def _put(self, changes: list[tuple[int, bytes | None]]) -> None:
+        """In the order in which they were staged, in as few transactions as they fit in."""
+        try:
+            self._store.put(
+                {number: value for number, value in changes if value is not None},
+                [number for number, value in changes if value is None],
+            )
+        except OSError as error:
+            if error.errno != errno.E2BIG or len(changes) == 1:
+                raise
+            half = len(changes) // 2
+            self._put(changes[:half])
+            self._put(changes[half:])
 
     def durable(self) -> Steps[None]:
         """Wait until all that is staged now is durable."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from extfs.core import Filesystem
 from extfs.nfs import constants as n
-from extfs.nfs.records import VolatileRecords
 from extfs.nfs.service import Service, ServiceOptions
 from extfs.nfs.xdr import Reader
 from nfs import wire
@@ -112,8 +111,6 @@ class Server:
     def __init__(self, fs: Filesystem, options: ServiceOptions | None = None) -> None:
         self.fs = fs
         self.options = options
-        if not hasattr(fs, "records"):
-            fs.records = VolatileRecords()
         self.runner = Runner()
         self.service: Service
         self.restart()

@@ -372,12 +372,10 @@ def test_random_retransmissions_execute_once(world: World, counted: Counted) -> 
     """Requests that are lost before or after their execution, and sent again until answered."""
     rng = random.Random(8881)
     session = Session(world.service, reclaim_complete=False)
-    expected = 0
     numbers = [0] * 8
-    for _ in range(400):
+    for expected in range(1, 401):
         slot = rng.randrange(8)
         numbers[slot] += 1
-        expected += 1
         answers = {
             raw(session, COUNTED, number=numbers[slot], slot=slot)
             for _ in range(rng.choice((1, 1, 2, 3)))

@@ -308,7 +308,6 @@ def _confirm(c: Compound, client: Client) -> Steps[None]:
     client.creating = True
     try:
         service.lease.confirmed(client)
-        service.records.stage_client(client)
         yield from service.records.durable()
         former = clients.living(client.owner)
         if former is not None:

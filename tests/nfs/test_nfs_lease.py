@@ -1,0 +1,414 @@
+"""Leases, courtesy, grace and reclaim (RFC 8881 8.3, 8.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from extfs.core import ROOT_INODE, Filesystem, HolderKind, HolderState, Iomode, SimDevice, mkfs
+from extfs.nfs import constants as n
+from extfs.nfs.clients import Client, Standing
+from extfs.nfs.compound import Operation
+from extfs.nfs.effects import run_here
+from extfs.nfs.errors import NfsError
+from extfs.nfs.lease import COURTESY_SECONDS, Grace
+from extfs.nfs.service import ServiceOptions
+from nfs import wire
+from nfs.conftest import DEVICE_BYTES
+from nfs.handshake import RECLAIM_COMPLETE, Server
+from nfs.wire import Session, create_session
+
+LEASE = 40.0
+GRACE = 30.0
+OPTIONS = ServiceOptions(lease_seconds=LEASE, grace_seconds=GRACE)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with SimDevice(DEVICE_BYTES) as sim:
+        with sim.device() as device:
+            mkfs(device)
+        with Filesystem.open(sim.device()) as fs:
+            yield Server(fs, OPTIONS)
+
+
+def client_of(session: Session) -> Client:
+    found = session.service.clients.get(session.clientid)
+    assert found is not None
+    return found
+
+
+def holds(monkeypatch: pytest.MonkeyPatch, server: Server, *clients: Client) -> None:
+    """These clients hold state, as far as the lease is told."""
+    monkeypatch.setattr(server.service.states, "has_state", lambda client: client in clients)
+
+
+def open_status(server: Server, session: Session, *, reclaim: bool) -> int:
+    """What an OPEN of the client is told before anything else."""
+    try:
+        server.service.lease.begin_open(client_of(session), reclaim)
+    except NfsError as error:
+        return error.status
+    return n.NFS4_OK
+
+
+# -- leases --
+
+
+def test_a_client_without_state_goes_with_its_lease(server: Server) -> None:
+    session = server.session()
+    server.runner.advance(LEASE - 1)
+    assert session.run().status == n.NFS4_OK
+    server.runner.advance(LEASE - 1)
+    assert session.run().status == n.NFS4_OK
+    server.runner.advance(LEASE + 2)
+    assert session.wire.compound(wire.sequence(session.id, 9)).status == n.NFS4ERR_BADSESSION
+    reply = session.wire.compound(create_session(session.clientid, 2))
+    assert reply.status == n.NFS4ERR_STALE_CLIENTID
+    assert len(server.fs.records.load()) == 1
+
+
+def test_courtesy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Away for longer than its lease, it comes back to what it held."""
+    session = server.session()
+    client = client_of(session)
+    holds(monkeypatch, server, client)
+    server.runner.advance(LEASE * 5)
+    assert client.standing is Standing.COURTESY
+    assert server.service.lease.is_courtesy(client)
+    assert session.run().status == n.NFS4_OK
+    assert client.standing is Standing.CONFIRMED
+    assert not server.service.lease.conflict(client)
+
+
+def test_a_conflict_ends_a_courtesy_durably(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8.4.3, first edge: what was given to somebody else cannot be reclaimed."""
+    session = server.session()
+    client = client_of(session)
+    holds(monkeypatch, server, client)
+    assert not server.service.lease.conflict(client)
+    server.runner.advance(LEASE + 2)
+    assert server.service.lease.conflict(client)
+    assert server.service.lease.conflict(client)
+    assert server.service.records.pending  # the COMPOUND of the conflict commits it
+    run_here(server.service.records.durable())
+    assert len(server.fs.records.load()) == 1
+    assert session.wire.compound(wire.sequence(session.id, 9)).status == n.NFS4ERR_BADSESSION
+    server.restart()
+    assert not server.service.lease.in_grace()
+    again = server.session(reclaim_complete=False)
+    assert open_status(server, again, reclaim=True) == n.NFS4ERR_NO_GRACE
+
+
+def test_a_compound_commits_what_it_expired(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, other = server.session(b"one"), server.session(b"two")
+    client = client_of(session)
+    holds(monkeypatch, server, client)
+
+    def conflicting(c: Any, args: Any, out: Any) -> None:
+        assert c.service.lease.conflict(client)
+
+    operations = {**server.service.operations, n.OP_IO_ADVISE: Operation(conflicting)}
+    monkeypatch.setattr(server.service, "operations", operations)
+    server.runner.now += LEASE + 0.5
+    assert len(server.fs.records.load()) == 3
+    assert other.run(wire.op(n.OP_IO_ADVISE)).status == n.NFS4_OK
+    assert len(server.fs.records.load()) == 2
+
+
+def test_the_lease_is_over_before_the_next_tick(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = server.session()
+    client = client_of(session)
+    holds(monkeypatch, server, client)
+    server.runner.now += LEASE + 0.1
+    assert client.standing is Standing.CONFIRMED
+    assert server.service.lease.conflict(client)
+
+
+def test_courtesy_is_not_for_ever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_of(server.session())
+    holds(monkeypatch, server, client)
+    server.runner.advance(LEASE + 2)
+    assert client.standing is Standing.COURTESY
+    server.runner.now += COURTESY_SECONDS
+    server.runner.advance(2)
+    assert client.standing is Standing.GONE
+
+
+def test_without_courtesy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.options = ServiceOptions(lease_seconds=LEASE, courtesy=False)
+    server.restart()
+    client = client_of(server.session())
+    holds(monkeypatch, server, client)
+    server.runner.advance(LEASE + 2)
+    assert client.standing is Standing.GONE
+
+
+def test_courtesy_clients_make_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.options = ServiceOptions(lease_seconds=LEASE, clients=3)
+    server.restart()
+    sessions = []
+    for number in range(3):
+        sessions.append(server.session(b"%d" % number))
+        server.runner.advance(1)
+    clients = [client_of(session) for session in sessions]
+    holds(monkeypatch, server, *clients)
+    server.runner.advance(LEASE + 4)
+    assert sessions[0].run().status == n.NFS4_OK
+    server.session(b"more")
+    assert [client.standing for client in clients] == [
+        Standing.CONFIRMED,
+        Standing.GONE,
+        Standing.COURTESY,
+    ]
+
+
+# -- grace --
+
+
+def test_no_grace_when_nobody_can_reclaim(server: Server) -> None:
+    assert not server.service.lease.in_grace()
+    server.session(b"incomplete", reclaim_complete=False)
+    server.restart()
+    assert not server.service.lease.in_grace()
+    # What cannot reclaim is forgotten.
+    assert len(server.fs.records.load()) == 1
+
+
+def test_before_reclaim_complete_nothing_new(server: Server) -> None:
+    """18.51.3"""
+    session = server.session(reclaim_complete=False)
+    assert open_status(server, session, reclaim=False) == n.NFS4ERR_GRACE
+    assert open_status(server, session, reclaim=True) == n.NFS4ERR_NO_GRACE
+    assert session.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+    assert open_status(server, session, reclaim=False) == n.NFS4_OK
+    assert open_status(server, session, reclaim=True) == n.NFS4ERR_NO_GRACE
+
+
+def test_after_a_restart(server: Server) -> None:
+    old = server.session(b"one")
+    server.restart()
+    connection = server.wire()
+    assert connection.compound(wire.sequence(old.id, 2)).status == n.NFS4ERR_BADSESSION
+    reply = connection.compound(create_session(old.clientid, 2))
+    assert reply.status == n.NFS4ERR_STALE_CLIENTID
+
+
+def test_reclaim(server: Server) -> None:
+    server.session(b"one")
+    server.session(b"two")
+    server.restart()
+    assert server.service.lease.in_grace()
+    one = server.session(b"one", reclaim_complete=False)
+    new = server.session(b"new", reclaim_complete=False)
+    assert open_status(server, one, reclaim=True) == n.NFS4_OK
+    assert open_status(server, one, reclaim=False) == n.NFS4ERR_GRACE
+    assert open_status(server, new, reclaim=True) == n.NFS4ERR_RECLAIM_BAD
+    assert one.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+    assert open_status(server, one, reclaim=True) == n.NFS4ERR_NO_GRACE
+    assert open_status(server, one, reclaim=False) == n.NFS4ERR_GRACE
+    # The last one that could reclaim ends the period.
+    two = server.session(b"two", b"rebooted")
+    assert not server.service.lease.in_grace()
+    assert open_status(server, two, reclaim=False) == n.NFS4_OK
+    assert open_status(server, one, reclaim=False) == n.NFS4_OK
+
+
+def test_grace_ends_by_time(server: Server) -> None:
+    server.session(b"one")
+    server.session(b"two")
+    server.restart()
+    server.session(b"one")
+    server.runner.advance(GRACE - 2)
+    assert server.service.lease.in_grace()
+    server.runner.advance(4)
+    assert not server.service.lease.in_grace()
+    late = server.session(b"two", reclaim_complete=False)
+    assert open_status(server, late, reclaim=True) == n.NFS4ERR_NO_GRACE
+
+
+def test_who_missed_the_grace_period_cannot_reclaim_in_the_next(server: Server) -> None:
+    """8.4.3, second edge."""
+    server.session(b"one")
+    server.session(b"late")
+    server.restart()
+    server.session(b"one")
+    confirmed = server.session(b"late", reclaim_complete=False)
+    server.runner.advance(GRACE - 1)
+    assert confirmed.run().status == n.NFS4_OK
+    server.runner.advance(GRACE)
+    assert not server.service.lease.in_grace()
+    server.session(b"one", b"again")
+    server.restart()
+    late = server.session(b"late", reclaim_complete=False)
+    assert open_status(server, late, reclaim=True) == n.NFS4ERR_RECLAIM_BAD
+
+
+def test_a_restart_in_grace(server: Server) -> None:
+    """Who had no time to reclaim may do it in the next period; and who had done it, or begun."""
+    for owner in (b"done", b"begun", b"away"):
+        server.session(owner)
+    server.restart()
+    server.session(b"done")
+    server.session(b"begun", reclaim_complete=False)
+    server.restart()
+    assert server.service.lease.in_grace()
+    for owner in (b"done", b"begun", b"away"):
+        session = server.session(owner, reclaim_complete=False)
+        assert open_status(server, session, reclaim=True) == n.NFS4_OK
+        assert session.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+    assert not server.service.lease.in_grace()
+
+
+def test_reclaims_extend_the_period(server: Server) -> None:
+    server.session(b"one")
+    server.session(b"two")
+    server.restart()
+    one = server.session(b"one", reclaim_complete=False)
+    server.runner.advance(GRACE - 1)
+    for _ in range(20):
+        assert one.run().status == n.NFS4_OK
+        assert open_status(server, one, reclaim=True) == n.NFS4_OK
+        server.runner.advance(1)
+    assert server.service.lease.in_grace()
+    server.runner.advance(3)
+    assert not server.service.lease.in_grace()
+    assert open_status(server, one, reclaim=True) == n.NFS4ERR_NO_GRACE
+
+
+def test_reclaims_do_not_extend_it_for_ever(server: Server) -> None:
+    server.session(b"one")
+    server.session(b"two")
+    server.restart()
+    one = server.session(b"one", reclaim_complete=False)
+    for _ in range(int(2 * GRACE) + 4):
+        one.run()
+        open_status(server, one, reclaim=True)
+        server.runner.advance(1)
+    assert not server.service.lease.in_grace()
+
+
+@pytest.mark.expect_log("the end of the grace period cannot be|client records cannot be written")
+def test_the_period_does_not_end_before_that_is_durable(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.session(b"one")
+    server.restart()
+    records = server.service.records
+
+    def failing(changes: object) -> None:
+        raise OSError(5, "as told")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(records, "_put", failing)
+        server.runner.advance(GRACE + 2)
+        assert server.service.lease.grace is Grace.ENDING
+        assert server.service.lease.in_grace()
+    server.runner.advance(3)
+    assert not server.service.lease.in_grace()
+
+
+def test_many_clients(server: Server) -> None:
+    owners = [b"client %d" % number for number in range(300)]
+    for owner in owners:
+        server.session(owner)
+    server.restart()
+    for owner in owners[:150]:
+        server.session(owner)
+    assert server.service.lease.in_grace()
+    server.runner.advance(GRACE + 2)
+    assert not server.service.lease.in_grace()
+    assert len(server.fs.records.load()) == 1 + 150
+
+
+# -- the core's holder of a client --
+
+
+def holder_of(server: Server, session: Session) -> int:
+    found: int = run_here(client_of(session).holder(server.service))
+    return found
+
+
+def state_of(server: Server, holder: int) -> HolderState | None:
+    found = server.fs.layouts.holder(holder)
+    return None if found is None else found.state
+
+
+def granted(server: Server, holder: int) -> int:
+    """A file with a RW grant of this holder; returns its inode."""
+    stat = server.fs.mknod(ROOT_INODE, b"granted", 0o100644)
+    server.fs.layouts.get(stat.ino, holder, Iomode.RW, 0, 65536)
+    return stat.ino
+
+
+def test_a_holder_is_registered_once(server: Server) -> None:
+    session = server.session(b"host \xff")
+    holder = holder_of(server, session)
+    assert holder_of(server, session) == holder
+    record = server.fs.layouts.holder(holder)
+    assert record is not None
+    assert record.spec.kind is HolderKind.CLIENT
+    assert record.spec.name == "host ."
+    assert record.spec.fence == f"nfs:{session.clientid:x}"
+
+
+def test_the_holder_of_an_expired_client_is_lost(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = server.session()
+    holder = holder_of(server, session)
+    ino = granted(server, holder)
+    holds(monkeypatch, server, client_of(session))
+    server.service.lease.expire(client_of(session))
+    assert state_of(server, holder) is HolderState.LOST
+    assert server.fs.layouts.grants(ino)
+
+
+def test_a_client_that_restarted_has_returned_everything(server: Server) -> None:
+    session = server.session(b"one", b"boot")
+    holder = holder_of(server, session)
+    ino = granted(server, holder)
+    server.session(b"one", b"again")
+    assert state_of(server, holder) in (None, HolderState.GONE)
+    assert not server.fs.layouts.grants(ino)
+
+
+def restart_core(server: Server) -> None:
+    """The holders of before are lost, as after a restart of the daemon."""
+    for record in server.fs.layouts.holders():
+        server.fs.layouts.lost(record.id)
+    server.restart()
+
+
+def test_after_a_restart_the_same_client_has_its_holder(server: Server) -> None:
+    session = server.session(b"one", b"boot")
+    holder = holder_of(server, session)
+    ino = granted(server, holder)
+    restart_core(server)
+    again = server.session(b"one", b"boot", reclaim_complete=False)
+    assert client_of(again).holder_id == holder
+    assert state_of(server, holder) is HolderState.LIVE
+    assert server.fs.layouts.grants(ino)
+    # Layouts are not reclaimed: with RECLAIM_COMPLETE the old ones are given up.
+    assert again.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+    assert not server.fs.layouts.grants(ino)
+    assert holder_of(server, again) == holder
+
+
+def test_after_a_restart_of_both_the_old_holder_is_gone(server: Server) -> None:
+    session = server.session(b"one", b"boot")
+    holder = holder_of(server, session)
+    ino = granted(server, holder)
+    restart_core(server)
+    again = server.session(b"one", b"again")
+    assert state_of(server, holder) in (None, HolderState.GONE)
+    assert not server.fs.layouts.grants(ino)
+    assert holder_of(server, again) != holder
