@@ -31,6 +31,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "delegation.h"
 #include "file.h"
 #include "fs.h"
 #include "fuse_abi.h"
@@ -100,7 +101,14 @@ static inline struct open_file *open_file_of(uint64_t fh)
 /* ---- requests ---- */
 
 enum request_wait { WAIT_NONE, WAIT_FILE, WAIT_LOCK, WAIT_JOURNAL, WAIT_REAPER, WAIT_TURN,
-		    WAIT_EVENT, WAIT_CACHE };
+		    WAIT_EVENT, WAIT_CACHE, WAIT_DELEGATION };
+
+/* Uses (delegation.h) of a request, each with a reference of its inode. */
+#define REQUEST_USES 3u
+struct request_uses {
+	unsigned n;
+	struct { struct inode *in; enum delegation_op op; } use[REQUEST_USES];
+};
 
 struct request {
 	struct op op;        /* lock granted, journal has room, group durable */
@@ -128,6 +136,9 @@ struct request {
 	struct layout_args layout;
 	struct open_events *events; /* WAIT_EVENT: whose */
 	struct request *event_next; /* on their list; their mutex */
+	struct request_uses uses; /* until it ends */
+	struct delegation_wait delegation;
+	void (*admitted)(struct request *r); /* after WAIT_DELEGATION; NULL: the handler, from its beginning */
 	struct jrn_waiter wait;
 	struct reaper_waiter reaper_wait;
 	unsigned reaper_tries;
@@ -179,6 +190,29 @@ void request_unpark(struct request *r);
 /* Not done yet: the other requests of the thread have their turn, then the handler runs again. */
 void request_yield(struct request *r);
 
+/* r->inode and r->inode2 are put: it starts over. */
+void request_drop_references(struct request *r);
+
+/* bridge_delegation.c. While the request lasts nobody is granted a delegation of `in` that op conflicts
+ * with. true: and there is none; false: it waits for one and then starts over, or has its answer. in is
+ * referenced by the caller. */
+bool request_admit(struct request *r, struct inode *in, enum delegation_op op);
+/* The same, but after the wait then(r) goes on; r->inode and r->inode2 stay. */
+bool request_admit_then(struct request *r, struct inode *in, enum delegation_op op,
+			void (*then)(struct request *r));
+/* After -ERR_DELEGATED: start over when nobody has a delegation of it. Takes over the reference. */
+void request_wait_undelegated(struct request *r, struct inode *in);
+/* request_admit() for what pyfuse3 serves. */
+bool request_admit_forwarded(struct request *r);
+void request_uses_end(struct request_uses *uses);
+enum delegation_op delegation_op_of_open(uint32_t flags);
+
+/* For how long the kernel may believe the attributes of an inode. */
+static inline uint64_t bridge_attr_valid(const struct inode *in)
+{
+	return unlikely(delegation_of_writer(in)) ? 0 : BRIDGE_VALID_SECONDS;
+}
+
 /* Attributes as FUSE says them. */
 void bridge_attr(const struct inode_stat *st, struct fuse_attr *out);
 void bridge_entry(const struct inode_stat *st, struct fuse_entry_out *out);
@@ -203,7 +237,7 @@ struct bridge_thread {
 	struct op help;
 	bool forward_open, forward_armed; /* thread 0: pyfuse3's socket */
 	_Atomic uint64_t inflight; /* requests begun and not ended; changed by the thread alone */
-	_Atomic uint64_t dormant;  /* of them, waiting for an event of a holder: for hours, perhaps */
+	_Atomic uint64_t dormant;  /* of them, waiting for a holder: for hours, perhaps */
 	struct request *pool;
 	unsigned pooled, pooled_large;
 	pthread_mutex_t pending_mutex;

@@ -12,7 +12,7 @@
 
 static void reply_attr(struct request *r, struct inode *in)
 {
-	struct fuse_attr_out out = {.attr_valid = BRIDGE_VALID_SECONDS};
+	struct fuse_attr_out out = {.attr_valid = bridge_attr_valid(in)};
 	struct inode_stat st;
 
 	namei_stat(in, &st);
@@ -24,10 +24,13 @@ void serve_getattr(struct request *r)
 {
 	int err = request_inode(r, r->head.nodeid, &r->inode);
 
-	if (err)
+	if (err) {
 		request_fail(r, err);
-	else
-		reply_attr(r, r->inode);
+		return;
+	}
+	if (unlikely(delegation_of_writer(r->inode)))
+		delegation_looked(r->inode);
+	reply_attr(r, r->inode);
 }
 
 static struct fuse_sx_time sx_time(const struct timestamp *t)
@@ -37,7 +40,7 @@ static struct fuse_sx_time sx_time(const struct timestamp *t)
 
 void serve_statx(struct request *r)
 {
-	struct fuse_statx_out out = {.attr_valid = BRIDGE_VALID_SECONDS};
+	struct fuse_statx_out out = {0};
 	struct inode_stat st;
 	const struct inode_core *c = &st.core;
 	int err = request_inode(r, r->head.nodeid, &r->inode);
@@ -46,6 +49,9 @@ void serve_statx(struct request *r)
 		request_fail(r, err);
 		return;
 	}
+	if (unlikely(delegation_of_writer(r->inode)))
+		delegation_looked(r->inode);
+	out.attr_valid = bridge_attr_valid(r->inode);
 	namei_stat(r->inode, &st);
 	out.stat = (struct fuse_statx){
 		.mask = STATX_BASIC_STATS | STATX_BTIME,
@@ -143,6 +149,8 @@ void serve_setattr(struct request *r)
 		request_fail(r, err);
 		return;
 	}
+	if (!request_admit(r, r->inode, DELEGATION_SETATTR))
+		return;
 	if (!(in->valid & FATTR_SIZE) || r->stage == STAGE_OTHERS) {
 		set_others(r);
 		return;
@@ -229,6 +237,8 @@ void serve_setxattr(struct request *r)
 		flags |= XATTR_F_KILL_SGID;
 	if (!err)
 		err = request_inode(r, r->head.nodeid, &r->inode);
+	if (!err && !request_admit(r, r->inode, DELEGATION_SETATTR))
+		return;
 	if (!err)
 		err = xattr_set(r->inode, name, aligned_value(r, value, in.size), in.size, flags);
 	request_fail(r, err);

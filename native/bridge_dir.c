@@ -122,6 +122,8 @@ static void fill_entry(struct fs *fs, inum_t ino, struct fuse_entry_out *entry)
 		return;
 	}
 	bridge_entry(&st, entry);
+	if (delegation_of_number(fs, ino))
+		entry->attr_valid = 0;
 	inode_lookup_add(fs, ino, 1);
 }
 

@@ -17,6 +17,17 @@
 
 /* ---- open files ---- */
 
+/* Access mode 3 is for ioctl(2) only, which may do either. */
+static bool open_reads(uint32_t flags)
+{
+	return (flags & O_ACCMODE) != O_WRONLY;
+}
+
+static bool open_writes(uint32_t flags)
+{
+	return (flags & O_ACCMODE) != O_RDONLY;
+}
+
 int open_file_create(struct bridge *b, struct inode *in, uint32_t flags, uint64_t *fh)
 {
 	struct open_file *of = calloc(1, sizeof(*of));
@@ -24,6 +35,7 @@ int open_file_create(struct bridge *b, struct inode *in, uint32_t flags, uint64_
 	if (!of)
 		return -ENOMEM;
 	inode_open(in);
+	local_open(in, open_reads(flags), open_writes(flags));
 	of->in = in;
 	of->flags = flags;
 	pthread_mutex_lock(&b->open_mutex);
@@ -45,6 +57,7 @@ void open_file_close(struct bridge *b, struct open_file *of)
 	pthread_mutex_unlock(&b->open_mutex);
 	open_file_release_owners(b, of);
 	open_events_destroy(of->events);
+	local_close(of->in, open_reads(of->flags), open_writes(of->flags));
 	inode_close(of->in);
 	of->in = NULL;
 	free(of);

@@ -43,6 +43,7 @@ struct sent {
 	uint32_t opcode;
 	int fd;
 	struct fuse_init_in init;
+	struct request_uses uses; /* the request's, until the answer */
 	struct sent *next;
 };
 
@@ -98,6 +99,13 @@ static void drop_backlog(struct forward *f)
 	f->tail = &f->head;
 }
 
+/* The mutex not held. */
+static void sent_free(struct sent *s)
+{
+	request_uses_end(&s->uses);
+	free(s);
+}
+
 void forward_destroy(struct bridge *b)
 {
 	struct forward *f = b->forward;
@@ -109,7 +117,7 @@ void forward_destroy(struct bridge *b)
 		while (f->sent[i]) {
 			struct sent *next = f->sent[i]->next;
 
-			free(f->sent[i]);
+			sent_free(f->sent[i]);
 			f->sent[i] = next;
 		}
 	}
@@ -240,8 +248,12 @@ void forward_send(struct request *r)
 	s->next = *bucket(f, s->unique);
 	*bucket(f, s->unique) = s;
 	err = f->closed ? -EIO : push_or_queue(f, r->in, sizeof(*r->in) + r->arg_len);
-	if (err)
+	if (err) {
 		take_sent(f, s->unique);
+	} else {
+		s->uses = r->uses;
+		r->uses.n = 0;
+	}
 	pthread_mutex_unlock(&f->mutex);
 	if (err) {
 		free(s);
@@ -349,9 +361,11 @@ static void pass_on(struct bridge *b, const struct sent *s, struct fuse_out_head
 	}
 }
 
-/* pyfuse3 is gone: whoever still waits for it gets an error. */
-static void answer_all(struct forward *f)
+/* pyfuse3 is gone: whoever still waits for it gets an error. Returns what is to be freed. */
+static struct sent *answer_all(struct forward *f)
 {
+	struct sent *all = NULL;
+
 	for (unsigned i = 0; i < SENT_BUCKETS; i++) {
 		while (f->sent[i]) {
 			struct sent *s = f->sent[i];
@@ -364,20 +378,27 @@ static void answer_all(struct forward *f)
 			f->sent[i] = s->next;
 			if (write(s->fd, &head, sizeof(head)) < 0)
 				errno = 0; /* gone in the kernel too */
-			free(s);
+			s->next = all;
+			all = s;
 		}
 	}
+	return all;
 }
 
 static void peer_closed(struct bridge *b)
 {
 	struct forward *f = b->forward;
+	struct sent *all, *next;
 
 	pthread_mutex_lock(&f->mutex);
 	f->closed = true;
 	drop_backlog(f);
-	answer_all(f);
+	all = answer_all(f);
 	pthread_mutex_unlock(&f->mutex);
+	for (; all; all = next) {
+		next = all->next;
+		sent_free(all);
+	}
 	if (!atomic_load(&b->unmounted) && !b->threads[0].gone)
 		log_msg(LOG_ERROR, "pyfuse3 stopped before the unmount: requests fail with EIO");
 }
@@ -414,7 +435,8 @@ bool forward_receive(struct bridge *b)
 			log_msg(LOG_ERROR, "pyfuse3 answered a request that it was not sent");
 			continue;
 		}
+		request_uses_end(&s->uses);
 		pass_on(b, s, head, (size_t)n);
-		free(s);
+		sent_free(s);
 	}
 }

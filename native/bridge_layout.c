@@ -137,6 +137,8 @@ void call_layout_get(struct request *r, const void *arg)
 		request_fail(r, err);
 		return;
 	}
+	if (!request_admit(r, in, r->layout.iomode == IOMODE_RW ? DELEGATION_WRITE : DELEGATION_READ))
+		return;
 	out = call_room(r, offsetof(struct extfs_ioc_layout, extents[call->count]));
 	r->layout.extents = (void *)out->extents;
 	start(r, FILE_LAYOUT_GET, in, done_get);

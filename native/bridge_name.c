@@ -125,6 +125,8 @@ static void create_found(struct request *r, const struct fuse_create_in *in)
 		request_fail(r, inode_is_dir(r->inode2) ? -EISDIR : -ESTALE);
 		return;
 	}
+	if (!request_admit(r, r->inode2, delegation_op_of_open(in->flags)))
+		return;
 	if (!(in->flags & O_TRUNC)) {
 		request_reply_create(r, r->inode2, in->flags);
 		return;
@@ -190,15 +192,18 @@ static void removed(struct request *r, int err, struct inode *victim)
 
 void serve_unlink(struct request *r)
 {
-	struct inode *victim = NULL;
+	struct inode *victim = NULL, *delegated;
 	const char *name;
 	size_t len;
 	int err;
 
 	if (!directory_and_name(r, 0, &name, &len))
 		return;
-	err = namei_unlink(r->inode, name, len, &victim);
-	removed(r, err, victim);
+	err = namei_unlink_undelegated(r->inode, name, len, &victim, &delegated);
+	if (err == -ERR_DELEGATED)
+		request_wait_undelegated(r, delegated);
+	else
+		removed(r, err, victim);
 }
 
 void serve_rmdir(struct request *r)
@@ -216,8 +221,8 @@ void serve_rmdir(struct request *r)
 
 static void rename_names(struct request *r, uint64_t newdir, uint32_t flags, size_t at)
 {
+	struct inode *victim = NULL, *delegated;
 	const char *name, *new_name;
-	struct inode *victim = NULL;
 	size_t len, new_len;
 	int err;
 
@@ -238,10 +243,14 @@ static void rename_names(struct request *r, uint64_t newdir, uint32_t flags, siz
 		request_fail(r, -EINVAL);
 		return;
 	}
-	err = namei_rename(r->inode, name, len, r->inode2, new_name, new_len,
-			   (flags & RENAME_NOREPLACE ? RENAME_F_NOREPLACE : 0) |
-				   (flags & RENAME_EXCHANGE ? RENAME_F_EXCHANGE : 0),
-			   &victim);
+	err = namei_rename_undelegated(r->inode, name, len, r->inode2, new_name, new_len,
+				       (flags & RENAME_NOREPLACE ? RENAME_F_NOREPLACE : 0) |
+					       (flags & RENAME_EXCHANGE ? RENAME_F_EXCHANGE : 0),
+				       &victim, &delegated);
+	if (err == -ERR_DELEGATED) {
+		request_wait_undelegated(r, delegated);
+		return;
+	}
 	if (!err && victim)
 		inode_put(victim);
 	request_fail(r, err);

@@ -155,6 +155,8 @@ void call_exchange(struct request *r, const void *arg)
 		request_fail(r, err);
 		return;
 	}
+	if (!request_admit(r, file, DELEGATION_WRITE) || !request_admit(r, other, DELEGATION_WRITE))
+		return;
 	begin(r, FILE_EXCHANGE, file, call->offset, call->length);
 	r->fop.dst = other;
 	r->fop.dst_offset = call->other_offset;
@@ -172,6 +174,9 @@ static void call_share(struct request *r, const struct extfs_ioc_pair *call, enu
 		request_fail(r, err);
 		return;
 	}
+	if (!request_admit(r, other, DELEGATION_READ) ||
+	    !request_admit(r, file, kind == FILE_DEDUPE ? DELEGATION_READ : DELEGATION_WRITE))
+		return;
 	begin(r, kind, other, call->other_offset, call->length);
 	r->fop.flags |= flags;
 	r->fop.dst = file;
@@ -202,6 +207,8 @@ static void call_shift(struct request *r, const struct extfs_ioc_shift *call, en
 		request_fail(r, err);
 		return;
 	}
+	if (!request_admit(r, file, DELEGATION_WRITE))
+		return;
 	begin(r, kind, file, call->offset, call->length);
 	step(r, 0);
 }

@@ -116,7 +116,7 @@ void *request_buffer(struct request *r, size_t *len)
 
 /* ---- begin and end ---- */
 
-static void drop_references(struct request *r)
+void request_drop_references(struct request *r)
 {
 	if (r->inode)
 		inode_put(r->inode);
@@ -130,7 +130,9 @@ void request_end(struct request *r)
 	bool linger;
 
 	xassert(r->waiting == WAIT_NONE && !r->ended);
-	drop_references(r);
+	request_drop_references(r);
+	if (unlikely(r->uses.n))
+		request_uses_end(&r->uses);
 	pthread_mutex_lock(&r->t->pending_mutex);
 	linger = r->ended = r->interrupt_queued;
 	pthread_mutex_unlock(&r->t->pending_mutex);
@@ -145,10 +147,10 @@ static void serve(struct request *r)
 {
 	if (control_serve(r))
 		return;
-	if (r->row->server == OPCODE_FORWARD)
-		forward_send(r);
-	else
+	if (r->row->server != OPCODE_FORWARD)
 		r->row->serve(r);
+	else if (request_admit_forwarded(r))
+		forward_send(r);
 }
 
 static void interrupt_arrived(struct op *op);
@@ -203,6 +205,9 @@ static bool answer(struct request *r, int error, const void *out, size_t len)
 	};
 	struct iovec iov[2] = {{&head, sizeof(head)}, {(void *)(uintptr_t)out, len}};
 
+	/* All is done: whoever hears of it finds nothing of it in the way any more. */
+	if (unlikely(r->uses.n))
+		request_uses_end(&r->uses);
 	return taken(r, writev(r->t->fd, iov, len ? 2 : 1), len);
 }
 
@@ -298,6 +303,7 @@ void request_reply_entry(struct request *r, struct inode *in)
 
 	namei_stat(in, &st);
 	bridge_entry(&st, &out);
+	out.attr_valid = bridge_attr_valid(in);
 	/* Counted before the kernel can know of it, or a FORGET could come first. */
 	inode_lookup_add(fs, st.ino, 1);
 	if (!answer(r, 0, &out, sizeof(out)))
@@ -316,15 +322,28 @@ void request_reply_open(struct request *r, struct inode *in, uint32_t open_flags
 			uint32_t fopen_flags)
 {
 	struct fuse_open_out out = {.open_flags = fopen_flags};
-	int err = open_file_create(bridge_of(r), in, open_flags, &out.fh);
+	struct bridge *b = bridge_of(r);
+	int err = open_file_create(b, in, open_flags, &out.fh);
 
 	if (err) {
 		request_fail(r, err);
 		return;
 	}
+	/* Counted before the look: delegation.h. */
+	if (unlikely(delegation_any(in)) && !request_admit(r, in, delegation_op_of_open(open_flags))) {
+		open_file_close(b, open_file_of(out.fh));
+		return;
+	}
 	if (!answer(r, 0, &out, sizeof(out)))
-		open_file_close(bridge_of(r), open_file_of(out.fh));
+		open_file_close(b, open_file_of(out.fh));
 	request_end(r);
+}
+
+static void reply_created(struct request *r)
+{
+	const struct fuse_create_in *in = r->arg;
+
+	request_reply_create(r, r->inode2, in->flags);
 }
 
 void request_reply_create(struct request *r, struct inode *in, uint32_t open_flags)
@@ -339,6 +358,12 @@ void request_reply_create(struct request *r, struct inode *in, uint32_t open_fla
 
 	if (err) {
 		request_fail(r, err);
+		return;
+	}
+	/* A client may have found the new file already. It cannot be made once more. */
+	if (unlikely(delegation_any(in)) &&
+	    !request_admit_then(r, in, delegation_op_of_open(open_flags), reply_created)) {
+		open_file_close(b, open_file_of(out.open.fh));
 		return;
 	}
 	namei_stat(in, &st);
@@ -387,15 +412,29 @@ struct cred request_cred(const struct request *r, uint32_t umask)
 
 /* ---- parking ---- */
 
-/* Waiting for a lock, an event or another holder's layout ends with any signal. Nothing else may: programs do not expect EINTR of
- * write(2) or fsync(2), and the kernel sends its interrupt for every signal, even one that is
+/* A request that programs expect EINTR of when it waits for another. */
+static bool may_be_interrupted(const struct request *r)
+{
+	return r->head.opcode == FUSE_OPEN || r->head.opcode == FUSE_CREATE ||
+	       r->head.opcode == FUSE_IOCTL;
+}
+
+/* Waiting for a lock, an event, another holder's layout or, to open a file, a delegation ends with any signal. Nothing else may:
+ * programs do not expect EINTR of write(2), fsync(2) or unlink(2), and the kernel sends its interrupt for every signal, even one that is
  * handled with SA_RESTART. So what waits otherwise goes on unless its caller is being killed. */
 static bool gives_up(const struct request *r, enum request_wait what)
 {
 	bool any_signal = what == WAIT_LOCK || what == WAIT_EVENT ||
-			  (what == WAIT_FILE && r->fop.kind == FILE_LAYOUT_GET);
+			  (what == WAIT_FILE && r->fop.kind == FILE_LAYOUT_GET) ||
+			  (what == WAIT_DELEGATION && may_be_interrupted(r));
 
 	return any_signal || r->t->gone || interrupt_is_fatal(r->head.pid);
+}
+
+/* For seconds at least: nothing that a lingering thread should count with. */
+static bool is_dormant(enum request_wait what)
+{
+	return what == WAIT_EVENT || what == WAIT_DELEGATION;
 }
 
 bool request_park(struct request *r, enum request_wait what)
@@ -410,14 +449,14 @@ bool request_park(struct request *r, enum request_wait what)
 		return false;
 	}
 	r->waiting = what;
-	r->t->dormant += what == WAIT_EVENT;
+	r->t->dormant += is_dormant(what);
 	return true;
 }
 
 void request_unpark(struct request *r)
 {
 	xassert(r->waiting != WAIT_NONE);
-	r->t->dormant -= r->waiting == WAIT_EVENT;
+	r->t->dormant -= is_dormant(r->waiting);
 	r->waiting = WAIT_NONE;
 	pending_del(r);
 }
@@ -463,7 +502,7 @@ static void wait_for_space(struct request *r)
 {
 	int err;
 
-	drop_references(r);
+	request_drop_references(r);
 	if (!request_park(r, WAIT_JOURNAL))
 		return;
 	r->t->parked++;
@@ -489,7 +528,7 @@ static bool wait_for_reaper(struct request *r)
 	/* It may have become idle since the call: so look once more. */
 	if (r->reaper_tries++ && !reaper_busy(fs))
 		return false;
-	drop_references(r);
+	request_drop_references(r);
 	if (!request_park(r, WAIT_REAPER))
 		return true;
 	r->t->parked++;
@@ -501,7 +540,7 @@ static bool wait_for_reaper(struct request *r)
 
 void request_yield(struct request *r)
 {
-	drop_references(r);
+	request_drop_references(r);
 	if (request_park(r, WAIT_TURN))
 		ioctx_wake(&r->op);
 }
@@ -519,6 +558,10 @@ static void wait_over(struct op *op)
 		serve(r);
 	else if (what == WAIT_CACHE)
 		r->done(r, r->fop.result);
+	else if (what == WAIT_DELEGATION && r->admitted)
+		r->admitted(r);
+	else if (what == WAIT_DELEGATION)
+		serve(r);
 	else if (r->wait.err)
 		request_fail(r, r->wait.err);
 	else if (r->wait.xid)
@@ -555,6 +598,9 @@ static void interrupt(struct request *r)
 		break;
 	case WAIT_EVENT:
 		out = open_events_cancel(r);
+		break;
+	case WAIT_DELEGATION:
+		out = delegation_cancel(&r->delegation);
 		break;
 	}
 	if (!out)

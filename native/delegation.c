@@ -31,14 +31,9 @@ RB_GENERATE(recalled_tree, delegation, by_due, in_order_of_due)
 
 #define COUNT(ls, name) atomic_fetch_add_explicit(&(ls)->counters.name, 1, memory_order_relaxed)
 
-static bool changes(enum delegation_op op)
-{
-	return op != DELEGATION_OPEN_READ && op != DELEGATION_READ;
-}
-
 static bool conflicts(const struct delegation *d, enum delegation_op op)
 {
-	return d->write || changes(op);
+	return d->write || delegation_op_changes(op);
 }
 
 /* ---- opens and uses ------------------------------------------------------------------------- */
@@ -68,12 +63,12 @@ void local_close(struct inode *in, bool reads, bool writes)
 
 void local_use_begin(struct inode *in, enum delegation_op op)
 {
-	atomic_fetch_add(changes(op) ? &in->local_changes : &in->local_looks, 1);
+	atomic_fetch_add(delegation_op_changes(op) ? &in->local_changes : &in->local_looks, 1);
 }
 
 void local_use_end(struct inode *in, enum delegation_op op)
 {
-	count_down(changes(op) ? &in->local_changes : &in->local_looks);
+	count_down(delegation_op_changes(op) ? &in->local_changes : &in->local_looks);
 }
 
 /* ---- lists: mutex held ---------------------------------------------------------------------- */

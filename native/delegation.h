@@ -32,7 +32,8 @@
  *   GETATTR, LOOKUP               never. The attributes of a write-delegated file are what the server
  *                                 knows, and the kernel does not keep them; each look at them sends
  *                                 EVENT_DELEGATION_ATTRS, at most once a second for an inode, for the
- *                                 server to ask the client (CB_GETATTR) and set them.
+ *                                 server to ask the client (CB_GETATTR) and set them. The kernel also
+ *                                 looks, to see who may, before it opens: the event may precede a recall.
  * READ and WRITE through an open file need no look: there is no conflicting delegation while it is
  * open (invariant 2), mapped or still being written back.
  *
@@ -74,6 +75,12 @@ enum delegation_op {
 static inline bool delegation_op_valid(int op)
 {
 	return op >= DELEGATION_OPEN_READ && op <= DELEGATION_NAMESPACE;
+}
+
+/* Does it conflict with READ delegations, too? */
+static inline bool delegation_op_changes(enum delegation_op op)
+{
+	return op != DELEGATION_OPEN_READ && op != DELEGATION_READ;
 }
 
 /* ---- what local users do ---- */
