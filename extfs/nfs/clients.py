@@ -259,10 +259,12 @@ class ClientTable:
         client.standing = Standing.CONFIRMED
         client.renewed = self._service.clock()
 
-    def restore(self, client: Client) -> None:
-        """A client of before a restart, with its client ID."""
+    def restore(self, record: ClientRecord) -> Client:
+        """A kept client of before a restart, with its client ID; its lease begins now."""
+        client = Client.from_record(record, self._service.clock())
         self._by_id[client.clientid] = client
         self._living[client.owner] = client
+        return client
 
     def make_room(self) -> None:
         """For one more confirmed client. `NfsError` DELAY: there is none."""

@@ -163,9 +163,6 @@ class Lease:
     def restore(self, clients: dict[int, ClientRecord]) -> None:
         """The clients of before the restart, by number of their record."""
         for number, record in clients.items():
-            twice = self._old.get(record.owner)
-            if twice is not None:  # a client restarted, and then the server, at once
-                self._service.records.stage(twice[0], None)
             self._old[record.owner] = (number, record)
         self._reclaiming.update(
             owner for owner, (_, record) in self._old.items() if record.eligible

@@ -34,8 +34,9 @@ import errno
 import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.xdr import Reader, Writer, XdrError
@@ -44,7 +45,15 @@ if TYPE_CHECKING:
     from extfs.nfs.clients import Client
     from extfs.nfs.service import Service
 
-__all__ = ["ClientRecord", "Kind", "Records", "ServerRecord"]
+__all__ = [
+    "ClientRecord",
+    "DurableState",
+    "Kind",
+    "Records",
+    "Restorer",
+    "ServerRecord",
+    "StateRecord",
+]
 
 log = logging.getLogger("extfs.nfs")
 
@@ -52,6 +61,7 @@ VERSION = 1
 SECRET_BYTES = 16
 OWNER_MAX = 1024
 REPLY_MAX = 4096
+STATE_MAX = 32768
 _KIND_SHIFT = 56
 _NUMBER_MASK = (1 << _KIND_SHIFT) - 1
 
@@ -145,6 +155,46 @@ class ClientRecord:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class StateRecord:
+    """A stateid of a kept client. `body` is what its class makes of it (`DurableState`)."""
+
+    clientid: int
+    kind: int
+    body: bytes
+
+    def encode(self) -> bytes:
+        """As it is stored."""
+        out = Writer()
+        out.u32(VERSION)
+        out.u64(self.clientid)
+        out.u32(self.kind)
+        out.opaque(self.body)
+        return bytes(out.buffer)
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> StateRecord:
+        """`XdrError`: it is none of this version."""
+        reader = _reader(encoded)
+        return cls(reader.u64(), reader.u32(), reader.opaque(STATE_MAX))
+
+
+class DurableState(Protocol):
+    """A state whose client may be kept."""
+
+    kind: ClassVar[Any]
+    client: Any
+
+    def to_record(self) -> bytes:
+        """All that its restorer needs; `other` and seqid are to be the same afterwards."""
+        ...
+
+
+Restorer = Callable[["Client", bytes], "DurableState | None"]
+"""Makes the state of a `to_record`, with all that hangs on it in tables and in the core, before any
+request runs; may block. None: it cannot be had any more. `XdrError`, `OSError`: the same."""
+
+
 def _reader(encoded: bytes) -> Reader:
     reader = Reader(encoded)
     version = reader.u32()
@@ -174,6 +224,10 @@ class Records:
             kind = number >> _KIND_SHIFT
             self._last[kind] = max(self._last.get(kind, 0), number & _NUMBER_MASK)
         self._numbers: dict[Client, int] = {}
+        self._of_client: dict[Client, dict[DurableState, int]] = {}
+        self._changed: dict[DurableState, None] = {}
+        self.restorers: dict[int, Restorer] = {}
+        """By kind of state."""
         self._lock = threading.Lock()
         self._committing = threading.Lock()
         self._staged: dict[int, bytes | None] = {}
@@ -219,11 +273,46 @@ class Records:
         number = self._numbers.pop(client, None)
         if number is not None:
             self.stage(number, None)
+        for state, one in self._of_client.pop(client, {}).items():
+            self._changed.pop(state, None)
+            self.stage(one, None)
+
+    def state_changed(self, state: DurableState) -> None:
+        """A state was made, or is not as it was; of a client that is not kept this does nothing."""
+        if state.client.kept:
+            self._changed[state] = None
+            self.staged += 1
+
+    def state_dropped(self, state: DurableState) -> None:
+        """A state is no more. One that has no record is no error."""
+        self._changed.pop(state, None)
+        of_client = self._of_client.get(state.client)
+        number = None if of_client is None else of_client.pop(state, None)
+        if number is not None:
+            self.stage(number, None)
+
+    def keep(self, client: Client) -> None:
+        """The client, which has no state yet, is to be kept."""
+        client.kept = True
+        self._of_client.setdefault(client, {})
+
+    def _stage_changed(self) -> None:
+        """Changed states as they are now."""
+        changed, self._changed = self._changed, {}
+        for state in changed:
+            of_client = self._of_client.get(state.client)
+            if of_client is None:
+                continue
+            number = of_client.get(state)
+            if number is None:
+                number = of_client[state] = self.new_number(Kind.STATE)
+            record = StateRecord(state.client.clientid, int(state.kind), state.to_record())
+            self.stage(number, record.encode())
 
     @property
     def pending(self) -> bool:
         """Whether a commit has something to write."""
-        return bool(self._staged)
+        return bool(self._staged) or bool(self._changed)
 
     def commit(self) -> None:
         """What was staged before the call is durable after it. Blocks. `OSError`: it is not.
@@ -258,19 +347,82 @@ class Records:
 
     def durable(self) -> Steps[None]:
         """Wait until all that is staged now is durable."""
+        self._stage_changed()
         if self._staged or self._committing.locked():
             yield Blocking(self.commit)
 
     # -- after a restart --
 
     def restore(self) -> None:
-        """Hand the records of the last epoch to those whom they concern."""
+        """Hand the records of the last epoch to those whom they concern. Blocks."""
         loaded, self._loaded = self._loaded, {}
         clients: dict[int, ClientRecord] = {}
+        states: list[tuple[int, int, StateRecord]] = []
         for number, encoded in sorted(loaded.items()):
-            if number >> _KIND_SHIFT == Kind.CLIENT:
-                with contextlib.suppress(XdrError):
+            kind = number >> _KIND_SHIFT
+            with contextlib.suppress(XdrError):
+                if kind == Kind.CLIENT:
                     clients[number] = ClientRecord.decode(encoded)
                     continue
+                if kind == Kind.STATE:
+                    state = StateRecord.decode(encoded)
+                    states.append((state.kind, number, state))
+                    continue
             log.warning("record %x of the layout server is unknown, it stays as it is", number)
+        kept = self._restore_clients(clients)
+        # By kind: locks need their opens.
+        for _, number, state in sorted(states, key=lambda entry: entry[:2]):
+            client = kept.get(state.clientid)
+            if client is None or not self._restore_state(client, number, state):
+                self.stage(number, None)
         self._service.lease.restore(clients)
+
+    def _restore_clients(self, clients: dict[int, ClientRecord]) -> dict[int, Client]:
+        """Take those that are kept out of `clients`; returns them by client ID."""
+        service = self._service
+        kept: dict[int, Client] = {}
+        owners: dict[bytes, int] = {}
+        for number, record in clients.items():
+            owners[record.owner] = number  # of two the later one, it was about to replace the other
+        for number in owners.values():
+            record = clients[number]
+            if not record.kept or not service.options.keep_clients:
+                continue
+            client = service.clients.restore(record)
+            if client.holder_id and not self._resume_holder(client):
+                client.holder_id = client.holder_key = 0
+                self.stage(number, client.to_record())
+            kept[client.clientid] = client
+            self._numbers[client] = number
+            self._of_client[client] = {}
+        for number, record in list(clients.items()):
+            if record.clientid in kept:
+                del clients[number]
+            elif owners[record.owner] != number:
+                self.stage(number, None)
+                del clients[number]
+        return kept
+
+    def _resume_holder(self, client: Client) -> bool:
+        try:
+            self._service.fs.layouts.resume(client.holder_id, client.holder_key)
+        except OSError as error:
+            log.info("client %s has no layouts any more: %s", client.name, error)
+            return error.errno == errno.EBUSY  # it is live already
+        return True
+
+    def _restore_state(self, client: Client, number: int, record: StateRecord) -> bool:
+        restorer = self.restorers.get(record.kind)
+        if restorer is None:
+            return False
+        try:
+            state = restorer(client, record.body)
+        except (XdrError, OSError) as error:
+            log.warning("a state of client %s is lost: %s", client.name, error)
+            return False
+        if state is None:
+            return False
+        self._of_client[client][state] = number
+        self._changed.pop(state, None)
+        self._service.count("states_kept")
+        return True

@@ -45,7 +45,8 @@ class ServiceOptions:
     """Limits and times. Bytes and seconds.
 
     `io_bytes`: of one READ or WRITE. `sessionless_bytes`: of the result of a COMPOUND without a
-    session. `cached_bytes`: of a result that a slot keeps.
+    session. `cached_bytes`: of a result that a slot keeps. `keep_clients`: those who ask for it
+    survive a restart with all their state (records.py).
     """
 
     device: str = ""
@@ -60,6 +61,7 @@ class ServiceOptions:
     clients: int = 4096
     sessions_of_client: int = 16
     courtesy: bool = True
+    keep_clients: bool = True
 
     @property
     def record_bytes(self) -> int:

@@ -14,10 +14,12 @@ from extfs.nfs.compound import Operation
 from extfs.nfs.effects import run_here
 from extfs.nfs.errors import NfsError
 from extfs.nfs.lease import COURTESY_SECONDS, Grace
+from extfs.nfs.records import Records
 from extfs.nfs.service import ServiceOptions
+from extfs.nfs.stateids import Kind, State
 from nfs import wire
 from nfs.conftest import DEVICE_BYTES
-from nfs.handshake import RECLAIM_COMPLETE, Server
+from nfs.handshake import RECLAIM_COMPLETE, Server, created, identify
 from nfs.wire import Session, create_session
 
 LEASE = 40.0
@@ -412,3 +414,189 @@ def test_after_a_restart_of_both_the_old_holder_is_gone(server: Server) -> None:
     assert state_of(server, holder) in (None, HolderState.GONE)
     assert not server.fs.layouts.grants(ino)
     assert holder_of(server, again) != holder
+
+
+# -- clients that a restart keeps --
+
+PERSIST = n.CREATE_SESSION4_FLAG_PERSIST | n.CREATE_SESSION4_FLAG_CONN_BACK_CHAN
+
+
+class Kept(Session):
+    """A client that asks for PERSIST, as the Linux client does."""
+
+    def __init__(self, server: Server, owner: bytes = b"kept", verifier: bytes = b"boot") -> None:
+        self.service = server.service
+        self.wire = server.wire()
+        found = identify(self.wire, owner, verifier)
+        self.clientid, self.first = found.clientid, found.sequence
+        self.confirmed = bool(found.flags & n.EXCHGID4_FLAG_CONFIRMED_R)
+        self.reopen(server, self.first)
+
+    def reopen(self, server: Server, number: int) -> None:
+        """CREATE_SESSION with this sequence number."""
+        self.service = server.service
+        self.wire = server.wire()
+        got = created(self.wire.compound(create_session(self.clientid, number, PERSIST)))
+        assert not got.flags & n.CREATE_SESSION4_FLAG_PERSIST  # the reply cache does not survive
+        self.id, self.numbers = got.id, {}
+
+
+class Thing(State):
+    """A state that says how often it was changed."""
+
+    kind = Kind.OPEN
+
+    def to_record(self) -> bytes:
+        return self.other + self.seqid.to_bytes(4, "big")
+
+    @classmethod
+    def restored(cls, client: Client, body: bytes) -> Thing | None:
+        if body[-1] == 99:
+            return None
+        thing = cls(client, None, body[:12])
+        thing.seqid = int.from_bytes(body[12:], "big")
+        return thing
+
+
+@pytest.fixture
+def things(monkeypatch: pytest.MonkeyPatch) -> list[Thing]:
+    """What the next starts of the server restore."""
+    found: list[Thing] = []
+    begin = Records.restore
+
+    def restored(client: Client, body: bytes) -> Thing | None:
+        thing = Thing.restored(client, body)
+        if thing is not None:
+            found.append(thing)
+        return thing
+
+    def restore(records: Records) -> None:
+        found.clear()
+        records.restorers[Kind.OPEN] = restored
+        begin(records)
+
+    monkeypatch.setattr(Records, "restore", restore)
+    return found
+
+
+def test_a_kept_client(server: Server, things: list[Thing]) -> None:
+    session = Kept(server)
+    assert session.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+    records = server.service.records
+    one = Thing(client_of(session), None, b"one state...")
+    two = Thing(client_of(session), None, b"another one.")
+    for thing in (one, two):
+        records.state_changed(thing)
+    run_here(records.durable())
+    one.bump()
+    records.state_changed(one)
+    records.state_dropped(two)
+    run_here(records.durable())
+    server.restart()
+    assert not server.service.lease.in_grace()
+    assert [(thing.other, thing.seqid) for thing in things] == [(b"one state...", 2)]
+    # The session is gone, and the client ID makes another.
+    connection = server.wire()
+    reply = connection.compound(wire.sequence(session.id, 2))
+    assert reply.status == n.NFS4ERR_BADSESSION
+    session.reopen(server, session.first + 1)
+    assert client_of(session) is things[0].client
+    assert open_status(server, session, reclaim=False) == n.NFS4_OK
+    assert open_status(server, session, reclaim=True) == n.NFS4ERR_NO_GRACE
+    # Dropped with its client.
+    Kept(server, b"kept", b"rebooted")
+    server.restart()
+    assert not things
+
+
+def test_a_compound_commits_the_states_it_changed(
+    server: Server, things: list[Thing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, other = Kept(server), server.session(b"other")
+
+    def changing(c: Any, args: Any, out: Any) -> None:
+        c.service.records.state_changed(Thing(c.client, None, b"x" * 12))
+
+    operations = {**server.service.operations, n.OP_IO_ADVISE: Operation(changing)}
+    monkeypatch.setattr(server.service, "operations", operations)
+    before = len(server.fs.records.load())
+    assert other.run(wire.op(n.OP_IO_ADVISE)).status == n.NFS4_OK
+    assert len(server.fs.records.load()) == before
+    assert session.run(wire.op(n.OP_IO_ADVISE)).status == n.NFS4_OK
+    assert len(server.fs.records.load()) == before + 1
+
+
+def test_a_state_that_cannot_be_restored_is_forgotten(server: Server, things: list[Thing]) -> None:
+    session = Kept(server)
+    thing = Thing(client_of(session), None, b"unrestorable")
+    thing.seqid = 99
+    server.service.records.state_changed(thing)
+    run_here(server.service.records.durable())
+    assert len(server.fs.records.load()) == 3
+    server.restart()
+    server.runner.advance(2)
+    assert not things
+    assert len(server.fs.records.load()) == 2
+
+
+def test_a_retransmitted_create_session_after_a_restart(server: Server) -> None:
+    """The client may not have seen the answer: it gets it, and a session that is lost."""
+    session = Kept(server)
+    server.restart()
+    first = session.id
+    session.reopen(server, session.first)
+    assert session.id == first
+    reply = session.wire.compound(wire.sequence(session.id, 1))
+    assert reply.status == n.NFS4ERR_BADSESSION
+    session.reopen(server, session.first + 1)
+    assert session.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+
+
+def test_a_kept_client_is_known_to_exchange_id(server: Server) -> None:
+    first = Kept(server)
+    server.restart()
+    again = Kept(server)
+    assert (again.clientid, again.confirmed) == (first.clientid, True)
+    assert again.first == first.first + 1
+
+
+def test_a_kept_client_has_a_lease(server: Server) -> None:
+    Kept(server)
+    server.restart()
+    server.runner.advance(LEASE + 2)
+    assert len(server.fs.records.load()) == 1
+    server.restart()
+    assert not server.service.lease.in_grace()
+
+
+def test_a_kept_client_keeps_its_holder(server: Server) -> None:
+    session = Kept(server)
+    holder = holder_of(server, session)
+    ino = granted(server, holder)
+    restart_core(server)
+    assert state_of(server, holder) is HolderState.LIVE
+    session.reopen(server, session.first + 1)
+    assert session.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+    assert client_of(session).holder_id == holder
+    assert server.fs.layouts.grants(ino)
+
+
+def test_kept_and_not_kept(server: Server) -> None:
+    """The grace period of others is one for the kept client too, but it has nothing to reclaim."""
+    session = Kept(server)
+    assert session.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+    server.session(b"other")
+    server.restart()
+    assert server.service.lease.in_grace()
+    session.reopen(server, session.first + 1)
+    assert open_status(server, session, reclaim=False) == n.NFS4ERR_GRACE
+    server.session(b"other")
+    assert not server.service.lease.in_grace()
+
+
+def test_clients_are_not_kept_when_the_option_says_so(server: Server) -> None:
+    session = Kept(server)
+    server.options = ServiceOptions(lease_seconds=LEASE, keep_clients=False)
+    server.restart()
+    reply = server.wire().compound(create_session(session.clientid, 2, PERSIST))
+    assert reply.status == n.NFS4ERR_STALE_CLIENTID

@@ -251,6 +251,8 @@ def create_session(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     """CREATE_SESSION (RFC 8881 18.36), with its own slot for retransmissions (18.36.4).
 
     Only a success takes the sequence number; what failed is judged anew when it is sent again.
+    A client that asks for PERSIST is kept over a restart of the server, but the flag is not
+    granted (see records.py).
     """
     clientid, sequence, flags = args.u64(), args.u32(), args.u32()
     asked_fore, asked_back = _read_channel(args), _read_channel(args)
@@ -273,6 +275,8 @@ def create_session(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     if len(client.sessions) >= options.sessions_of_client:
         raise NfsError(n.NFS4ERR_NOSPC)
     if client.standing is Standing.PENDING:
+        if flags & n.CREATE_SESSION4_FLAG_PERSIST and options.keep_clients:
+            c.service.records.keep(client)
         yield from _confirm(c, client)
     client.renewed = c.service.clock()
     session = c.service.sessions.create(client, c.minor, fore, back, program, cb_auth or bytes(8))
@@ -288,6 +292,8 @@ def create_session(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     _write_channel(out, fore)
     _write_channel(out, back)
     client.reply = bytes(out.buffer[begin:])
+    if client.kept:
+        c.service.records.stage_client(client)
     if not c.connection.closed:
         c.service.sessions.bind(session, c.connection, fore=True, back=bool(wants_back))
 
