@@ -153,9 +153,9 @@ class Callbacks:
         for request in self._waiting.pop(client, ()):
             self._end(request, None)
         for channel in self._of_client.get(client, ()):
-            for request in channel.requests:
-                if request is not None:
-                    self._end(request, None)
+            for sent in channel.requests:
+                if sent is not None:
+                    self._end(sent, None)
 
     def connection_lost(self, connection: Connection) -> None:
         """What was not answered on it is sent again on another one of its session."""

@@ -24,7 +24,7 @@ from extfs.nfs.exports import Exports
 from extfs.nfs.filehandles import Filehandles
 from extfs.nfs.layouts import LayoutTable
 from extfs.nfs.lease import Lease
-from extfs.nfs.operations import OPERATIONS
+from extfs.nfs.operations.table import OPERATIONS
 from extfs.nfs.records import Records
 from extfs.nfs.rpc import RejectedError, accepted, marked, read_call
 from extfs.nfs.sessions import InProgress, Session, SessionTable
