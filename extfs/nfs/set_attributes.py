@@ -35,6 +35,8 @@ S_ISGID = 0o2000
 S_ISUID = 0o4000
 S_IXGRP = 0o010
 
+_MODES = 1 << n.FATTR4_MODE | 1 << n.FATTR4_MODE_SET_MASKED | 1 << FATTR4_MODE_UMASK
+
 _NOW = (-1, _NSEC)
 """Stands for the server's time until it is known; no time is written like this."""
 
@@ -128,8 +130,7 @@ def decode(reader: Reader, minor: int = 2) -> SetAttributes:
         raise NfsError(n.NFS4ERR_ATTRNOTSUPP)
     if mask & ~SETTABLE:
         raise NfsError(n.NFS4ERR_INVAL)
-    modes = (n.FATTR4_MODE, n.FATTR4_MODE_SET_MASKED, FATTR4_MODE_UMASK)
-    if sum(mask >> attribute & 1 for attribute in modes) > 1:
+    if (mask & _MODES).bit_count() > 1:
         raise NfsError(n.NFS4ERR_INVAL)
     wanted = _values(values, mask)
     if not values.done():
@@ -217,8 +218,8 @@ def change_of(c: Compound, st: Stat, wanted: SetAttributes, opened: bool = False
     """Whether the user may set this on the inode, and what it comes to.
 
     `opened`: a stateid says that it is open for writing; a new size needs no other right then.
-    NFS4ERR_PERM, NFS4ERR_ACCESS, NFS4ERR_ISDIR, NFS4ERR_INVAL, NFS4ERR_NOTSUPP (the mode of a
-    symbolic link, as Linux has it).
+    NFS4ERR_PERM, NFS4ERR_ACCESS, NFS4ERR_ISDIR, NFS4ERR_INVAL. The mode of a symbolic link stays
+    as it is, and the bitmap of what was set says so.
     """
     if wanted.mask >> FATTR4_MODE_UMASK & 1:
         raise NfsError(n.NFS4ERR_INVAL)  # for files that are being made (RFC 8275 4)
@@ -230,11 +231,13 @@ def change_of(c: Compound, st: Stat, wanted: SetAttributes, opened: bool = False
     mode = wanted.mode_over(st.mode & _MODE_BITS)
     if mode is not None:
         credentials.require_owner(who, st)
-        if st.mode & S_IFMT == S_IFLNK:
-            raise NfsError(n.NFS4ERR_NOTSUPP)
         group = st.gid if wanted.gid is None else wanted.gid
         if who.uid and not credentials.in_group(who, group):
             mode &= ~S_ISGID
+    mask = wanted.mask
+    if st.mode & S_IFMT == S_IFLNK:
+        mode = None
+        mask &= ~_MODES
     return Change(
         size=wanted.size,
         mode=mode,
@@ -242,7 +245,7 @@ def change_of(c: Compound, st: Stat, wanted: SetAttributes, opened: bool = False
         gid=wanted.gid,
         atime=wanted.atime,
         mtime=wanted.mtime,
-        mask=wanted.mask,
+        mask=mask,
         kill_priv=who.uid != 0,
     )
 
@@ -292,7 +295,7 @@ def apply_created(fs: Filesystem, st: Stat, wanted: SetAttributes) -> int:
     gid = wanted.gid if wanted.gid != st.gid else None
     moved = uid is not None or gid is not None
     if kind == S_IFLNK:
-        mask &= ~(1 << n.FATTR4_MODE | 1 << n.FATTR4_MODE_SET_MASKED | 1 << FATTR4_MODE_UMASK)
+        mask &= ~_MODES
     if wanted.size is not None and kind == S_IFREG and wanted.size != st.size:
         fs.truncate(st.ino, wanted.size, nowait=True)
     elif wanted.size is not None and kind != S_IFREG:

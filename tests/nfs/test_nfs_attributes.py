@@ -305,7 +305,9 @@ def test_sizes_of_what_has_none(world: World) -> None:
     size = setattr_({n.FATTR4_SIZE: u64(0)})
     assert status_of(session, *path(b"dir"), size) == "ISDIR"
     assert status_of(session, *path(b"link"), size) == "INVAL"
-    assert status_of(session, *path(b"link"), setattr_({n.FATTR4_MODE: u32(0o600)})) == "NOTSUPP"
+    mode = {n.FATTR4_MODE: u32(0o600), n.FATTR4_OWNER: owner(2)}
+    assert do(session, *path(b"link"), setattr_(mode))[-1] == mask(n.FATTR4_OWNER)
+    assert world.fs.resolve(b"link").mode & 0o7777 == 0o777
     assert status_of(session, *path(b"link"), setattr_({n.FATTR4_OWNER: owner(3)})) == "OK"
     assert world.fs.resolve(b"link").uid == 3
 
