@@ -428,8 +428,7 @@ static void destroy(struct bridge *b)
 	while (b->open) { /* the connection was aborted with files open */
 		struct open_file *of = b->open;
 
-		if (of->in->locks)
-			plock_set_free(of->in);
+		plock_drop_local(of->in);
 		open_file_close(b, of);
 	}
 	notifier_destroy(b); /* events come until their files are closed */

@@ -13,6 +13,7 @@
 #include "journal.h"
 #include "log.h"
 #include "namei.h"
+#include "plock.h"
 #include "reaper.h"
 #include "xattr.h"
 
@@ -107,8 +108,18 @@ int extfs_open(struct device *dev, const struct extfs_mount_options *opt, struct
 	return fs_open(dev, &o, out);
 }
 
-int extfs_close(struct fs *fs) { return fs_close(fs); }
-void extfs_abandon(struct fs *fs) { fs_abandon(fs); }
+int extfs_close(struct fs *fs)
+{
+	plock_drop_nfs(fs);
+	return fs_close(fs);
+}
+
+void extfs_abandon(struct fs *fs)
+{
+	plock_drop_nfs(fs);
+	fs_abandon(fs);
+}
+
 int extfs_is_shutdown(struct fs *fs)
 {
 	return fs_is_shutdown(fs) ? fs_shutdown_cause(fs) : 0;

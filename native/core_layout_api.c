@@ -18,7 +18,8 @@ _Static_assert(EXTFS_LAYOUT_F_WAIT == LAYOUT_F_WAIT && EXTFS_LAYOUT_F_RECALL == 
 	       EXTFS_LAYOUT_F_MTIME == LAYOUT_F_MTIME && EXTFS_LAYOUT_F_ALL == LAYOUT_F_ALL, "flags");
 _Static_assert(EXTFS_HOLDER_CLIENT_KIND == (int)HOLDER_CLIENT && EXTFS_HOLDER_LOST == (int)HOLDER_LOST &&
 	       EXTFS_HOLDER_GONE == (int)HOLDER_GONE, "holders");
-_Static_assert(EXTFS_EV_HOLDER_GONE == (int)EVENT_HOLDER_GONE && EXTFS_EV_OVERFLOW == (int)EVENT_OVERFLOW, "events");
+_Static_assert(EXTFS_EV_HOLDER_GONE == (int)EVENT_HOLDER_GONE && EXTFS_EV_OVERFLOW == (int)EVENT_OVERFLOW &&
+	       EXTFS_EV_LOCK_FREE == (int)EVENT_LOCK_FREE, "events");
 _Static_assert(EXTFS_LATENCY_BUCKETS == LATENCY_BUCKETS && EXTFS_LATENCY_RECALL == (int)LATENCY_RECALL, "latencies");
 _Static_assert(sizeof(struct extfs_core_range) == sizeof(struct layout_range) &&
 	       offsetof(struct extfs_core_range, length) == offsetof(struct layout_range, length), "a range is a range");

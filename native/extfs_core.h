@@ -305,6 +305,7 @@ unsigned extfs_grant_inodes(struct fs *fs, uint64_t *ino, uint64_t *out, unsigne
 #define EXTFS_EV_OVERFLOW 5
 #define EXTFS_EV_FENCE_WANTED 6
 #define EXTFS_EV_HOLDER_GONE 7
+#define EXTFS_EV_LOCK_FREE 8
 #define EXTFS_EV_DELEGATION_RECALL 9
 #define EXTFS_EV_DELEGATION_REVOKED 10
 #define EXTFS_EV_DELEGATION_ATTRS 11
@@ -369,6 +370,24 @@ struct extfs_nfs_record { uint64_t id; const void *value; size_t len; };
 int extfs_nfs_put(struct fs *fs, const struct extfs_nfs_record *put, unsigned n, const uint64_t *del, unsigned m);
 /* The first record of this or a higher number: its length, or -ENOENT. */
 ssize_t extfs_nfs_next(struct fs *fs, uint64_t *id, void *value, size_t cap);
+
+/* ---- record locks of the NFS server's owners, in one table with fcntl(2) locks of the mount; see plock.h ---- */
+/* length UINT64_MAX: to the end. owner and pid: of the owner's own choice, or (local) of a process. */
+struct extfs_lock {
+	uint64_t owner, start, length;
+	int write, local;
+	uint32_t pid;
+};
+/* The inode is open (extfs_open_inode) as long as there are locks or watches. None of these waits. 1: *conflict is in the way. */
+int extfs_lock_set(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start, uint64_t length, int write,
+		   struct extfs_lock *conflict);
+int extfs_lock_test(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start, uint64_t length, int write,
+		    struct extfs_lock *conflict);
+int extfs_lock_clear(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start, uint64_t length);
+int extfs_lock_release(struct fs *fs, uint64_t ino, uint64_t owner); /* its locks and its watch */
+/* One event LOCK_FREE (holder: the owner) when it could be had. -EAGAIN: there are too many. */
+int extfs_lock_watch(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start, uint64_t length, int write);
+int extfs_lock_unwatch(struct fs *fs, uint64_t ino, uint64_t owner);
 
 /* ---- the bridge to /dev/fuse, see bridge.h ---- */
 struct extfs_bridge_options {

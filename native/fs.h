@@ -59,6 +59,8 @@ struct layout_hooks {
 	void (*unlinked)(struct inode *in);
 	/* The map of `in` changes: watchers are told. In a transaction. */
 	void (*map_changed)(struct inode *in);
+	/* A lock that an NFS owner watches for could be had. No locks held. */
+	void (*lock_free)(struct inode *in, uint64_t owner);
 };
 
 struct fs_options {

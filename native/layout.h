@@ -105,6 +105,7 @@ enum layout_event_type {
 	EVENT_OVERFLOW = 5,    /* length events were lost before this one */
 	EVENT_FENCE_WANTED = 6, /* to the daemon's sink: holder became LOST and can reach something */
 	EVENT_HOLDER_GONE = 7,  /* to the daemon's sink: fenced or returned; quarantine is released */
+	EVENT_LOCK_FREE = 8,    /* to the daemon's sink: what the NFS lock owner `holder` watches for (plock.h) could be had */
 	/* delegation.h */
 	EVENT_DELEGATION_RECALL = 9,   /* return it until the deadline */
 	EVENT_DELEGATION_REVOKED = 10, /* it is gone */
@@ -195,6 +196,9 @@ int layout_watch(struct inode *in, uint64_t holder, bool on);
 /* The map of the inode has changed: fs->lock held exclusively. And: somebody asked for it, so the next change is told again. */
 void layout_map_changed(struct inode *in);
 void layout_map_asked(struct inode *in);
+
+/* An event LOCK_FREE. */
+void layout_lock_free(struct inode *in, uint64_t owner);
 
 /* Under which name blocks unmapped from this inode go to quarantine; 0: nobody lost can reach them.
  * fs->lock held. QUARANTINE_ANY: more than one. */

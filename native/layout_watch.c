@@ -65,6 +65,17 @@ static int add(struct layouts *ls, struct inode *in, struct holder *h, struct wa
 	return 0;
 }
 
+void layout_lock_free(struct inode *in, uint64_t owner)
+{
+	struct layouts *ls = in->fs->layouts;
+	struct layout_event ev = { .type = EVENT_LOCK_FREE, .holder = owner, .ino = in->ino,
+				   .generation = in->core.generation };
+
+	pthread_mutex_lock(&ls->mutex);
+	event_post(ls, ls->sink, &ev);
+	pthread_mutex_unlock(&ls->mutex);
+}
+
 int layout_watch(struct inode *in, uint64_t holder, bool on)
 {
 	struct layouts *ls = in->fs->layouts;

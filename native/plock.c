@@ -11,71 +11,57 @@
  *  3. a parked request conflicts with a held lock; or its owner holds nothing and it conflicts with
  *     a request parked before it;
  *  4. owner->held counts the held locks of the owner in all inodes; an owner record exists while it
- *     holds or waits.
+ *     holds or waits;
+ *  5. a watch conflicts with a held lock. Its number is not of an owner record;
+ *  6. a set is pinned, on the list of such sets and with a reference of its inode (to be taken or put
+ *     right after the mutex was free), as long as an NFS owner has a lock or a watch in it.
  *
  * No deadlock comes from invariant 3's second case: who waits behind a request holds nothing, so
  * nobody waits for a lock of his, and along a queue everybody waits for earlier ones. The first
  * case is checked for cycles over owners when a request parks.
  */
-#include "plock.h"
+#include "plock_impl.h"
 
 #include <string.h>
 
 #include "device.h"
 #include "errors.h"
 
-struct plock_owner {
-	const struct fs *fs;
-	uint64_t id;
-	bool flock;
-	uint64_t held;
-	struct plock_request *waiting; /* parked, by owner_next */
-	uint64_t visited;      /* by the search with this number */
-	struct plock_owner *todo;      /* of that search */
-	struct plock_owner *next; /* in its bucket */
-};
-
-struct plock_held {
-	uint64_t start, end;   /* inclusive */
-	enum plock_type type;
-	uint32_t pid;
-	struct plock_owner *owner;
-	struct plock_held *next;
-};
-
-struct plock_set {
-	struct plock_held *held[2]; /* by kind: POSIX, flock */
-	struct plock_request *head, *tail;
-};
-
 #define OWNER_BUCKETS 1024u
-#define OFFSET_LAST ((uint64_t)INT64_MAX)
 
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+pthread_mutex_t plock_mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct plock_owner *owners[OWNER_BUCKETS];
 static uint64_t searches;
 
 /* ---- owners ---- */
 
-static struct plock_owner **owner_slot(const struct fs *fs, bool flock, uint64_t id)
+static struct plock_owner **owner_slot(const struct fs *fs, bool flock, enum plock_domain domain,
+				       uint64_t id)
 {
-	uint64_t hash = (id + (uintptr_t)fs + flock) * 0x9e3779b97f4a7c15ULL;
+	uint64_t hash = (id + (uintptr_t)fs + flock + 2 * domain) * 0x9e3779b97f4a7c15ULL;
 	struct plock_owner **at = &owners[hash >> 54];
 
-	while (*at && ((*at)->fs != fs || (*at)->flock != flock || (*at)->id != id))
+	while (*at && ((*at)->fs != fs || (*at)->flock != flock || (*at)->domain != domain ||
+		       (*at)->id != id))
 		at = &(*at)->next;
 	return at;
 }
 _Static_assert(OWNER_BUCKETS == 1u << (64 - 54), "bucket is the hash's top bits");
 
-static struct plock_owner *owner_make(const struct fs *fs, bool flock, uint64_t id)
+static struct plock_owner *owner_of(const struct plock_request *req)
 {
-	struct plock_owner **at = owner_slot(fs, flock, id);
+	return *owner_slot(req->in->fs, req->flock, req->lock.domain, req->lock.owner);
+}
+
+static struct plock_owner *owner_make(const struct fs *fs, bool flock, const struct plock *lock)
+{
+	struct plock_owner **at = owner_slot(fs, flock, lock->domain, lock->owner);
 
 	if (!*at) {
 		*at = calloc(1, sizeof(**at));
 		if (*at)
-			**at = (struct plock_owner){.fs = fs, .flock = flock, .id = id};
+			**at = (struct plock_owner){.fs = fs, .flock = flock, .id = lock->owner,
+						    .domain = lock->domain};
 	}
 	return *at;
 }
@@ -86,7 +72,7 @@ static void owner_drop_unused(struct plock_owner *o)
 
 	if (o->held > 0 || o->waiting)
 		return;
-	at = owner_slot(o->fs, o->flock, o->id);
+	at = owner_slot(o->fs, o->flock, o->domain, o->id);
 	xassert(*at == o);
 	*at = o->next;
 	free(o);
@@ -99,14 +85,20 @@ static bool overlap(uint64_t a_start, uint64_t a_end, uint64_t b_start, uint64_t
 	return a_start <= b_end && b_start <= a_end;
 }
 
-/* The first held lock from *h on that conflicts with a lock of this owner. */
-static struct plock_held *conflict_from(struct plock_held *h, const struct plock *lock)
+struct plock_held *plock_conflict_from(struct plock_held *h, const struct plock *lock)
 {
 	for (; h && h->start <= lock->end; h = h->next)
-		if (h->owner->id != lock->owner && h->end >= lock->start &&
+		if ((h->owner->id != lock->owner || h->owner->domain != lock->domain) &&
+		    h->end >= lock->start &&
 		    (h->type == PLOCK_WRITE || lock->type == PLOCK_WRITE))
 			return h;
 	return NULL;
+}
+
+/* Does one end where the other begins? */
+static bool touch(uint64_t end, uint64_t start)
+{
+	return end != TO_THE_END && end + 1 == start;
 }
 
 static void insert_held(struct plock_held **list, struct plock_held *h)
@@ -171,7 +163,7 @@ static void apply(struct plock_set *set, struct plock_request *req, struct plock
 
 		if (h->owner != owner ||
 		    !(overlap(h->start, h->end, start, end) ||
-		      (same && (h->end + 1 == start || end + 1 == h->start)))) {
+		      (same && (touch(h->end, start) || touch(end, h->start))))) {
 			at = &h->next;
 			continue;
 		}
@@ -234,7 +226,8 @@ static bool behind_waiter(const struct plock_set *set, const struct plock_reques
 	if (owner->held > 0)
 		return false;
 	for (const struct plock_request *r = set->head; r && r != before; r = r->next)
-		if (r->flock == req->flock && r->lock.owner != req->lock.owner &&
+		if (r->flock == req->flock &&
+		    (r->lock.owner != req->lock.owner || r->lock.domain != req->lock.domain) &&
 		    overlap(r->lock.start, r->lock.end, req->lock.start, req->lock.end) &&
 		    (r->lock.type == PLOCK_WRITE || req->lock.type == PLOCK_WRITE))
 			return true;
@@ -248,7 +241,7 @@ static bool visit_blockers(const struct plock_set *set, const struct plock *lock
 {
 	struct plock_held *h = set->held[0];
 
-	while ((h = conflict_from(h, lock))) {
+	while ((h = plock_conflict_from(h, lock))) {
 		if (h->owner == target)
 			return true;
 		if (h->owner->visited != searches) {
@@ -289,11 +282,11 @@ static void grant_parked(struct plock_set *set, struct plock_request **granted)
 	struct plock_request *req = set->head, *last = NULL;
 
 	while (req) {
-		struct plock_owner *owner = *owner_slot(req->in->fs, req->flock, req->lock.owner);
+		struct plock_owner *owner = owner_of(req);
 		struct plock_request *next = req->next;
 		bool converts = owner->held > 0;
 
-		if (conflict_from(set->held[req->flock], &req->lock) ||
+		if (plock_conflict_from(set->held[req->flock], &req->lock) ||
 		    behind_waiter(set, req, owner, req)) {
 			req = next;
 			continue;
@@ -309,24 +302,24 @@ static void grant_parked(struct plock_set *set, struct plock_request **granted)
 	}
 }
 
-static void wake_all(struct plock_request *req)
+void plock_look_round(struct plock_set *set, struct aftermath *after)
 {
-	while (req) {
-		struct plock_request *next = req->next;
-
-		req->next = NULL;
-		ioctx_wake(req->op);
-		req = next;
-	}
+	after->in = set->in;
+	grant_parked(set, &after->granted);
+	plock_settle_nfs(set, after);
 }
 
 /* ---- interface ---- */
 
-static struct plock_set *set_of(struct inode *in, bool make)
+struct plock_set *plock_set_of(struct inode *in, bool make)
 {
-	if (!in->locks && make)
-		__atomic_store_n(&in->locks, calloc(1, sizeof(*in->locks)), __ATOMIC_RELEASE);
-	return in->locks;
+	struct plock_set *set = in->locks;
+
+	if (!set && make && (set = calloc(1, sizeof(*set)))) {
+		set->in = in;
+		__atomic_store_n(&in->locks, set, __ATOMIC_RELEASE);
+	}
+	return set;
 }
 
 /* All locks of an owner but those of one type (PLOCK_UNLOCK: of any). */
@@ -345,21 +338,66 @@ static void drop_held(struct plock_held **at, struct plock_owner *owner, enum pl
 	}
 }
 
+void plock_drop_domain(struct plock_held **at, enum plock_domain domain)
+{
+	struct plock_held *h;
+
+	while ((h = *at)) {
+		if (h->owner->domain != domain) {
+			at = &h->next;
+			continue;
+		}
+		*at = h->next;
+		h->owner->held--;
+		owner_drop_unused(h->owner);
+		free(h);
+	}
+}
+
+/* What the domain of *lock is told of h. */
+static void describe(const struct plock_held *h, struct plock *lock, enum plock_domain to)
+{
+	*lock = (struct plock){.start = h->start, .end = h->end, .type = h->type,
+			       .owner = h->owner->id, .pid = h->pid, .domain = h->owner->domain};
+	if (to == PLOCK_LOCAL) {
+		lock->start = MIN(lock->start, OFFSET_LAST);
+		lock->end = MIN(lock->end, OFFSET_LAST);
+	}
+}
+
+/* Into the form of the table. */
+static int check_range(struct plock *lock, bool flock)
+{
+	if (flock)
+		lock->start = 0;
+	if (flock || (lock->domain == PLOCK_LOCAL && lock->end >= OFFSET_LAST))
+		lock->end = TO_THE_END;
+	if (lock->start > lock->end || (unsigned)lock->type > PLOCK_UNLOCK ||
+	    (lock->domain == PLOCK_LOCAL && lock->start > OFFSET_LAST) ||
+	    (unsigned)lock->domain > PLOCK_NFS || (flock && lock->domain != PLOCK_LOCAL))
+		return -EINVAL;
+	return 0;
+}
+
 /* With the mutex, spares and owner record at hand. */
 static int set_or_park(struct plock_set *set, struct plock_request *req, struct plock_owner *owner)
 {
 	bool unlock = req->lock.type == PLOCK_UNLOCK;
+	struct plock_held *h;
 
 	if (req->flock)
 		/* before another type is asked for */
 		drop_held(&set->held[1], owner, req->lock.type);
-	if (unlock || (!conflict_from(set->held[req->flock], &req->lock) &&
-		       (!req->op || !behind_waiter(set, req, owner, NULL)))) {
+	h = unlock ? NULL : plock_conflict_from(set->held[req->flock], &req->lock);
+	if (unlock || (!h && (!req->op || !behind_waiter(set, req, owner, NULL)))) {
 		apply(set, req, owner);
 		return 0;
 	}
-	if (!req->op)
+	if (!req->op) {
+		if (req->conflict)
+			describe(h, req->conflict, req->lock.domain);
 		return -EAGAIN;
+	}
 	if (!req->flock && is_deadlock(set, &req->lock, owner))
 		return -EDEADLK;
 	enqueue(set, req, owner);
@@ -368,120 +406,129 @@ static int set_or_park(struct plock_set *set, struct plock_request *req, struct 
 
 int plock_set(struct inode *in, struct plock_request *req)
 {
-	struct plock_request *granted = NULL;
+	struct aftermath after = { 0 };
 	struct plock_owner *owner;
 	struct plock_set *set;
-	int err = -ENOLCK;
+	int err = check_range(&req->lock, req->flock);
 
-	if (req->flock)
-		req->lock.start = 0;
-	if (req->flock || req->lock.end > OFFSET_LAST)
-		req->lock.end = OFFSET_LAST;
-	if (req->lock.start > req->lock.end || (unsigned)req->lock.type > PLOCK_UNLOCK)
-		return -EINVAL;
+	if (err)
+		return err;
+	xassert(!req->op || req->lock.domain == PLOCK_LOCAL);
+	err = -ENOLCK;
 	req->in = in;
 	req->result = 0;
 	req->parked = false;
 	req->next = req->prev = req->owner_next = NULL;
 	req->spare[0] = calloc(1, sizeof(struct plock_held));
 	req->spare[1] = calloc(1, sizeof(struct plock_held));
-	pthread_mutex_lock(&mutex);
-	set = set_of(in, true);
-	owner = owner_make(in->fs, req->flock, req->lock.owner);
+	pthread_mutex_lock(&plock_mutex);
+	set = plock_set_of(in, true);
+	owner = owner_make(in->fs, req->flock, &req->lock);
 	if (req->spare[0] && req->spare[1] && set && owner) {
+		set->nfs |= req->lock.domain == PLOCK_NFS;
 		err = set_or_park(set, req, owner);
-		grant_parked(set, &granted);
+		plock_look_round(set, &after);
 	}
 	if (owner)
 		owner_drop_unused(owner);
-	pthread_mutex_unlock(&mutex);
+	pthread_mutex_unlock(&plock_mutex);
 	/* Parked, it may be granted, resumed and gone by now. */
 	if (err != ERR_PARKED)
 		free_spares(req);
-	wake_all(granted);
+	plock_finish(&after);
 	return err;
 }
 
 void plock_get(struct inode *in, bool flock, struct plock *lock)
 {
+	enum plock_domain domain = lock->domain;
 	struct plock_held *h = NULL;
 	struct plock_set *set;
 
-	pthread_mutex_lock(&mutex);
-	set = set_of(in, false);
+	if (domain == PLOCK_LOCAL && lock->end >= OFFSET_LAST)
+		lock->end = TO_THE_END;
+	pthread_mutex_lock(&plock_mutex);
+	set = plock_set_of(in, false);
 	if (set)
-		h = conflict_from(set->held[flock], lock);
+		h = plock_conflict_from(set->held[flock], lock);
 	if (h)
-		*lock = (struct plock){.start = h->start, .end = h->end, .type = h->type,
-				       .owner = h->owner->id, .pid = h->pid};
+		describe(h, lock, domain);
 	else
 		lock->type = PLOCK_UNLOCK;
-	pthread_mutex_unlock(&mutex);
+	pthread_mutex_unlock(&plock_mutex);
+}
+
+void plock_release(struct plock_set *set, bool flock, enum plock_domain domain, uint64_t id,
+		    struct aftermath *after)
+{
+	struct plock_owner *owner = *owner_slot(set->in->fs, flock, domain, id);
+
+	if (owner) {
+		drop_held(&set->held[flock], owner, PLOCK_UNLOCK);
+		owner_drop_unused(owner);
+	}
+	plock_look_round(set, after);
 }
 
 void plock_release_owner(struct inode *in, bool flock, uint64_t id)
 {
-	struct plock_request *granted = NULL;
-	struct plock_owner *owner;
-	struct plock_set *set;
+	struct aftermath after = { 0 };
 
 	/* Every close comes here; most files have never been locked. */
 	if (!__atomic_load_n(&in->locks, __ATOMIC_ACQUIRE))
 		return;
-	pthread_mutex_lock(&mutex);
-	set = in->locks;
-	owner = *owner_slot(in->fs, flock, id);
-	if (owner) {
-		drop_held(&set->held[flock], owner, PLOCK_UNLOCK);
-		grant_parked(set, &granted);
-		owner = *owner_slot(in->fs, flock, id);
-		if (owner)
-			owner_drop_unused(owner);
-	}
-	pthread_mutex_unlock(&mutex);
-	wake_all(granted);
+	pthread_mutex_lock(&plock_mutex);
+	plock_release(in->locks, flock, PLOCK_LOCAL, id, &after);
+	pthread_mutex_unlock(&plock_mutex);
+	plock_finish(&after);
 }
 
 bool plock_cancel(struct plock_request *req)
 {
-	struct plock_request *granted = NULL;
+	struct aftermath after = { 0 };
 	struct plock_owner *owner;
 	bool parked;
 
-	pthread_mutex_lock(&mutex);
+	pthread_mutex_lock(&plock_mutex);
 	parked = req->parked;
 	if (parked) {
-		owner = *owner_slot(req->in->fs, req->flock, req->lock.owner);
+		owner = owner_of(req);
 		dequeue(req->in->locks, req, owner);
 		free_spares(req);
 		req->result = -EINTR;
-		grant_parked(req->in->locks, &granted);
-		owner = *owner_slot(req->in->fs, req->flock, req->lock.owner);
-		if (owner)
-			owner_drop_unused(owner);
+		owner_drop_unused(owner);
+		plock_look_round(req->in->locks, &after);
 	}
-	pthread_mutex_unlock(&mutex);
-	wake_all(granted);
+	pthread_mutex_unlock(&plock_mutex);
+	plock_finish(&after);
 	return parked;
+}
+
+void plock_drop_local(struct inode *in)
+{
+	struct aftermath after = { 0 };
+
+	pthread_mutex_lock(&plock_mutex);
+	if (in->locks) {
+		xassert(in->locks->head == NULL);
+		for (unsigned kind = 0; kind < ARRAY_LEN(in->locks->held); kind++)
+			plock_drop_domain(&in->locks->held[kind], PLOCK_LOCAL);
+		plock_look_round(in->locks, &after);
+	}
+	pthread_mutex_unlock(&plock_mutex);
+	plock_finish(&after);
 }
 
 void plock_set_free(struct inode *in)
 {
 	struct plock_set *set = in->locks;
 
-	pthread_mutex_lock(&mutex);
-	xassert(set->head == NULL);
-	for (unsigned kind = 0; kind < ARRAY_LEN(set->held); kind++) {
-		while (set->held[kind]) {
-			struct plock_held *h = set->held[kind];
-
-			set->held[kind] = h->next;
-			h->owner->held--;
-			owner_drop_unused(h->owner);
-			free(h);
-		}
-	}
-	pthread_mutex_unlock(&mutex);
+	pthread_mutex_lock(&plock_mutex);
+	xassert(set->head == NULL && !set->pinned);
+	for (unsigned kind = 0; kind < ARRAY_LEN(set->held); kind++)
+		plock_drop_domain(&set->held[kind], PLOCK_LOCAL);
+	xassert(!set->held[0] && !set->held[1]);
+	pthread_mutex_unlock(&plock_mutex);
 	free(set);
 	in->locks = NULL;
 }

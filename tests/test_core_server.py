@@ -20,12 +20,14 @@ from extfs.check.layout import Tree
 from extfs.core import (
     BLOCK_SIZE,
     RECORD_BYTES_MAX,
+    TO_THE_END,
     CoreError,
     Device,
     EventType,
     Filesystem,
     HolderSpec,
     Iomode,
+    Lock,
     SimDevice,
 )
 
@@ -293,3 +295,85 @@ def test_fsck_looks_at_records(make_image: Callable[..., Path]) -> None:
             with pytest.raises(CoreError) as error:
                 fs.records.load()
             assert error.value.name == "ERR_RECORD_SHAPE", name
+
+
+# -- locks --
+
+
+def lock_events(fs: Filesystem) -> list[tuple[int, int]]:
+    events = [event for event in fs.layouts.events() if event.type == EventType.LOCK_FREE]
+    return [(event.ino, event.holder) for event in events]
+
+
+def test_locks(fs: Filesystem) -> None:
+    ino = fs.mknod(1, b"file", FILE).ino
+    fs.open_inode(ino)
+    locks = fs.locks
+    assert locks.set(ino, 1, 0, 10, True) is None
+    assert locks.set(ino, 2, 10, TO_THE_END, False) is None
+    assert locks.set(ino, 1, 5, 10, False) is None
+    assert locks.set(ino, 1, 5, 10, True) == Lock(2, 10, TO_THE_END, False, 0, False)
+    assert locks.test(ino, 2, 0, 1, False) == Lock(1, 0, 5, True, 0, False)
+    assert locks.test(ino, 1, 0, 10, True) is None
+    locks.clear(ino, 1, 3, 2)
+    assert locks.test(ino, 3, 3, 2, True) is None
+    assert locks.test(ino, 3, 3, 3, True) == Lock(1, 5, 10, False, 0, False)
+    locks.release_owner(ino, 2)
+    assert locks.set(ino, 1, (1 << 64) - 1, 1, True) is None
+    assert locks.test(ino, 2, 1 << 63, TO_THE_END, True) == Lock(
+        1, (1 << 64) - 1, TO_THE_END, True, 0, False
+    )
+    for start, length in ((5, 0), ((1 << 64) - 1, 2)):
+        with pytest.raises(CoreError) as error:
+            locks.set(ino, 1, start, length, True)
+        assert error.value.errno == errno.EINVAL
+    with pytest.raises(CoreError) as error:
+        locks.set(999_999, 1, 0, 1, True)
+    assert error.value.errno == errno.ENOENT
+    # Closing ends them, whether they were given back or not.
+
+
+def test_watches(fs: Filesystem) -> None:
+    ino = fs.mknod(1, b"file", FILE).ino
+    fs.open_inode(ino)
+    locks = fs.locks
+    locks.set(ino, 1, 0, 10, True)
+    assert locks.set(ino, 2, 5, 1, True) is not None
+    locks.watch(ino, 2, 5, 1, True)
+    locks.watch(ino, 3, 6, 1, True)
+    locks.unwatch(ino, 3)
+    assert lock_events(fs) == []
+    locks.clear(ino, 1, 0, 5)
+    assert lock_events(fs) == []
+    locks.clear(ino, 1, 0, TO_THE_END)
+    assert lock_events(fs) == [(ino, 2)]
+    locks.watch(ino, 2, 5, 1, True)
+    assert lock_events(fs) == [(ino, 2)], "it could be had already"
+    locks.release_owner(ino, 1)
+    assert lock_events(fs) == []
+
+
+def test_locks_from_several_threads(fs: Filesystem) -> None:
+    ino = fs.mknod(1, b"file", FILE).ino
+    fs.open_inode(ino)
+    inside: list[int] = []
+    wrong: list[str] = []
+
+    def work(owner: int) -> None:
+        for _ in range(300):
+            if fs.locks.set(ino, owner, 0, 1, True) is None:
+                inside.append(owner)
+                if len(inside) != 1:
+                    wrong.append(f"{inside}")
+                inside.remove(owner)
+                fs.locks.clear(ino, owner, 0, 1)
+            else:
+                fs.locks.watch(ino, owner, 0, 1, True)
+            fs.layouts.events()
+
+    threads = [threading.Thread(target=work, args=(owner,)) for owner in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -33,6 +33,7 @@ from extfs.core.layouts import (
     Layouts,
     LayoutState,
 )
+from extfs.core.locks import Lock, Locks
 from extfs.core.native import CoreError, JournalFullError, drain_log, log_fd, log_lines
 from extfs.core.records import RECORD_BYTES_MAX, Records
 from extfs.core.values import (
@@ -82,6 +83,8 @@ __all__ = [
     "LayoutExtent",
     "LayoutState",
     "Layouts",
+    "Lock",
+    "Locks",
     "Mutant",
     "OpcodeServer",
     "Records",

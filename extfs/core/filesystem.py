@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from extfs.core.delegations import Delegations
 from extfs.core.device import Device
 from extfs.core.layouts import Layouts
+from extfs.core.locks import Locks
 from extfs.core.native import Closing, CoreError, JournalFullError, checked, ffi, lib
 from extfs.core.records import Records
 from extfs.core.values import (
@@ -129,6 +130,11 @@ class Filesystem(Closing):
     def layouts(self) -> Layouts:
         """Grants and holders."""
         return Layouts(self)
+
+    @property
+    def locks(self) -> Locks:
+        """Record locks of the NFS server's owners."""
+        return Locks(self)
 
     @property
     def records(self) -> Records:

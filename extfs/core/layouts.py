@@ -82,6 +82,8 @@ class HolderState(enum.IntEnum):
 class EventType(enum.IntEnum):
     """Events; FENCE_WANTED and HOLDER_GONE are for whoever decides about fences.
 
+    LOCK_FREE: a lock that the NFS owner `holder` watches for could be had (see `Locks.watch`).
+
     Those of delegations (`Delegations`) name the file and, as `grant_seq`, the delegation.
     DELEGATION_ATTRS: a local user looked at the attributes of a write-delegated file; at most once
     a second for a file.
@@ -94,6 +96,7 @@ class EventType(enum.IntEnum):
     OVERFLOW = 5
     FENCE_WANTED = 6
     HOLDER_GONE = 7
+    LOCK_FREE = 8
     DELEGATION_RECALL = 9
     DELEGATION_REVOKED = 10
     DELEGATION_ATTRS = 11

@@ -30,14 +30,14 @@ static int teardown_files(void **state)
 
 static int set(struct inode *in, enum plock_type type, uint64_t start, uint64_t end, uint64_t owner)
 {
-	struct plock_request req = {.lock = {start, end, type, owner, 1}};
+	struct plock_request req = {.lock = {start, end, type, owner, 1, PLOCK_LOCAL}};
 
 	return plock_set(in, &req);
 }
 
 static int set_flock(enum plock_type type, uint64_t owner)
 {
-	struct plock_request req = {.lock = {0, LAST, type, owner, 1}, .flock = true};
+	struct plock_request req = {.lock = {0, LAST, type, owner, 1, PLOCK_LOCAL}, .flock = true};
 
 	return plock_set(file, &req);
 }
@@ -57,7 +57,7 @@ static int wait_for(struct waiter *w, struct inode *in, bool flock, enum plock_t
 		    uint64_t start, uint64_t end, uint64_t owner)
 {
 	*w = (struct waiter){.op = {.resume = on_resume, .ctx = ctx},
-			     .req = {.lock = {start, end, type, owner, 1}, .flock = flock}};
+			     .req = {.lock = {start, end, type, owner, 1, PLOCK_LOCAL}, .flock = flock}};
 	w->req.op = &w->op;
 	return plock_set(in, &w->req);
 }
@@ -91,7 +91,7 @@ static void check_map(void)
 {
 	for (unsigned o = 0; o < OWNERS; o++)
 		for (unsigned at = 0; at < BYTES; at++) {
-			struct plock probe = {at, at, PLOCK_WRITE, o + 1, 0};
+			struct plock probe = {at, at, PLOCK_WRITE, o + 1, 0, PLOCK_LOCAL};
 
 			plock_get(file, false, &probe);
 			assert_int_equal(probe.type != PLOCK_UNLOCK, model_conflicts(o, at, at, 2));
@@ -133,7 +133,7 @@ static void locks_agree_with_a_byte_map(void **state)
 
 static void bad_ranges_are_refused_and_the_end_is_bounded(void **state)
 {
-	struct plock probe = {LAST, LAST, PLOCK_READ, 2, 0};
+	struct plock probe = {LAST, LAST, PLOCK_READ, 2, 0, PLOCK_LOCAL};
 
 	assert_int_equal(set(file, PLOCK_READ, 5, 4, 1), -EINVAL);
 	OK(set(file, PLOCK_WRITE, 5, UINT64_MAX, 1));
@@ -315,7 +315,7 @@ static void *count_up(void *arg)
 		int rc;
 
 		w = (struct waiter){.op = {.resume = on_resume, .ctx = own},
-				    .req = {.lock = {0, 9, PLOCK_WRITE, owner, 1}}};
+				    .req = {.lock = {0, 9, PLOCK_WRITE, owner, 1, PLOCK_LOCAL}}};
 		w.req.op = &w.op;
 		rc = plock_set(file, &w.req);
 		if (rc != 0 && rc != ERR_PARKED)
