@@ -29,7 +29,7 @@ APPEND_MOST = 64 * MIB
 ALLOCATED_MOST = 1024 * MIB
 """A RW grant is never longer than this and its least length: it may be all holes."""
 SPARE = 16
-"""No more is taken than was asked for when less than 1/SPARE of the blocks are free."""
+"""What nobody asked for is at most 1/SPARE of the free blocks."""
 FILE_END = (1 << 63) - BLOCK_SIZE
 
 
@@ -96,11 +96,9 @@ def generous_end(fs: Filesystem, ino: int, wanted: Wanted, alone: bool) -> int:
         end = _mapped_end(fs, ino, end)
     if end < _up(size):
         return end
-    space = fs.statfs()
-    step = _append_step(size)
-    if space.avail * SPARE < space.total or step // BLOCK_SIZE * SPARE > space.avail:
-        return end
-    return min(-(-end // step) * step, FILE_END)
+    step = min(_append_step(size), fs.statfs().avail // SPARE * BLOCK_SIZE)
+    step = 1 << max(step.bit_length() - 1, 0)
+    return min(-(-end // step) * step, FILE_END) if step >= BLOCK_SIZE else end
 
 
 def ask(fs: Filesystem, ino: int, holder: int, wanted: Wanted, limit: int, alone: bool) -> Layout:

@@ -21,6 +21,7 @@ class World:
     fs: Filesystem
     service: Service
     runner: Runner
+    sim: SimDevice
 
     def session(self, owner: bytes = b"one", verifier: bytes = b"boot") -> Session:
         """A client."""
@@ -39,4 +40,4 @@ def world() -> Iterator[World]:
             mkfs(device)
         with Filesystem.open(sim.device()) as fs:
             service, runner = make_service(fs)
-            yield World(fs, service, runner)
+            yield World(fs, service, runner, sim)

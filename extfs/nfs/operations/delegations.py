@@ -35,7 +35,10 @@ def delegreturn(c: Compound, args: Reader, out: Writer) -> None:
     stateid = read_stateid(args)
     assert c.current is not None
     delegation = c.service.states.find(c, stateid, Kind.DELEGATION, file=c.current.ino)
+    file = delegation.file
     c.service.states.drop(delegation)
+    if file is not None:  # layouts are return-on-close
+        c.service.layouts.closed(delegation.client, file)
     c.service.count("delegations_returned")
 
 

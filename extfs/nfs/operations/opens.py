@@ -34,7 +34,10 @@ _ACCESS_BITS = n.OPEN4_SHARE_ACCESS_BOTH
 WANT_FLAGS = (
     n.OPEN4_SHARE_ACCESS_WANT_SIGNAL_DELEG_WHEN_RESRC_AVAIL
     | n.OPEN4_SHARE_ACCESS_WANT_PUSH_DELEG_WHEN_UNCONTENDED
+    | n.OPEN4_SHARE_ACCESS_WANT_DELEG_TIMESTAMPS
+    | n.OPEN4_SHARE_ACCESS_WANT_OPEN_XOR_DELEGATION
 )
+"""Wishes about delegations that are not fulfilled, as a server may (RFC 8881 18.16.3, RFC 9754)."""
 _VERIFIER_ATTRIBUTES = 1 << n.FATTR4_TIME_ACCESS | 1 << n.FATTR4_TIME_MODIFY
 _RESULT_FLAGS = n.OPEN4_RESULT_LOCKTYPE_POSIX | n.OPEN4_RESULT_MAY_NOTIFY_LOCK
 _VERIFIER = struct.Struct(">II")
@@ -445,7 +448,10 @@ def close(c: Compound, args: Reader, out: Writer) -> None:
     stateid = read_stateid(args)
     assert c.current is not None
     opened = c.service.states.find(c, stateid, Kind.OPEN, file=c.current.ino)
+    file = opened.file
     c.service.states.drop(opened)
+    if file is not None:  # layouts are return-on-close
+        c.service.layouts.closed(opened.client, file)
     write_stateid(out, INVALID)
     c.set_stateid(INVALID)
 
