@@ -41,7 +41,7 @@ _FORM = 1
 _FIELDS = struct.Struct(">B3xIQI")
 _MAC_BYTES = 8
 _WIRE_BYTES = _FIELDS.size + _MAC_BYTES
-_KEPT = 65536
+_KEPT = 16384
 _DEPTH_MAX = 1 << 16
 
 
