@@ -98,7 +98,7 @@ PROGRAMS = {
     "usr/sbin/exportfs": "usr/sbin/exportfs",
 }
 # Programs of this machine that busybox has no equal of.
-HOST_PROGRAMS = ("flock", "getfattr", "setfattr", "sg_inq", "sg_vpd")
+HOST_PROGRAMS = ("chrt", "flock", "getfattr", "setfattr", "sg_inq", "sg_vpd")
 TOOLS = ("fio",)
 LINKS = {
     "sbin/mount.nfs4": "mount.nfs",

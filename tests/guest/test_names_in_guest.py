@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 import stat
+import time
+from collections.abc import Callable
 
 import pytest
 
 from guest.world import World
 
 pytestmark = [pytest.mark.fuse, pytest.mark.timeout(300)]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 2) -> bool:
+    """The local mount hears of changed names a moment later than the client has its answer."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def test_names_made_by_the_guest(world: World) -> None:
@@ -45,7 +57,7 @@ touch -d '2001-02-03 04:05:06' a/file
     assert stat.S_ISCHR(device.st_mode)
     assert (os.major(device.st_rdev), os.minor(device.st_rdev)) == (1, 3)
     client.guest.check(f"rm -r {client.path('made')}")
-    assert not root.exists()
+    assert eventually(lambda: not root.exists())
 
 
 def test_names_made_locally(world: World) -> None:
@@ -74,7 +86,7 @@ def test_a_directory_of_many_names(world: World) -> None:
     client.guest.check(f"cd {client.path('many')}; rm name-*5-*", 120)
     assert len(os.listdir(root)) == 2700
     client.drop_caches()
-    assert int(client.guest.check(f"ls -U {client.path('many')} | wc -l")) == 2700
+    assert int(client.guest.check(f"ls {client.path('many')} | wc -l")) == 2700
 
 
 def test_an_open_file_outlives_its_name(world: World) -> None:
@@ -112,13 +124,13 @@ def test_permissions_are_those_of_the_user(world: World) -> None:
 
     assert as_user("bob", "cat private") == "secret"
     assert "Permission denied" in as_user("alice", "cat private")
-    as_user("alice", "echo hers >hers")
+    assert as_user("alice", "echo hers >hers") == ""
     assert (directory / "hers").stat().st_uid == 1000
     directory.chmod(0o1777)
     assert "not permitted" in as_user("bob", "mv hers his")
     served.path("permissions/hers").chmod(0o666)
     client.drop_caches()
-    as_user("bob", "echo more >>hers")
+    assert as_user("bob", "echo more >>hers") == ""
     assert (directory / "hers").read_bytes() == b"hers\nmore\n"
 
 
@@ -128,7 +140,10 @@ def test_extended_attributes(world: World) -> None:
     served.path("attributes").touch()
     os.setxattr(served.path("attributes"), "user.local", b"by the mount")
     path = client.path("attributes")
-    assert client.guest.check(f"getfattr --only-values -n user.local {path}") == "by the mount"
+    assert (
+        client.guest.check(f"getfattr --absolute-names --only-values -n user.local {path}")
+        == "by the mount"
+    )
     client.guest.check(f"setfattr -n user.remote -v by-the-guest {path}")
     assert os.getxattr(served.path("attributes"), "user.remote") == b"by-the-guest"
     listing = client.guest.check(f"getfattr -m - {path} 2>/dev/null").split()

@@ -65,6 +65,7 @@ class World:
         client = Client(guest)
         client.prepare()
         client.debug()
+        guest.check("dmesg -c >/dev/null")  # of the boot
         client.mount(self.served.port, options=options)
         return client
 
