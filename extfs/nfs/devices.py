@@ -42,8 +42,12 @@ _MAGIC = b"EXsb"  # MAGIC_SUPER, at the begin of the block
 _UUID_OFFSET = 16  # of struct meta_hdr
 _SECTOR = 512
 _ID = struct.Struct(">8sQ")
-NOTIFIED = 1 << n.NOTIFY_DEVICEID4_CHANGE
-"""The notifications that a client gets if it asks for them."""
+NOTIFIED = 1 << n.NOTIFY_DEVICEID4_CHANGE | 1 << n.NOTIFY_DEVICEID4_DELETE
+"""The notifications that a client gets if it asks for them.
+
+No id is ever deleted while the filesystem is served, so that one never comes. It is promised because
+the Linux client asks for both, and keeps no address when it is promised only one of them.
+"""
 
 
 def disk_offset(path: str, sys: Path = Path("/sys")) -> int:
