@@ -376,15 +376,11 @@ class LayoutTable:
         assert isinstance(state, LayoutState)
         serial = state.serial_of(stateid.seqid)
         yield from state.gate.enter(alone=True)
-        try:
+        with self._leaving(state):
             if self._states.get((client, ino)) is not state:
                 return None  # the last of it went meanwhile
             yield from self._take(state, state.takes(start, end, iomode, serial))
-            left = state.bump() if state.segments else None
-        finally:
-            state.gate.leave(alone=True)
-            self._returned(state)
-        return left
+            return state.bump() if state.segments else None
 
     def _take(self, state: LayoutState, parts: list[Segment]) -> Steps[None]:
         """The core takes them back; the gate is held."""
@@ -399,21 +395,24 @@ class LayoutTable:
             yield Blocking(give)
         state.remove(parts)
 
-    def _returned(self, state: LayoutState) -> None:
-        """After segments went: a recall may have been answered, the state may be over."""
-        if not state.segments and state.serial:
-            self.drop(state)
-        self.recalls.go_on(state)
+    @contextlib.contextmanager
+    def _leaving(self, state: LayoutState) -> Iterator[None]:
+        """Ends what was done with the gate held alone. A state without segments ends before anybody
+        can come in; then a recall may be over."""
+        try:
+            yield
+        finally:
+            if state.serial and not state.segments:
+                self.drop(state)
+            state.gate.leave(alone=True)
+            self.recalls.go_on(state)
 
     def take_proven(self, state: LayoutState, start: int, end: int, serial: int) -> Steps[None]:
         """The client says that it has nothing of the recalled range (invariant 9)."""
         yield from state.gate.enter(alone=True)
-        try:
+        with self._leaving(state):
             parts = state.takes(start, end, Iomode.ANY, serial, proven=True)
             yield from self._take(state, parts)
-        finally:
-            state.gate.leave(alone=True)
-            self._returned(state)
 
     def _give_back_revoked(self, client: Client, other: bytes, ino: int) -> Steps[None]:
         """The client has stopped using a layout that was revoked before it said so."""
@@ -429,11 +428,8 @@ class LayoutTable:
             if export is not None and state.export != export:
                 continue
             yield from state.gate.enter(alone=True)
-            try:
+            with self._leaving(state):
                 yield from self._take(state, list(state.segments))
-            finally:
-                state.gate.leave(alone=True)
-                self._returned(state)
         if export is None:
             self._revoked.pop(client, None)
         self.settle(client)
@@ -498,11 +494,8 @@ class LayoutTable:
 
         def steps() -> Steps[None]:
             yield from state.gate.enter(alone=True)
-            try:
+            with self._leaving(state):
                 yield from self._take(state, list(state.segments))
-            finally:
-                state.gate.leave(alone=True)
-                self._returned(state)
 
         self.service.count("layouts_returned_on_close")
         self.service.driver.run(steps(), _logged("return on close"))
