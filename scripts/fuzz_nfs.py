@@ -6,6 +6,7 @@ formed, or NFS4ERR_SERVERFAULT.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import tempfile
@@ -104,12 +105,53 @@ class Compounds:
         assert not self.service.counters["server_faults"]
 
 
+class _Recorder:
+    """A pytest plugin: what the tests of the layout server send becomes seeds of `compounds`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        run = wire.Session.run
+
+        def recorded(session: wire.Session, *operations: bytes, **options: object) -> wire.Reply:
+            self.record(operations)
+            return run(session, *operations, **options)  # type: ignore[arg-type]
+
+        wire.Session.run = recorded  # type: ignore[method-assign]
+        self.known: set[tuple[bytes, int]] = set()
+
+    def record(self, operations: tuple[bytes, ...]) -> None:
+        """One for each sequence of operations; filehandles of another server are left out."""
+        kept = [encoded for encoded in operations if encoded[:4] != wire.u32(n.OP_PUTFH)]
+        kind = b"".join(encoded[:4] for encoded in kept)
+        seed = bytes([len(kept)]) + b"".join(kept)
+        variant = (kind, len(seed) // 16)
+        if not 0 < len(kept) < 8 or len(seed) > SEED_BYTES_MAX or variant in self.known:
+            return
+        self.known.add(variant)
+        (self.folder / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
+def make_seeds() -> None:
+    """Fill the seeds of `compounds` with what the tests send."""
+    import pytest
+
+    folder = SEEDS / "compounds"
+    for old in folder.iterdir():
+        old.unlink()
+    recorder = _Recorder(folder)
+    pytest.main(["-q", str(SEEDS.parent)], plugins=[recorder])
+    print(f"{len(list(folder.iterdir()))} seeds in {folder}")
+
+
 @click.command()
-@click.argument("target", type=click.Choice(["records", "compounds"]))
+@click.argument("target", type=click.Choice(["records", "compounds", "seeds"]))
 @click.option("--runs", default=10_000_000, show_default=True)
 @click.option("--seconds", default=0, help="Stop after so long; 0: after the runs.")
 def main(target: str, runs: int, seconds: int) -> None:
-    """Fuzz TARGET."""
+    """Fuzz TARGET, or make the seeds of compounds out of what the tests send."""
+    if target == "seeds":
+        make_seeds()
+        return
     logging.getLogger("extfs.nfs").setLevel(logging.CRITICAL)
     function = records if target == "records" else Compounds().run
     seeds = SEEDS / target

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from . import layout, mount, scale
+from . import layout, mount, nfs, scale
 
 
 @click.group()
@@ -60,6 +60,15 @@ def run_scale(files: int, output: Path) -> None:
 def run_layout(rounds: int, seconds: float, extents: int, segments: int, output: Path) -> None:
     """I/O through a layout beside the raw device; what the control calls cost."""
     layout.run(rounds=rounds, seconds=seconds, extents=extents, segments=segments, output=output)
+
+
+@main.command("nfs")
+@click.option("--rounds", default=3, show_default=True, help="Rounds; medians are reported.")
+@click.option("--calls", default=4000, show_default=True, help="Calls of each kind in a round.")
+@click.option("--output", default="bench-nfs", show_default=True, type=click.Path(path_type=Path))
+def run_nfs(rounds: int, calls: int, output: Path) -> None:
+    """What compounds of the layout server cost, NFS-Ganesha beside it."""
+    nfs.run(rounds=rounds, calls=calls, output=output)
 
 
 main()
