@@ -16,12 +16,12 @@
  * `interrupt` op.
  *
  * Requests that the opcode table (bridge_dispatch.c) gives to pyfuse3 go through a socket pair as
- * they are; thread 0 receives the answers and passes them on. Notifications are written by a thread
+ * they are; thread 0 receives the answers and passes them on. Notifications are written by threads
  * of their own, because the kernel may answer one only after we served a request (bridge_notify.c).
  *
  * Locks: pending table mutexes, forward mutex, open files mutex, notification mutex, those of open
- * files' events: leaves all, except that ioctx_wake() may be called with a pending table's mutex or
- * that of events held.
+ * files' events: leaves all, except that ioctx_wake() may be called with a pending table's mutex,
+ * that of events or that of notifications held.
  *
  * Errors: negative codes of errors.h inside; request_fail() maps them for the kernel.
  */
@@ -261,7 +261,6 @@ struct listed {
 
 struct forward;
 struct notifier;
-struct notification;
 struct open_events;
 
 struct bridge {
@@ -316,20 +315,21 @@ bool forward_receive(struct bridge *b);
 uint64_t forward_count(struct bridge *b);
 
 /* bridge_notify.c: any thread; they return at once, the notifier writes. done, unless NULL, is
- * woken when the kernel has acted. 0 or -ENOMEM. */
+ * woken when the kernel has acted. 0 or -ENOMEM: nothing was sent. */
 int notifier_create(struct bridge *b);
 void notifier_destroy(struct bridge *b);
 /* Bytes of a file changed behind the kernel's back; len 0: to the end; offset -1: attributes
  * only. */
 int bridge_notify_inode(struct bridge *b, inum_t ino, int64_t offset, int64_t len, struct op *done);
+/* As struct cache_ops has it. */
+int bridge_notify_pages(struct bridge *b, inum_t ino, const struct page_range *ranges, unsigned n,
+			struct page_wait *wait);
 /* A name did. */
 int bridge_notify_entry(struct bridge *b, inum_t dir, const char *name, size_t len,
 			struct op *done);
-/* The kernel is told, once, to poll the open file `kh` again: made beforehand (NULL: no memory), so
- * that sending it cannot fail. */
-struct notification *notification_of_poll(uint64_t kh);
-void notification_send(struct bridge *b, struct notification *n);
-void notification_free(struct notification *n); /* of one that was not sent; may be NULL */
+/* The kernel is told to poll the open file `kh` again: here and now, as that waits for nothing, and
+ * whoever is told must not wait behind pages. */
+void bridge_notify_poll(struct bridge *b, uint64_t kh);
 /* A notification as it is, header included; copied. */
 int bridge_notify_raw(struct bridge *b, const void *message, size_t len);
 

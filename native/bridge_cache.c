@@ -32,20 +32,15 @@ static struct bridge *bridge_of(const struct fs *fs)
 	return a ? a->b : NULL;
 }
 
-static int drop_pages(void *arg, inum_t ino, uint64_t offset, uint64_t len, struct op *done)
+static int drop_pages(void *arg, inum_t ino, const struct page_range *ranges, unsigned n,
+		      struct page_wait *wait)
 {
-	uint64_t end;
 	struct bridge *b;
 	int err;
 
-	/* The kernel's offsets are signed, and a length of 0 is to the end. */
-	if (offset > FILE_MAX_BYTES)
-		offset = FILE_MAX_BYTES & ~BLOCK_MASK;
-	if (__builtin_add_overflow(offset, len, &end) || end > FILE_MAX_BYTES)
-		len = 0;
 	pthread_rwlock_rdlock(&lock);
 	b = bridge_of(arg);
-	err = b ? bridge_notify_inode(b, ino, (int64_t)offset, (int64_t)len, done) : -ENODEV;
+	err = b ? bridge_notify_pages(b, ino, ranges, n, wait) : -ENODEV;
 	pthread_rwlock_unlock(&lock);
 	return err;
 }

@@ -22,7 +22,8 @@ struct open_events {
 	_Atomic(struct event_sink *) sink; /* NULL until the first holder; then constant */
 	pthread_mutex_t mutex;
 	struct request *readers;    /* parked */
-	struct notification *poll;  /* to be sent at the next event; NULL: nobody polls */
+	bool polled;                /* the kernel is to be told of the next event, as: */
+	uint64_t poll_kh;
 };
 
 /* ---- the sink ---- */
@@ -31,19 +32,21 @@ struct open_events {
 static void wake(void *arg)
 {
 	struct open_events *ev = arg;
-	struct notification *poll;
 	struct request *r;
+	uint64_t kh;
+	bool polled;
 
 	pthread_mutex_lock(&ev->mutex);
-	poll = ev->poll;
-	ev->poll = NULL;
+	polled = ev->polled;
+	kh = ev->poll_kh;
+	ev->polled = false;
 	while ((r = ev->readers)) {
 		ev->readers = r->event_next;
 		ioctx_wake(&r->op);
 	}
 	pthread_mutex_unlock(&ev->mutex);
-	if (poll)
-		notification_send(ev->b, poll);
+	if (polled)
+		bridge_notify_poll(ev->b, kh);
 }
 
 struct open_events *open_events_get(struct bridge *b, struct open_file *of)
@@ -87,7 +90,6 @@ void open_events_destroy(struct open_events *ev)
 	if (sink)
 		event_sink_destroy(ev->b->fs, sink);
 	xassert(!ev->readers); /* a reader keeps its file open */
-	notification_free(ev->poll);
 	pthread_mutex_destroy(&ev->mutex);
 	free(ev);
 }
@@ -192,18 +194,12 @@ void serve_events_read(struct request *r)
 /* ---- poll(2) ---- */
 
 /* Leave word that the kernel wants to hear of the next event. */
-static int schedule(struct open_events *ev, uint64_t kh)
+static void schedule(struct open_events *ev, uint64_t kh)
 {
-	struct notification *n = notification_of_poll(kh), *old;
-
-	if (!n)
-		return -ENOMEM;
 	pthread_mutex_lock(&ev->mutex);
-	old = ev->poll; /* the same kh: the kernel has one for each open file */
-	ev->poll = n;
+	ev->polled = true;
+	ev->poll_kh = kh; /* always the same: the kernel has one for each open file */
 	pthread_mutex_unlock(&ev->mutex);
-	notification_free(old);
-	return 0;
 }
 
 /* The control file is readable when there are events. Other files are always ready, as if nobody
@@ -226,7 +222,7 @@ void serve_poll(struct request *r)
 		ev = open_events_get(r->t->b, of);
 		err = ev ? 0 : -ENOMEM;
 		if (!err && later)
-			err = schedule(ev, in->kh);
+			schedule(ev, in->kh);
 		if (!err && any(ev))
 			out.revents |= on_event;
 	}

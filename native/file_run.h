@@ -128,7 +128,6 @@ struct layout_commit_state {
 	uint64_t touched_start, touched_end; /* of the grants */
 	bool valid;            /* checked under the segment that is held */
 	bool atomic, plain, ghost; /* what kinds of grants */
-	bool recalled;         /* one of them is to be returned */
 	bool unprivileged;     /* setuid and the like are gone */
 	uint64_t intent;
 	xid_t xid;
@@ -144,6 +143,16 @@ struct layout_return_state {
 };
 struct layout_revoke_state { fileblk_t at, b1; nblocks_t len; fsblock_t from; void *mem; uint64_t intent; };
 struct layout_trim_state { fileblk_t at; };
+
+/* layout_pages.c: what of [start, end) the kernel is to drop for an operation. */
+struct page_drop {
+	struct inode *in;
+	uint64_t start, end;
+	struct seg_span spans[16]; /* of those who are parked, as they were looked at last */
+	unsigned n, rounds;
+	struct page_wait wait;
+	step_fn then;
+};
 
 struct file_run {
 	struct file_op *fop;
@@ -187,6 +196,7 @@ struct file_run {
 	struct part *parts;
 	unsigned parts_cap;
 	struct file_run *pool_next;
+	struct page_drop pd; /* set by whoever needs it: too large to be cleared each time */
 };
 
 /* file_run.c: the pool, parking, device I/O */

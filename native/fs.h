@@ -38,10 +38,17 @@ struct op;
 
 /* The kernel's caches, as whoever serves the mount tells them of changes behind the kernel's back. Set by the bridge while it
  * runs; NULL: nobody caches. */
+struct page_range { uint64_t offset, len; }; /* bytes; len 0: to the end */
+struct page_wait {
+	struct op *done;      /* is woken */
+	unsigned patience_ms; /* after so long at the latest; 0: only when the pages are gone */
+	int result;           /* then: 0: they are gone; -ETIMEDOUT: not all */
+};
 struct cache_ops {
-	/* Drop the pages of [offset, offset + len) (len 0: to the end) and the attributes. done is woken when it has happened. 0: it
-	 * will be; negative: it will not. Never awaited with a lock held or by a thread that serves requests. */
-	int (*pages)(void *arg, inum_t ino, uint64_t offset, uint64_t len, struct op *done);
+	/* Drop the pages of the n ranges, in whatever order, and the attributes; wait may be NULL: nobody waits. A page that
+	 * is locked is dropped as soon as it is not, those behind it in its range after it. 0: it will happen; negative: it
+	 * will not. Never awaited with a lock held or by a thread that serves requests. */
+	int (*pages)(void *arg, inum_t ino, const struct page_range *ranges, unsigned n, struct page_wait *wait);
 	/* Attributes only, at once. Any thread. */
 	void (*attributes)(void *arg, inum_t ino);
 };

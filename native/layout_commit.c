@@ -86,8 +86,7 @@ static enum step commit_settle(struct file_run *r)
 	return s;
 }
 
-/* Done, but for those who have to hear of it. Whoever waits for one of the grants may hold pages of it locked: then they are
- * not waited for here, but dropped with the return that will come. */
+/* Done, but for those who have to hear of it: whoever reads from the answer on finds what the holder wrote. */
 static enum step commit_tell(struct file_run *r)
 {
 	const struct cache_ops *ops = r->fs->cache_ops;
@@ -96,13 +95,11 @@ static enum step commit_tell(struct file_run *r)
 	commit_leave(r);
 	run_release(r, 0);
 	r->step = commit_settle;
-	if (!ops)
+	if (ops)
+		ops->attributes(r->fs->cache_arg, in->ino);
+	if (r->lc.touched_start >= r->lc.touched_end)
 		return STEP_NEXT;
-	if (r->lc.touched_start < r->lc.touched_end && !r->lc.recalled &&
-	    atomic_load(&in->pages_cached))
-		return layout_drop_pages(r, in, r->lc.touched_start, r->lc.touched_end, commit_settle);
-	ops->attributes(r->fs->cache_arg, in->ino);
-	return STEP_NEXT;
+	return layout_drop_stale(r, in, r->lc.touched_start, r->lc.touched_end, commit_settle);
 }
 
 /* ---- what this holder may commit ------------------------------------------------------------ */
@@ -128,7 +125,6 @@ static int touch(struct file_run *r, const struct seg *s)
 		return -ENXIO;
 	}
 	lc->ghost |= (GRANT_OF(s)->flags & GRANT_F_GHOST) != 0;
-	lc->recalled |= GRANT_OF(s)->recalled_at != 0;
 	lc->touched_start = MIN(lc->touched_start, s->start);
 	lc->touched_end = MAX(lc->touched_end, s->end);
 	return 0;
@@ -270,7 +266,7 @@ static int check(struct file_run *r)
 
 	if (lc->valid || unchecked(r))
 		return 0;
-	lc->atomic = lc->plain = lc->ghost = lc->recalled = false;
+	lc->atomic = lc->plain = lc->ghost = false;
 	lc->touched_start = UINT64_MAX;
 	lc->touched_end = 0;
 	pthread_mutex_lock(&in->lock);

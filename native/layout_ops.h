@@ -16,9 +16,17 @@ uint64_t layout_ticks(void);
 /* Bytes of blocks [at, end) begin and end here. */
 static inline uint64_t block_start(fileblk_t at) { return at << BLOCK_SHIFT; }
 
-/* Have the kernel drop its pages of [start, end) (UINT64_MAX: to the end) and the attributes, if it may have any; then `then`.
- * No lock held. */
-enum step layout_drop_pages(struct file_run *r, struct inode *in, uint64_t start, uint64_t end, step_fn then);
+/* Have the kernel drop its pages of [start, end) (UINT64_MAX: to the end) and the attributes, if it
+ * may have any; then `then`. No lock held. */
+enum step layout_drop_pages(struct file_run *r, struct inode *in, uint64_t start, uint64_t end,
+			    step_fn then);
+/* The same in the name of a holder, whom others may wait for: without waiting for those pages that are
+ * locked by a READ or WRITE of this file which waits for somebody. Whoever reads afterwards finds nothing
+ * that was there before, all the same: see layout_pages.c. */
+enum step layout_drop_stale(struct file_run *r, struct inode *in, uint64_t start, uint64_t end,
+			    step_fn then);
+/* The same with nobody waiting. */
+void layout_drop_later(struct fs *fs, struct inode *in, uint64_t start, uint64_t end);
 
 /* ---- layout_swap.c: staged blocks take their place; in a transaction, with readers kept out by a SWAP or MAP segment ---- */
 /* Room for one call of swap_piece(): two steps of the extent map, an exposure, the inode's record. */

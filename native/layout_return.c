@@ -156,7 +156,7 @@ static enum step return_pages(struct file_run *r)
 
 	run_release(r, 0);
 	if (lr->rw)
-		return layout_drop_pages(r, r->fop->in, lr->start, lr->stop, return_over);
+		return layout_drop_stale(r, r->fop->in, lr->start, lr->stop, return_over);
 	r->step = return_over;
 	return STEP_NEXT;
 }

@@ -24,7 +24,7 @@
  * error, whoever waits for the range fails with -EIO and the grant stays. The next one who wants the range begins anew.
  */
 #include "file_run.h"
-#include "layout_priv.h"
+#include "layout_ops.h"
 #include "log.h"
 
 #define REVOKE_TRANS_BLOCKS 384u
@@ -161,15 +161,12 @@ static void tell(struct revoke *rv)
 static enum step revoke_taken(struct file_run *r)
 {
 	struct revoke *rv = revoke_of(r);
-	const struct cache_ops *cache = r->fs->cache_ops;
-	struct inode *in = r->fop->in;
-	uint64_t len = rv->end == UINT64_MAX ? 0 : rv->end - rv->start;
 
 	run_release(r, 0);
 	if (rv->read || rv->rw || rv->pin)
 		tell(rv);
-	if (rv->rw && cache && atomic_load(&in->pages_cached))
-		(void)cache->pages(r->fs->cache_arg, in->ino, rv->start, len, NULL);
+	if (rv->rw)
+		layout_drop_later(r->fs, r->fop->in, rv->start, rv->end);
 	return run_end(r, 0);
 }
 

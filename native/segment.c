@@ -669,6 +669,24 @@ bool seg_clashes(const struct seg *s, const struct seg *other)
 	return clash(s, other);
 }
 
+unsigned seg_parked_io(struct inode *in, uint64_t start, uint64_t end, struct seg_span *out,
+		       unsigned n)
+{
+	const uint32_t kinds = 1u << SEG_READ_IO | 1u << SEG_WRITE_IO | 1u << SEG_WRITE_MAP;
+	unsigned found = 0;
+
+	pthread_mutex_lock(&in->lock);
+	for (const struct seg *q = in->segs ? in->segs->queue_head : NULL; q; q = q->queue_next) {
+		if (!(kinds & 1u << q->kind) || q->end <= start || end <= q->start)
+			continue;
+		if (found < n)
+			out[found] = (struct seg_span){ q->start, q->end };
+		found++;
+	}
+	pthread_mutex_unlock(&in->lock);
+	return found;
+}
+
 bool seg_any(struct inode *in)
 {
 	bool any;

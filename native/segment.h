@@ -139,6 +139,10 @@ void seg_being_revoked(struct inode *in, uint64_t holder, uint64_t start, uint64
 /* Is `other` in the way of s, which is no grant? */
 bool seg_clashes(const struct seg *s, const struct seg *other);
 bool seg_any(struct inode *in); /* anything held or parked? */
+/* Ranges of the parked READ_IO, WRITE_IO and WRITE_MAP that overlap [start, end): the first n in the order of the queue. How many
+ * there are. */
+struct seg_span { uint64_t start, end; };
+unsigned seg_parked_io(struct inode *in, uint64_t start, uint64_t end, struct seg_span *out, unsigned n);
 void seg_tree_free(struct inode *in); /* when the inode leaves memory; must be empty */
 
 /* ---- grants: the same with in->lock held by the caller (layout_*.c) ---- */

@@ -74,17 +74,20 @@ static void waits(void **state)
 /* ---- the kernel's pages --------------------------------------------------------------------- */
 
 static struct kernel {
-	unsigned pages, attributes;
-	uint64_t offset, len;
+	unsigned pages, attributes, timeouts;
+	struct page_range dropped[32];
+	uint64_t locked;       /* if locks: a page that is */
+	bool locks;
+	struct flight *late;   /* whose request it is: it comes to us when somebody has waited for the page */
+	struct todo arrives;
 	struct flight dirty; /* a page of a mapping that is written back before it is dropped */
 	bool write_back;
 } kernel;
 
-static int drop_pages(void *arg, inum_t ino, uint64_t offset, uint64_t len, struct op *op)
+static void drop_range(uint64_t offset, uint64_t len)
 {
-	kernel.pages++;
-	kernel.offset = offset;
-	kernel.len = len;
+	assert_true(kernel.pages < ARRAY_LEN(kernel.dropped));
+	kernel.dropped[kernel.pages++] = (struct page_range){ offset, len };
 	if (kernel.write_back) {
 		struct flight *f = &kernel.dirty;
 
@@ -102,23 +105,52 @@ static int drop_pages(void *arg, inum_t ino, uint64_t offset, uint64_t len, stru
 		assert_int_equal(f->fop.result, BLOCK_SIZE);
 		flight_end(f);
 	}
-	if (op) /* nobody waits for what a revoke drops */
-		ioctx_wake(op);
+}
+
+/* A locked page keeps those behind it in its range. */
+static int drop_pages(void *arg, inum_t ino, const struct page_range *ranges, unsigned n,
+		      struct page_wait *wait)
+{
+	bool stuck = false;
+
+	for (unsigned i = 0; i < n; i++) {
+		stuck |= kernel.locks && ranges[i].offset <= kernel.locked &&
+			 kernel.locked < ranges[i].offset + ranges[i].len;
+		drop_range(ranges[i].offset, ranges[i].len);
+	}
+	if (!wait) /* nobody waits for what a revoke drops */
+		return 0;
+	assert_true(!stuck || wait->patience_ms);
+	if (stuck) {
+		kernel.timeouts++;
+		if (kernel.late)
+			flight_start(kernel.late, &kernel.arrives);
+		kernel.late = NULL;
+	}
+	wait->result = stuck ? -ETIMEDOUT : 0;
+	ioctx_wake(wait->done);
 	return 0;
 }
 
 static void drop_attributes(void *arg, inum_t ino) { kernel.attributes++; }
 
+static const struct cache_ops cache = { .pages = drop_pages, .attributes = drop_attributes };
+
+static void expect_dropped(uint64_t offset, uint64_t len)
+{
+	assert_true(kernel.pages > 0);
+	assert_int_equal(kernel.dropped[kernel.pages - 1].offset, offset);
+	assert_int_equal(kernel.dropped[kernel.pages - 1].len, len);
+}
+
 static void pages(void **state)
 {
-	static const struct cache_ops ops = { .pages = drop_pages, .attributes = drop_attributes };
 	uint64_t h = holder[0].id;
 	struct inode *in = world.file[0];
-	struct flight f;
 
 	OK(do_write(0, 0, BLOCKS(8), 5));
 	memset(&kernel, 0, sizeof(kernel));
-	world.fs->cache_ops = &ops;
+	world.fs->cache_ops = &cache;
 	/* Nothing is cached: nobody is asked. */
 	OK(get(0, h, IOMODE_RW, 0, BLOCKS(8), 0));
 	OK(give_back(0, h, IOMODE_RW, 0, UINT64_MAX));
@@ -129,30 +161,90 @@ static void pages(void **state)
 		OK(get(0, h, IOMODE_RW, BLOCKS(2), BLOCKS(2), wait ? LAYOUT_F_WAIT : 0));
 		assert_true(args.flags & LAYOUT_F_INVALIDATED);
 		assert_int_equal(kernel.pages, 1 + 3 * wait);
-		assert_int_equal(kernel.offset, BLOCKS(2));
-		assert_int_equal(kernel.len, BLOCKS(2));
+		expect_dropped(BLOCKS(2), BLOCKS(2));
 		assert_true(atomic_load(&in->pages_cached)); /* of the rest */
 		assert_false(kernel.write_back);
 		/* A commit, of whatever, drops all of the grant. */
 		OK(commit(0, h, BLOCKS(3), BLOCKS(1), 0));
 		assert_int_equal(kernel.pages, 2 + 3 * wait);
-		assert_int_equal(kernel.offset, BLOCKS(2));
+		expect_dropped(BLOCKS(2), BLOCKS(2));
 		OK(give_back(0, h, IOMODE_RW, 0, UINT64_MAX));
 		assert_int_equal(kernel.pages, 3 + 3 * wait);
-		assert_int_equal(kernel.len, BLOCKS(2));
+		expect_dropped(BLOCKS(2), BLOCKS(2));
 	}
-	/* Somebody waits for the grant: pages go with the return. */
 	OK(get(0, h, IOMODE_RW, 0, BLOCKS(8), 0));
 	assert_false(atomic_load(&in->pages_cached)); /* it was the whole file */
 	atomic_store(&in->pages_cached, true);
-	kernel.pages = kernel.attributes = 0;
-	flight_start(&f, &(struct todo){ .act = ACT_WRITE, .len = BLOCKS(1), .pattern = 3 });
-	OK(commit(0, h, BLOCKS(3), BLOCKS(1), 0));
-	assert_int_equal(kernel.pages, 0);
-	assert_int_equal(kernel.attributes, 1);
-	assert_false(f.done);
 	OK(give_back(0, h, IOMODE_RW, 0, UINT64_MAX));
-	assert_int_equal(kernel.pages, 1);
+	world.fs->cache_ops = NULL;
+}
+
+/* A writer waits for this very holder, and has the page locked that it writes: what is around it is
+ * waited for, and what it covers only for a while. */
+static void pages_around_a_writer(void **state)
+{
+	struct inode *in = world.file[0];
+	uint64_t h = holder[0].id;
+	struct flight f;
+
+	OK(do_write(0, 0, BLOCKS(8), 5));
+	OK(get(0, h, IOMODE_RW, 0, BLOCKS(8), 0));
+	memset(&kernel, 0, sizeof(kernel));
+	world.fs->cache_ops = &cache;
+	atomic_store(&in->pages_cached, true);
+	flight_start(&f, &(struct todo){ .act = ACT_WRITE, .off = BLOCKS(3) + 10, .len = 100,
+					 .pattern = 3 });
+	kernel.locks = true;
+	kernel.locked = BLOCKS(3);
+	for (unsigned i = 0; i < 2; i++) {
+		kernel.pages = kernel.timeouts = kernel.attributes = 0;
+		OK(commit(0, h, BLOCKS(3), BLOCKS(1), 0));
+		assert_false(f.done);
+		assert_int_equal(kernel.attributes, 1);
+		assert_int_equal(kernel.timeouts, 1);
+		assert_int_equal(kernel.pages, 3);
+		assert_int_equal(kernel.dropped[0].offset, BLOCKS(3));
+		assert_int_equal(kernel.dropped[0].len, BLOCKS(1));
+		assert_int_equal(kernel.dropped[1].offset, 0);
+		assert_int_equal(kernel.dropped[1].len, BLOCKS(3));
+		expect_dropped(BLOCKS(4), BLOCKS(4));
+		assert_true(atomic_load(&in->pages_cached)); /* one is left */
+	}
+	kernel.locks = false;
+	kernel.pages = 0;
+	OK(give_back(0, h, IOMODE_RW, 0, UINT64_MAX));
+	assert_int_equal(kernel.pages, 1); /* whom it kept waiting has gone on */
+	expect_dropped(0, BLOCKS(8));
+	flight_wait(&f);
+	flight_end(&f);
+	world.fs->cache_ops = NULL;
+}
+
+/* One that comes when its page is being waited for already. */
+static void pages_around_a_late_writer(void **state)
+{
+	struct inode *in = world.file[0];
+	uint64_t h = holder[0].id;
+	struct flight f;
+
+	OK(do_write(0, 0, BLOCKS(8), 5));
+	OK(get(0, h, IOMODE_RW, 0, BLOCKS(8), 0));
+	memset(&kernel, 0, sizeof(kernel));
+	world.fs->cache_ops = &cache;
+	atomic_store(&in->pages_cached, true);
+	kernel.locks = true;
+	kernel.locked = BLOCKS(7);
+	kernel.late = &f;
+	kernel.arrives = (struct todo){ .act = ACT_WRITE, .off = BLOCKS(7), .len = 9, .pattern = 3 };
+	OK(commit(0, h, BLOCKS(3), BLOCKS(1), 0));
+	assert_false(f.done);
+	assert_int_equal(kernel.timeouts, 2);
+	assert_int_equal(kernel.pages, 3);
+	assert_int_equal(kernel.dropped[0].len, BLOCKS(8));
+	assert_int_equal(kernel.dropped[1].offset, BLOCKS(7));
+	expect_dropped(0, BLOCKS(7));
+	kernel.locks = false;
+	OK(give_back(0, h, IOMODE_RW, 0, UINT64_MAX));
 	flight_wait(&f);
 	flight_end(&f);
 	world.fs->cache_ops = NULL;
@@ -162,6 +254,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(in_front_of_waiters), TEST(waits), TEST(pages),
+		TEST(pages_around_a_writer), TEST(pages_around_a_late_writer),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
