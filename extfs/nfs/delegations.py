@@ -28,7 +28,7 @@ from extfs.nfs import constants as n
 from extfs.nfs.callbacks import CallbackReply, Referring
 from extfs.nfs.effects import Blocking, Steps, Waiting
 from extfs.nfs.errors import NfsError
-from extfs.nfs.stateids import Kind, State, write_stateid
+from extfs.nfs.stateids import Kind, RecordHead, State, write_stateid
 from extfs.nfs.xdr import Reader, Writer, XdrError
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ REFUSALS = 3
 DELEGATIONS_MAX = 65536
 
 _ATTRIBUTES = 1 << n.FATTR4_CHANGE | 1 << n.FATTR4_SIZE
-_CHANGE_SIZE = struct.Struct(">QQ")
+_TIMES = 1 << n.FATTR4_TIME_DELEG_ACCESS | 1 << n.FATTR4_TIME_DELEG_MODIFY
+_ANSWER_MAX = 64
+_STORED = struct.Struct(">IQQI")
 
 
 class Conflict(enum.IntEnum):
@@ -132,6 +134,24 @@ class DelegationState(State):
         self.refusals = 0
         self.timer: Timer | None = None
         self.asking: list[_Question] = []
+
+    def to_record(self) -> bytes:
+        """See `State`."""
+        out = self.begin_record(self.mark)
+        out.opaque(self.fh)
+        out.pack(_STORED, self.write, self.change, self.size, self.recalled is not None)
+        return bytes(out.buffer)
+
+    @classmethod
+    def from_record(
+        cls, record: Reader, client: Any, file: FileState, head: RecordHead
+    ) -> tuple[DelegationState, bool]:
+        """The delegation, and whether it was recalled."""
+        fh = record.opaque(n.NFS4_FHSIZE)
+        write, change, size, recalled = record.unpack(_STORED)
+        state = cls(client, file, head.other, fh, write=bool(write))
+        state.change, state.size = change, size
+        return state, bool(recalled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +380,18 @@ class Delegations:
         self._service.count("delegations")
         return delegation
 
+    def restore(self, delegation: DelegationState, *, recalled: bool) -> None:
+        """One of before a restart, which is in the tables again; the core has to learn of it."""
+        holder = delegation.client.holder_id
+        self._count += 1
+        if not self._core.grant(delegation.file.ino, holder, write=delegation.write):
+            self._states.revoke(delegation, n.NFS4ERR_DELEG_REVOKED)
+            return
+        delegation.holder = holder
+        self._by_holder[holder, delegation.file.ino] = delegation
+        if recalled:
+            self.recall(delegation)
+
     # -- attributes that the holder knows better --
 
     def remote_attributes(self, c: Compound, ino: int) -> Steps[RemoteAttributes | None]:
@@ -432,11 +464,11 @@ def _read_attributes(results: Reader) -> tuple[int, int]:
     if results.u32() != n.OP_CB_GETATTR or results.u32() != n.NFS4_OK:
         raise XdrError("not a result of CB_GETATTR")
     mask = results.bitmap()
-    values = results.opaque(_CHANGE_SIZE.size)
-    if mask != _ATTRIBUTES or len(values) != _CHANGE_SIZE.size:
+    values = Reader(results.opaque(_ANSWER_MAX))
+    if mask & _ATTRIBUTES != _ATTRIBUTES or mask & ~(_ATTRIBUTES | _TIMES):
         raise XdrError("not the attributes that were asked for")
-    change, size = _CHANGE_SIZE.unpack(values)
-    return change, size
+    # Times, which a client may add (RFC 9754), come behind these.
+    return values.u64(), values.u64()
 
 
 def referring_of(c: Compound) -> Sequence[Referring]:

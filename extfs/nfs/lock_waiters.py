@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from extfs.core import CoreError
 from extfs.nfs import constants as n
 from extfs.nfs.xdr import Writer
 
@@ -60,7 +61,11 @@ class LockWaiters:
         if key in self._waiters:
             self._states.owners.put(client, owner)
         self._waiters[key] = _Waiter(client, owner, fh)
-        self._states.locks.watch(file, number, start, last, write)
+        try:
+            self._states.locks.watch(file, number, start, last, write)
+        except CoreError:  # too many
+            del self._waiters[key]
+            self._states.owners.put(client, owner)
 
     def remove(self, ino: int, client: Client, owner: bytes) -> None:
         """The owner has the lock, or does not want it any more."""

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from extfs.nfs import constants as n
 from extfs.nfs.errors import NfsError
-from extfs.nfs.stateids import Kind, State
-from extfs.nfs.xdr import Writer
+from extfs.nfs.stateids import Kind, RecordHead, State
+from extfs.nfs.xdr import Reader, Writer
 
 if TYPE_CHECKING:
     from extfs.nfs.opens import FileState, OpenState
@@ -31,6 +31,11 @@ __all__ = ["LAST", "LockOwners", "LockState", "Ranges", "denied_body", "last_byt
 
 LAST = (1 << 64) - 1
 """The last byte of a range that reaches the end of every file."""
+STORED_MAX = 2048
+"""Locks of one lock state that outlive a restart; of one with more the client is told that it lost
+them (ADMIN_REVOKED)."""
+
+_STORED = struct.Struct(">QQI")
 
 
 def last_byte(offset: int, length: int) -> int:
@@ -100,6 +105,28 @@ class LockState(State):
         self.opened = opened
         self.number = 0
         self.ranges = Ranges()
+
+    def to_record(self) -> bytes:
+        """See `State`."""
+        lost = len(self.ranges) > STORED_MAX
+        out = self.begin_record(n.NFS4ERR_ADMIN_REVOKED if lost else self.mark)
+        out.fixed(self.opened.other)
+        out.opaque(self.owner)
+        out.u32(0 if lost else len(self.ranges))
+        if not lost:
+            for start, last, write in self.ranges:
+                out.pack(_STORED, start, last, write)
+        return bytes(out.buffer)
+
+    @classmethod
+    def from_record(
+        cls, record: Reader, client: Any, head: RecordHead, opened: OpenState
+    ) -> tuple[LockState, list[tuple[int, int, bool]]]:
+        """The lock state, and the locks that it is to have; `record` behind the open's `other`."""
+        state = cls(client, opened.file, head.other, record.opaque(n.NFS4_OPAQUE_LIMIT), opened)
+        count = record.count(STORED_MAX, _STORED.size)
+        stored = [record.unpack(_STORED) for _ in range(count)]
+        return state, [(start, last, bool(write)) for start, last, write in stored]
 
 
 @dataclass(slots=True)

@@ -15,12 +15,14 @@ Invariants.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from extfs.nfs import constants as n
 from extfs.nfs.errors import NfsError
-from extfs.nfs.stateids import Kind, State
+from extfs.nfs.stateids import Kind, RecordHead, State
+from extfs.nfs.xdr import Reader
 
 if TYPE_CHECKING:
     from extfs.nfs.delegations import DelegationState
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FileState", "OpenState"]
 
+_SHARES = struct.Struct(">III")
 _BITS = (n.OPEN4_SHARE_ACCESS_READ, n.OPEN4_SHARE_ACCESS_WRITE)
 
 
@@ -49,6 +52,22 @@ class OpenState(State):
         self.deny = 0
         self.pairs = 0
         self.locks: set[LockState] = set()
+
+    def to_record(self) -> bytes:
+        """See `State`."""
+        out = self.begin_record(self.mark)
+        out.opaque(self.owner)
+        out.pack(_SHARES, self.access, self.deny, self.pairs)
+        return bytes(out.buffer)
+
+    @classmethod
+    def from_record(
+        cls, record: Reader, client: Any, file: FileState, head: RecordHead
+    ) -> tuple[OpenState, tuple[int, int, int]]:
+        """The open, and what `FileState.share` is to be told when it is in the tables."""
+        state = cls(client, file, head.other, record.opaque(n.NFS4_OPAQUE_LIMIT))
+        access, deny, pairs = record.unpack(_SHARES)
+        return state, (access, deny, pairs)
 
     def downgraded(self, access: int, deny: int) -> int:
         """The pairs that remain of a downgrade; INVAL: no subset of the OPENs has that union."""

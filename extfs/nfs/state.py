@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from extfs.nfs import constants as n
@@ -33,12 +33,14 @@ from extfs.nfs.stateids import (
     CURRENT,
     INVALID,
     Kind,
+    RecordHead,
     State,
     Stateid,
     is_special,
     read_stateid,
     write_stateid,
 )
+from extfs.nfs.xdr import Reader
 
 if TYPE_CHECKING:
     from extfs.core import LayoutEvent
@@ -95,7 +97,7 @@ _FLAGS = {
 
 
 class States:
-    """Stateids and files. `on_change` is called with a client whose durable states changed."""
+    """Stateids and files."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -103,12 +105,16 @@ class States:
         self.locks = CoreLocks(service)
         self.waiters = LockWaiters(self)
         self.delegations = Delegations(self, CoreDelegations(service))
-        self.on_change: Callable[[Client], None] | None = None
         self._states: dict[bytes, State] = {}
         self._files: dict[int, FileState] = {}
         self._of_client: dict[Client, dict[bytes, State]] = {}
         self._number = 0
         self.verifier = struct.pack(">II", service.epoch, ~service.epoch & 0xFFFFFFFF)
+        """Of unstable WRITEs (RFC 8881 18.32.3): another one after each start."""
+        restorers = service.records.restorers
+        restorers[OPEN] = self._restore_open
+        restorers[LOCK] = self._restore_lock
+        restorers[DELEGATION] = self._restore_delegation
 
     # -- the tables --
 
@@ -142,9 +148,12 @@ class States:
                 else:
                     self._attach(file)
             self._enter(file, state)
+        self._register(state)
+        self.changed(state)
+
+    def _register(self, state: State) -> None:
         self._states[state.other] = state
         self._of_client.setdefault(state.client, {})[state.other] = state
-        self.changed(state.client)
 
     def _attach(self, file: FileState) -> None:
         self.service.fs.open_inode(file.ino)
@@ -173,7 +182,7 @@ class States:
         del of_client[state.other]
         if not of_client:
             del self._of_client[state.client]
-        self.changed(state.client)
+        self.service.records.state_dropped(state)
 
     def revoke(self, state: State, mark: int) -> None:
         """Taken away: its stateid answers `mark` until the client frees it (RFC 8881 8.3)."""
@@ -182,7 +191,7 @@ class States:
         self._leave(state)
         state.mark = mark
         self.service.count("states_revoked")
-        self.changed(state.client)
+        self.changed(state)
 
     def _leave(self, state: State) -> None:
         """Out of the tables of its file, with everything that it held."""
@@ -217,10 +226,59 @@ class States:
         except OSError as error:
             log.warning("inode %d: release: %s", file.ino, error)
 
-    def changed(self, client: Client) -> None:
-        """What `extfs.nfs.state_records` would say of the client is not what it was."""
-        if self.on_change is not None:
-            self.on_change(client)
+    def changed(self, state: State) -> None:
+        """`to_record` of it would not say what it said."""
+        self.service.records.state_changed(state)
+
+    # -- after a restart, for clients that are kept over one (`extfs.nfs.records`) --
+
+    def _restore_open(self, client: Client, body: bytes) -> State | None:
+        head, file, record = self._read_head(body)
+        state, shares = OpenState.from_record(record, client, file, head)
+        if self._restored(state, head):
+            state.file.share(state, *shares)
+        return state
+
+    def _restore_lock(self, client: Client, body: bytes) -> State | None:
+        head, _, record = self._read_head(body)
+        opened = self._states.get(record.fixed(n.NFS4_OTHER_SIZE))
+        if not isinstance(opened, OpenState):
+            return None
+        state, ranges = LockState.from_record(record, client, head, opened)
+        if self._restored(state, head):
+            self._restore_ranges(state, ranges)
+        return state
+
+    def _restore_ranges(self, state: LockState, ranges: list[tuple[int, int, bool]]) -> None:
+        state.number = self.owners.take(state.client, state.owner)
+        for start, last, write in ranges:
+            if self.locks.set(state.file, state.number, start, last, write) is not None:
+                self.revoke(state, n.NFS4ERR_ADMIN_REVOKED)  # a local process was faster
+                return
+            state.ranges.set(start, last, write)
+
+    def _restore_delegation(self, client: Client, body: bytes) -> State | None:
+        head, file, record = self._read_head(body)
+        state, recalled = DelegationState.from_record(record, client, file, head)
+        if self._restored(state, head):
+            self.delegations.restore(state, recalled=recalled)
+        return state
+
+    def _read_head(self, body: bytes) -> tuple[RecordHead, FileState, Reader]:
+        record = Reader(body)
+        head = RecordHead.read(record)
+        return head, self.file(head.ino, head.generation), record
+
+    def _restored(self, state: State, head: RecordHead) -> bool:
+        """It is in the tables again; False: as one that was revoked. ESTALE: its file is gone."""
+        state.seqid, state.mark = head.seqid, head.mark
+        if state.mark:
+            self._register(state)
+            return False
+        # A file without a name was freed by the restart.
+        self.service.fs.handle_check(head.ino, head.generation)
+        self.add(state)
+        return True
 
     # -- belief --
 

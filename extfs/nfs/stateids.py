@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from extfs.nfs import constants as n
 from extfs.nfs.errors import NfsError
+from extfs.nfs.xdr import Reader, Writer
 
 if TYPE_CHECKING:
     from extfs.nfs.opens import FileState
-    from extfs.nfs.xdr import Reader, Writer
 
 __all__ = [
     "ANONYMOUS",
@@ -24,6 +24,7 @@ __all__ = [
     "CURRENT",
     "INVALID",
     "Kind",
+    "RecordHead",
     "State",
     "Stateid",
     "check_seqid",
@@ -35,6 +36,7 @@ __all__ = [
 
 SEQID_MAX = 0xFFFFFFFF
 _STATEID = struct.Struct(">I12s")
+_HEAD = struct.Struct(">12sIIQI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,22 @@ class Kind(enum.IntEnum):
     LAYOUT = 4
 
 
+@dataclass(frozen=True, slots=True)
+class RecordHead:
+    """What the record of every state of a file begins with."""
+
+    other: bytes
+    seqid: int
+    mark: int
+    ino: int
+    generation: int
+
+    @classmethod
+    def read(cls, record: Reader) -> RecordHead:
+        """`XdrError`: it is too short."""
+        return cls(*record.unpack(_HEAD))
+
+
 class State:
     """What a stateid names.
 
@@ -119,6 +137,20 @@ class State:
         """After a change: the next seqid."""
         self.seqid = next_seqid(self.seqid)
         return Stateid(self.seqid, self.other)
+
+    def to_record(self) -> bytes:
+        """What is to be known of it after a restart, for a client that is kept over one.
+
+        A `RecordHead` and what the kind of state has; read again by ``from_record``.
+        """
+        raise NotImplementedError
+
+    def begin_record(self, mark: int) -> Writer:
+        """The head of a record."""
+        assert self.file is not None
+        out = Writer()
+        out.pack(_HEAD, self.other, self.seqid, mark, self.file.ino, self.file.generation)
+        return out
 
     def check(self, client: Any, seqid: int, ino: int | None) -> None:
         """RFC 8881 8.2.4 but for the kind: whose it is, whether it is good, seqid, file."""

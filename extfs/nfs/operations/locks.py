@@ -123,7 +123,7 @@ def _lock(c: Compound, state: LockState, wish: _Wish) -> Stateid:
         states.add(state)
     else:
         state.bump()
-        states.changed(client)
+        states.changed(state)
     states.waiters.remove(fh.ino, client, state.owner)
     return state.stateid()
 
@@ -194,7 +194,7 @@ def locku(c: Compound, args: Reader, out: Writer) -> None:
     states.locks.clear(state.file, state.number, offset, last)
     state.ranges.clear(offset, last)
     stateid = state.bump()
-    states.changed(state.client)
+    states.changed(state)
     write_stateid(out, stateid)
     c.set_stateid(stateid)
 

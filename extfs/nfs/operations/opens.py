@@ -321,7 +321,7 @@ def _share(c: Compound, found: _Found, wanted: _Arguments) -> OpenState:
         states.add(opened)
     else:
         opened.bump()
-        states.changed(opened.client)
+        states.changed(opened)
     opened.file.add_share(opened, wanted.access, wanted.deny)
     return opened
 
@@ -470,7 +470,7 @@ def open_downgrade(c: Compound, args: Reader, out: Writer) -> None:
     assert isinstance(opened, OpenState)
     opened.file.share(opened, access, deny, opened.downgraded(access, deny))
     stateid = opened.bump()
-    states.changed(opened.client)
+    states.changed(opened)
     write_stateid(out, stateid)
     c.set_stateid(stateid)
 
