@@ -5,6 +5,7 @@ On the other hand a grant that nobody needs is in the way of others, and a RW gr
 space. So a grant ends where these meet:
 
     shared with another client  what was asked for, in whole blocks
+    the least is all            the same: a client that would not take less of so much knows why
     READ                        at the end of file, or `READ_BYTES` behind what was asked for
     RW, mapped blocks           at the first hole, or `MAPPED_BYTES` behind what was asked for
     RW, reaching the end of file  a power of two near the size of the file, from `APPEND_LEAST` to
@@ -88,7 +89,7 @@ def generous_end(fs: Filesystem, ino: int, wanted: Wanted, alone: bool) -> int:
     """The end of the range to ask the core for; see the module. May read metadata."""
     size = fs.getattr(ino).size
     end = _asked_end(wanted, size)
-    if not alone:
+    if not alone or (wanted.least > BLOCK_SIZE and wanted.least == wanted.length):
         return end
     if wanted.iomode is Iomode.READ:
         return min(max(end, _up(size)), end + READ_BYTES, FILE_END)

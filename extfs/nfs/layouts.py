@@ -53,7 +53,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extfs.core import EventType, Iomode, Layout
+from extfs.core import BLOCK_SIZE, EventType, Filesystem, Iomode, Layout
 from extfs.nfs import constants as n
 from extfs.nfs.block_layout import EXTENT_BYTES, LAYOUT_HEAD_BYTES
 from extfs.nfs.clients import Standing
@@ -335,12 +335,10 @@ class LayoutTable:
         holder = client.holder_id
         if not holder:
             raise NfsError(n.NFS4ERR_BAD_STATEID)
-        layouts = self.service.fs.layouts
-        before = self.service.fs.getattr(ino).size
+        fs = self.service.fs
+        before = fs.getattr(ino).size
         try:
-            after: int = yield Blocking(
-                lambda: layouts.commit(ino, holder, ranges, size=size, mtime=mtime)
-            )
+            after: int = yield Blocking(lambda: _commit(fs, ino, holder, ranges, size, mtime))
         except OSError as error:
             raise self._uncommitted(error, bool(ranges) or size > before) from None
         self.service.count("layoutcommits")
@@ -567,6 +565,29 @@ LAYOUTGET_HEAD_BYTES = 4 + 16 + 4 + 8 + 8 + 4 + 4 + 4 + LAYOUT_HEAD_BYTES
 """LAYOUTGET4resok with one layout, before its extents."""
 TRY_LATER = bytes(4)
 """logr_will_signal_layout_avail: false."""
+
+
+def _commit(
+    fs: Filesystem,
+    ino: int,
+    holder: int,
+    ranges: list[tuple[int, int]],
+    size: int,
+    mtime: tuple[int, int] | None,
+) -> int:
+    """LAYOUT_COMMIT in the core; the file's size. Blocks.
+
+    Nothing becomes written behind the end of file, though a client whose pages are larger than our
+    blocks says that it has written the rest of its last page. It believes from now on that this is
+    committed, so that is recalled: with the next layout it will know better.
+    """
+    limit = -(-max(size, fs.getattr(ino).size) // BLOCK_SIZE) * BLOCK_SIZE
+    inside = [(offset, min(length, limit - offset)) for offset, length in ranges if offset < limit]
+    after = fs.layouts.commit(ino, holder, inside, size=size, mtime=mtime)
+    end = max((offset + length for offset, length in ranges), default=0)
+    if end > limit:
+        fs.layouts.recall(ino, limit, -(-(end - limit) // BLOCK_SIZE) * BLOCK_SIZE, holder=holder)
+    return after
 
 
 def _logged(what: str) -> Any:

@@ -28,6 +28,7 @@ from nfs.layout_calls import (
     layoutget,
     layoutreturn,
     open_file,
+    take_recall,
 )
 from nfs.reference_client import check_layout
 from nfs.wire import Session as WireSession
@@ -300,10 +301,29 @@ def test_a_commit_of_nothing(world: World, file: File) -> None:
     file.do(layoutcommit([], layout.stateid, None))
 
 
+def test_nothing_becomes_written_behind_the_end(world: World, file: File) -> None:
+    """As of a client with pages of 64 KiB: what it was not granted as written it has to return."""
+    layout = file.get(0, 65536)
+    for extent in layout.extents:
+        world.sim.poke(extent.storage, b"x" * extent.length)
+    assert file.commit((0, 65536), last=4999) == 5000
+    events(world)
+    _, recall = take_recall(file.session)
+    assert (recall.offset, recall.length) == (8192, 65536 - 8192)
+    assert file.give_back(stateid=recall.stateid) is None
+    world.fs.truncate(ino_of(world), 65536)
+    assert world.fs.read(ino_of(world), 0, 65536).rstrip(b"\0") == b"x" * 5000
+
+
+def test_a_client_that_takes_no_less_gets_no_more(file: File) -> None:
+    assert file.get(0, 65536, 65536).length == 65536
+    assert file.get(MIB, 4096, 4096).length > 4096
+
+
 @pytest.mark.parametrize(
     ("ranges", "last", "status"),
     [
-        ([(0, 4096), (MIB * 40, 4096)], 4095, "BAD_STATEID"),
+        ([(0, 4096), (MIB * 20, 4096)], 21 * MIB, "BAD_STATEID"),
         ([(0, 4096)], 30 * MIB, "BAD_STATEID"),
         ([(512, 512)], 4095, "INVAL"),
     ],
