@@ -372,6 +372,13 @@ def daemon_dies(w: World) -> None:
 def run_one(run: Run) -> dict[str, int]:
     """Violation, with what broke. Returns what was done, by name."""
     w = World(run)
+    try:
+        return _run_in(w, run)
+    finally:
+        w.sim.close()
+
+
+def _run_in(w: World, run: Run) -> dict[str, int]:
     names = list(STEPS)
     weights = [STEPS[n][0] for n in names]
     cut = w.rng.random() < 0.5
