@@ -28,7 +28,7 @@
  * A PENDING grant waits until the kernel has dropped its pages, one after the other, and those are
  * locked while a READ or WRITE of them is not answered: by us, after it had its segment. So nobody
  * but another PENDING one may wait for it; not even who only stands before a READ or WRITE
- * in the queue, or has a segment of another inode: there is one notification at a time for all.
+ * in the queue, or has a segment of another inode: notifications may wait for one another (bridge_notify.c).
  * Its GET_RW segment comes afterwards, at the end of the queue: in front of those who wait it would
  * keep them waiting for one grant after the other. Grants do not clash with one another: they were let in as GET_*.
  *
