@@ -28,6 +28,20 @@ GROUPS = ("all", "block", "pnfs", "reboot", "courteous")
 DEVICE_BYTES = 1 << 30
 EXTFS = Path(sys.executable).with_name("extfs")
 START_SECONDS = 30.0
+# Some tests of the suite (BLOCK3, GETDLIST1, LAYOUTRET1) pack "" where Python 3 wants b"", and end
+# in a TypeError before they have asked the server anything.
+TOLERANT_XDRLIB = """
+import xdrlib
+
+strict = xdrlib.Packer.pack_fstring
+
+
+def pack_fstring(self, n, s):
+    strict(self, n, s.encode() if isinstance(s, str) else s)
+
+
+xdrlib.Packer.pack_fstring = xdrlib.Packer.pack_fopaque = pack_fstring
+"""
 
 
 @dataclass
@@ -129,6 +143,9 @@ def _built(folder: Path, work: Path) -> tuple[Path, Path]:
     venv.create(work / "venv", with_pip=True)
     python = work / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "ply", "setuptools"], check=True)
+    (site,) = (work / "venv" / "lib").glob("python*/site-packages")
+    (site / "tolerant_xdrlib.py").write_text(TOLERANT_XDRLIB)
+    (site / "tolerant_xdrlib.pth").write_text("import tolerant_xdrlib\n")
     for part in ("xdr", "rpc", "nfs4.1"):
         subprocess.run(
             [python, "setup.py", "build"], cwd=suite / part, check=True, capture_output=True
