@@ -45,7 +45,8 @@ class ServiceOptions:
     """Limits and times. Bytes and seconds.
 
     `io_bytes`: of one READ or WRITE. `sessionless_bytes`: of the result of a COMPOUND without a
-    session. `cached_bytes`: of a result that a slot keeps. `keep_clients`: those who ask for it
+    session. `cached_bytes`: of a result that a slot keeps; `reply_cache_bytes`: of all that all
+    slots may keep. `keep_clients`: those who ask for it
     survive a restart with all their state (records.py).
     """
 
@@ -60,6 +61,7 @@ class ServiceOptions:
     operations: int = 128
     clients: int = 4096
     sessions_of_client: int = 16
+    reply_cache_bytes: int = 256 * MIB
     courtesy: bool = True
     keep_clients: bool = True
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from extfs.nfs import constants as n
@@ -39,6 +39,8 @@ RPC_REPLY_BYTES = 24
 """Header of an accepted reply with an empty verifier (RFC 5531 9)."""
 SMALL_REPLY_BYTES = 512
 """A reply up to this size is kept although the client did not ask for it."""
+SLOTS_MIN = 2
+"""With one the Linux client waits for itself: GETDEVICEINFO for the slot of LAYOUTGET."""
 _DIGEST_BYTES = 512
 _U32_MAX = 0xFFFFFFFF
 
@@ -123,6 +125,11 @@ class Session:
         self.slots: list[Slot | None] = [None] * fore.max_slots
         self.record = 0
 
+    @property
+    def reserved(self) -> int:
+        """Bytes of replies that its slots may keep."""
+        return len(self.slots) * max(self.fore.max_cached, SMALL_REPLY_BYTES)
+
     def busy(self, but: Slot | None = None) -> bool:
         """Whether a slot other than `but` is executing."""
         return any(slot is not None and slot.busy and slot is not but for slot in self.slots)
@@ -149,6 +156,7 @@ class SessionTable:
         self._clock = service.clock
         self._sessions: dict[bytes, Session] = {}
         self._last = 0
+        self._reserved = 0
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -158,6 +166,19 @@ class SessionTable:
         return self._sessions.get(identity)
 
     # -- life --
+
+    def admitted(self, fore: ChannelAttributes) -> ChannelAttributes:
+        """The same with as many slots as there is memory for the replies that they keep.
+
+        `NfsError` NOSPC: not even for the least.
+        """
+        free = self._service.options.reply_cache_bytes - self._reserved
+        slot = max(fore.max_cached, SMALL_REPLY_BYTES)
+        # An eighth of what is left: the more sessions there are, the less each new one gets.
+        slots = min(fore.max_slots, max(SLOTS_MIN, free // 8 // slot))
+        if slots * slot > free:
+            raise NfsError(n.NFS4ERR_NOSPC)
+        return fore if slots == fore.max_slots else replace(fore, max_slots=slots)
 
     def create(
         self,
@@ -173,6 +194,7 @@ class SessionTable:
         identity = _IDENTITY.pack(client.clientid, self._service.records.epoch, self._last)
         session = Session(identity, client, minor, fore, back, cb_program, cb_auth)
         self._sessions[identity] = session
+        self._reserved += session.reserved
         client.sessions.append(session)
         self._service.count("sessions_created")
         return session
@@ -181,6 +203,7 @@ class SessionTable:
         """Nobody can use it any more; a request that is executing in it ends unheard."""
         if self._sessions.pop(session.id, None) is None:
             return
+        self._reserved -= session.reserved
         session.client.sessions.remove(session)
         for connection in session.connections:
             connection.sessions.discard(session)

@@ -294,6 +294,31 @@ def test_sessions_of_a_client_are_bounded(world: World) -> None:
     assert reply.status == n.NFS4ERR_NOSPC
 
 
+def test_the_reply_cache_of_all_is_bounded(world: World) -> None:
+    """New sessions get less and less slots, at least two; then there are no more sessions."""
+    options = ServiceOptions(reply_cache_bytes=1 << 20, cached_bytes=16384)
+    limited, _ = wire.make_service(world.fs, options=options)
+    connection = wire.Wire(limited)
+    fore = channel_attributes(cached=1 << 20)
+    slots, sessions = [], []
+    for number in range(100):
+        found = identify(connection, b"%d" % number)
+        reply = connection.compound(create_session(found.clientid, 1, 2, fore))
+        if reply.status != n.NFS4_OK:
+            assert reply.status == n.NFS4ERR_NOSPC
+            break
+        got = created(reply)
+        assert got.fore[2] == 16384
+        slots.append(got.fore[4])
+        sessions.append(got.id)
+    assert slots[0] == 8
+    assert slots == sorted(slots, reverse=True)
+    assert slots[-1] == 2
+    assert sum(slots) * 16384 <= 1 << 20
+    assert connection.compound(destroy_session(sessions[-1])).status == n.NFS4_OK
+    created(connection.compound(create_session(found.clientid, 1, 2, fore)))
+
+
 def test_confirmed_clients_are_bounded(world: World) -> None:
     limited, _ = wire.make_service(world.fs, options=ServiceOptions(clients=3))
     for number in range(3):

@@ -182,7 +182,7 @@ def _write_channel(out: Writer, channel: ChannelAttributes) -> None:
 
 
 def _fore(asked: ChannelAttributes, options: ServiceOptions) -> ChannelAttributes:
-    """What is granted; a client that wants less slots than two would wait for itself."""
+    """What is granted of what is asked for, as far as memory allows."""
     if (
         asked.max_request < REQUEST_MIN
         or asked.max_response < RESPONSE_MIN
@@ -271,7 +271,8 @@ def create_session(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     if flags & ~_SESSION_FLAGS:
         raise NfsError(n.NFS4ERR_INVAL)
     options = c.service.options
-    fore, back = _fore(asked_fore, options), _back(asked_back)
+    back = _back(asked_back)
+    fore = c.service.sessions.admitted(_fore(asked_fore, options))
     if len(client.sessions) >= options.sessions_of_client:
         raise NfsError(n.NFS4ERR_NOSPC)
     if client.standing is Standing.PENDING:
