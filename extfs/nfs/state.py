@@ -108,6 +108,8 @@ class States:
         self._states: dict[bytes, State] = {}
         self._files: dict[int, FileState] = {}
         self._of_client: dict[Client, dict[bytes, State]] = {}
+        self._marked: dict[Client, dict[bytes, State]] = {}
+        """The revoked ones of `_of_client`: every SEQUENCE asks for them."""
         self._number = 0
         self.verifier = struct.pack(">II", service.epoch, ~service.epoch & 0xFFFFFFFF)
         """Of unstable WRITEs (RFC 8881 18.32.3): another one after each start."""
@@ -182,6 +184,9 @@ class States:
         del of_client[state.other]
         if not of_client:
             del self._of_client[state.client]
+        marked = self._marked.get(state.client)
+        if marked is not None and marked.pop(state.other, None) is not None and not marked:
+            del self._marked[state.client]
         self.service.records.state_dropped(state)
 
     def revoke(self, state: State, mark: int) -> None:
@@ -190,6 +195,7 @@ class States:
             return
         self._leave(state)
         state.mark = mark
+        self._marked.setdefault(state.client, {})[state.other] = state
         self.service.count("states_revoked")
         self.changed(state)
 
@@ -274,6 +280,7 @@ class States:
         state.seqid, state.mark = head.seqid, head.mark
         if state.mark:
             self._register(state)
+            self._marked.setdefault(state.client, {})[state.other] = state
             return False
         # A file without a name was freed by the restart.
         self.service.fs.handle_check(head.ino, head.generation)
@@ -378,10 +385,12 @@ class States:
 
     def sequence_flags(self, client: Client) -> int:
         """sr_status_flags about revoked states (RFC 8881 18.46.3)."""
+        marked = self._marked.get(client)
+        if marked is None:
+            return 0
         flags = 0
-        for state in self._of_client.get(client, {}).values():
-            if state.mark:
-                flags |= _FLAGS.get(state.mark, 0)
+        for state in marked.values():
+            flags |= _FLAGS.get(state.mark, 0)
         return flags
 
     def test(self, c: Compound, stateid: Stateid) -> int:
