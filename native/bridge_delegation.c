@@ -100,6 +100,17 @@ enum delegation_op delegation_op_of_open(uint32_t flags)
 	return writes ? DELEGATION_OPEN_WRITE : DELEGATION_OPEN_READ;
 }
 
+bool request_admit_open(struct request *r, struct inode *in, uint32_t flags)
+{
+	enum delegation_op op = delegation_op_of_open(flags);
+
+	if ((flags & O_NONBLOCK) && delegation_break(in, 0, op)) {
+		request_fail(r, -EWOULDBLOCK);
+		return false;
+	}
+	return request_admit(r, in, op);
+}
+
 bool request_admit_forwarded(struct request *r)
 {
 	const struct fuse_link_in *link = r->arg;

@@ -125,7 +125,7 @@ static void create_found(struct request *r, const struct fuse_create_in *in)
 		request_fail(r, inode_is_dir(r->inode2) ? -EISDIR : -ESTALE);
 		return;
 	}
-	if (!request_admit(r, r->inode2, delegation_op_of_open(in->flags)))
+	if (!request_admit_open(r, r->inode2, in->flags))
 		return;
 	if (!(in->flags & O_TRUNC)) {
 		request_reply_create(r, r->inode2, in->flags);

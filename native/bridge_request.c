@@ -330,10 +330,13 @@ void request_reply_open(struct request *r, struct inode *in, uint32_t open_flags
 		return;
 	}
 	/* Counted before the look: delegation.h. */
-	if (unlikely(delegation_any(in)) && !request_admit(r, in, delegation_op_of_open(open_flags))) {
+	if (unlikely(delegation_any(in)) && !request_admit_open(r, in, open_flags)) {
 		open_file_close(b, open_file_of(out.fh));
 		return;
 	}
+	/* It waited for a client, and what that wrote the kernel has perhaps not been told of yet. */
+	if (unlikely(r->uses.n))
+		out.open_flags &= ~FOPEN_KEEP_CACHE;
 	if (!answer(r, 0, &out, sizeof(out)))
 		open_file_close(b, open_file_of(out.fh));
 	request_end(r);
@@ -366,6 +369,8 @@ void request_reply_create(struct request *r, struct inode *in, uint32_t open_fla
 		open_file_close(b, open_file_of(out.open.fh));
 		return;
 	}
+	if (unlikely(r->uses.n)) /* as above */
+		out.open.open_flags &= ~FOPEN_KEEP_CACHE;
 	namei_stat(in, &st);
 	bridge_entry(&st, &out.entry);
 	inode_lookup_add(b->fs, st.ino, 1);

@@ -448,7 +448,8 @@ void delegation_looked(struct inode *in)
 	pthread_mutex_lock(&ls->mutex);
 	d = in->delegations;
 	now = layouts_now(ls->fs);
-	if (d && d->write && d->holder->state == HOLDER_LIVE && (!d->told || now - d->told >= ATTRS_NS)) {
+	if (d && d->write && d->holder->state == HOLDER_LIVE && (!d->told || now - d->told >= ATTRS_NS) &&
+	    !event_crowded(d->holder->sink)) {
 		d->told = MAX(now, 1);
 		COUNT(ls, delegation_attrs);
 		post(ls, d, EVENT_DELEGATION_ATTRS, 0);

@@ -49,6 +49,8 @@
  *
  * Events (layout.h) go to the holder's sink: DELEGATION_RECALL, DELEGATION_REVOKED, DELEGATION_ATTRS,
  * with grant_seq the number of the delegation and iomode READ or RW for its kind. A drop is not told.
+ * Who finds an EVENT_OVERFLOW has to look for recalled ones (delegation_list()); looks at attributes do
+ * not cause one, as they are not told when nobody keeps up with the events.
  *
  * Concurrency: records, waits and `due` are under layouts->mutex; a grant also holds fs->lock shared
  * and inode->lock. Counts of opens and uses are atomics: a local operation counts first and looks at

@@ -114,6 +114,11 @@ void event_post(struct layouts *ls, struct event_sink *sink, const struct layout
 		sink->wake(sink->arg);
 }
 
+bool event_crowded(const struct event_sink *sink)
+{
+	return sink && (sink->lost || sink->used > EVENT_RING / 2);
+}
+
 bool event_next(struct fs *fs, struct event_sink *sink, struct layout_event *out)
 {
 	bool any;

@@ -307,6 +307,8 @@ void watches_drop_inode(struct inode *in);               /* mutex not held */
 struct event_sink *sink_new(void (*wake)(void *arg), void *arg);
 void sink_free(struct event_sink *sink);
 void event_post(struct layouts *ls, struct event_sink *sink, const struct layout_event *ev);
+/* Nobody keeps up with it: what can be said later should not take the room of what cannot. */
+bool event_crowded(const struct event_sink *sink);
 
 /* ---- layout_revoke.c ---- on the thread */
 /* Begin to take [start, end) of in from the holder: asynchronous, by layouts_run(); revoke_ended() at the end. Takes over the

@@ -274,20 +274,36 @@ def test_a_change_waits_until_it_is_given_back(server: Server, statement: str, w
 def test_readers_wait_for_a_write_delegation_only(server: Server) -> None:
     path, ino = server.file("file", b"old")
     holder = server("client()")
+    assert path.read_bytes() == b"old"  # the kernel has it in memory now
+    closed(server, ino)
     server.grant(ino, holder, False)
     with User(path, READS) as user:
         assert user.line() == "done"
     assert server.events() == []
     closed(server, ino)
     number = server.grant(ino, holder, True)
-    with User(path, "assert open(path, 'rb').read() == b'new'") as user:
+    with User(path, "assert open(path, 'rb').read() == b'new and longer'") as user:
         server.recalled(ino, holder, number)
         assert user.waits()
-        # The client writes what it has, and gives it back.
-        server(f"[fs.write({ino}, 0, b'new'), bridge.notify_inode({ino}), None][-1]")
+        # The client writes what it has, and gives it back: that is what was waited for.
+        server(f"fs.write({ino}, 0, b'new and longer')")
         server.give_back(ino, holder)
         assert user.line() == "done"
     assert server.counter("delegation_recalls_open_read") == 1
+
+
+def test_who_does_not_want_to_wait(server: Server) -> None:
+    """open(2): EWOULDBLOCK, with O_NONBLOCK and an incompatible lease."""
+    path, ino = server.file("file")
+    holder = server("client()")
+    number = server.grant(ino, holder, True)
+    for flags in (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC):
+        with pytest.raises(BlockingIOError):
+            os.open(path, flags | os.O_NONBLOCK)
+    server.recalled(ino, holder, number)
+    server.give_back(ino, holder)
+    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    assert path.stat().st_size == 4
 
 
 def test_what_does_not_conflict_is_not_held_up(server: Server) -> None:

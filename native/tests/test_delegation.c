@@ -463,6 +463,28 @@ static void looks_at_attributes_are_told_once_a_second(void **state)
 	assert_false(delegation_of_number(world.fs, file(0)->ino));
 }
 
+static void looks_leave_room_for_recalls(void **state)
+{
+	uint64_t a = reg();
+	unsigned told = 0;
+
+	seq_of(0, a, true);
+	for (unsigned i = 0; i < 2 * EVENT_RING; i++) {
+		delegation_looked(file(0));
+		layouts_set_clock(world.fs, layouts_now(world.fs) + SECOND);
+	}
+	assert_int_equal(delegation_break(file(0), 0, DELEGATION_READ), -EAGAIN);
+	assert_int_equal(COUNTER(events_lost), 0);
+	for (struct layout_event ev; event_next(world.fs, sink, &ev);) {
+		told += ev.type == EVENT_DELEGATION_ATTRS;
+		if (ev.type == EVENT_DELEGATION_RECALL)
+			assert_int_equal(ev.seq, told + 1);
+	}
+	assert_int_equal(told, EVENT_RING / 2 + 1);
+	delegation_looked(file(0));
+	assert_int_equal(events(sink, EVENT_DELEGATION_ATTRS, NULL), 1);
+}
+
 static void they_are_listed_by_number(void **state)
 {
 	struct delegation_look d[FILES];
@@ -648,6 +670,7 @@ int main(void)
 		T(the_end_of_the_mount_ends_all),
 		T(it_keeps_an_unlinked_file),
 		T(looks_at_attributes_are_told_once_a_second),
+		T(looks_leave_room_for_recalls),
 		T(they_are_listed_by_number),
 		T(no_name_of_it_changes),
 		T(an_open_file_is_never_delegated),
