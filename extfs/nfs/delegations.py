@@ -202,6 +202,7 @@ class Delegations:
             return
         delegation.recalled = now
         self._recalled.add(delegation)
+        self._states.changed(delegation)
         self._service.count("delegation_recalls")
         delegation.timer = self._service.timers.after(
             self._service.lease.seconds, lambda: self._overdue(delegation)

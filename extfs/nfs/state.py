@@ -14,11 +14,13 @@ after a `yield`: look again.
 
 from __future__ import annotations
 
+import errno
 import logging
 import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from extfs.core import CoreError
 from extfs.nfs import constants as n
 from extfs.nfs.clients import Standing
 from extfs.nfs.core_tables import CoreDelegations, CoreLocks
@@ -240,15 +242,17 @@ class States:
 
     def _restore_open(self, client: Client, body: bytes) -> State | None:
         head, file, record = self._read_head(body)
+        if file is None:
+            return None
         state, shares = OpenState.from_record(record, client, file, head)
         if self._restored(state, head):
             state.file.share(state, *shares)
         return state
 
     def _restore_lock(self, client: Client, body: bytes) -> State | None:
-        head, _, record = self._read_head(body)
+        head, file, record = self._read_head(body)
         opened = self._states.get(record.fixed(n.NFS4_OTHER_SIZE))
-        if not isinstance(opened, OpenState):
+        if file is None or not isinstance(opened, OpenState):
             return None
         state, ranges = LockState.from_record(record, client, head, opened)
         if self._restored(state, head):
@@ -265,25 +269,31 @@ class States:
 
     def _restore_delegation(self, client: Client, body: bytes) -> State | None:
         head, file, record = self._read_head(body)
+        if file is None:
+            return None
         state, recalled = DelegationState.from_record(record, client, file, head)
         if self._restored(state, head):
             self.delegations.restore(state, recalled=recalled)
         return state
 
-    def _read_head(self, body: bytes) -> tuple[RecordHead, FileState, Reader]:
+    def _read_head(self, body: bytes) -> tuple[RecordHead, FileState | None, Reader]:
+        """None instead of a file that is gone: one without a name is freed by a restart."""
         record = Reader(body)
         head = RecordHead.read(record)
+        try:
+            self.service.fs.handle_check(head.ino, head.generation)
+        except CoreError as error:
+            if error.errno not in (errno.ESTALE, errno.ENOENT):
+                raise
+            return head, None, record
         return head, self.file(head.ino, head.generation), record
 
     def _restored(self, state: State, head: RecordHead) -> bool:
-        """It is in the tables again; False: as one that was revoked. ESTALE: its file is gone."""
+        """It is in the tables again; False: as one that was revoked."""
         state.seqid, state.mark = head.seqid, head.mark
         if state.mark:
             self._register(state)
-            self._marked.setdefault(state.client, {})[state.other] = state
             return False
-        # A file without a name was freed by the restart.
-        self.service.fs.handle_check(head.ino, head.generation)
         self.add(state)
         return True
 

@@ -37,6 +37,7 @@ class _Wish:
     last: int
     write: bool
     blocking: bool
+    reclaim: bool = False
 
 
 def _read_type(args: Reader) -> int:
@@ -108,6 +109,8 @@ def _lock(c: Compound, state: LockState, wish: _Wish) -> Stateid:
     try:
         conflict = _set(c, state.file, number, wish)
         if conflict is not None:
+            if wish.reclaim:
+                raise NfsError(n.NFS4ERR_RECLAIM_CONFLICT)
             if wish.blocking:
                 states.waiters.add(
                     client, state.file, fh.wire, state.owner, wish.start, wish.last, wish.write
@@ -143,6 +146,7 @@ def lock(c: Compound, args: Reader, out: Writer) -> None:
         stateid = read_stateid(args)
         args.u32()
     wish = _wish(kind, offset, length)
+    wish.reclaim = reclaim
     c.regular()
     assert c.client is not None
     assert c.current is not None

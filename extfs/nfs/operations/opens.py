@@ -315,7 +315,8 @@ def _share(c: Compound, found: _Found, wanted: _Arguments) -> OpenState:
     opened = file.opens.get((c.client, wanted.owner))
     for holder in file.share_conflicts(opened, wanted.access, wanted.deny):
         if not states.expire_courtesy(holder.client):
-            raise NfsError(n.NFS4ERR_SHARE_DENIED)
+            reclaim = wanted.claim == n.CLAIM_PREVIOUS
+            raise NfsError(n.NFS4ERR_RECLAIM_CONFLICT if reclaim else n.NFS4ERR_SHARE_DENIED)
     if opened is None:
         opened = OpenState(c.client, file, states.new_other(), wanted.owner)
         states.add(opened)
