@@ -117,14 +117,14 @@ class _Recorder:
             return run(session, *operations, **options)  # type: ignore[arg-type]
 
         wire.Session.run = recorded  # type: ignore[method-assign]
-        self.known: set[tuple[bytes, int]] = set()
+        self.known: set[bytes] = set()
 
     def record(self, operations: tuple[bytes, ...]) -> None:
         """One for each sequence of operations; filehandles of another server are left out."""
         kept = [encoded for encoded in operations if encoded[:4] != wire.u32(n.OP_PUTFH)]
         kind = b"".join(encoded[:4] for encoded in kept)
         seed = bytes([len(kept)]) + b"".join(kept)
-        variant = (kind, len(seed) // 16)
+        variant = kind
         if not 0 < len(kept) < 8 or len(seed) > SEED_BYTES_MAX or variant in self.known:
             return
         self.known.add(variant)
