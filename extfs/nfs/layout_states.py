@@ -14,13 +14,14 @@ from extfs.nfs import constants as n
 from extfs.nfs.callbacks import Referring
 from extfs.nfs.effects import Steps, Waiting
 from extfs.nfs.errors import NfsError
-from extfs.nfs.stateids import SEQID_MAX, Kind, State, Stateid
+from extfs.nfs.stateids import SEQID_MAX, Kind, RecordHead, State, Stateid
 
 if TYPE_CHECKING:
     from extfs.nfs.layout_recalls import Recall
     from extfs.nfs.opens import FileState
     from extfs.nfs.service import Service
     from extfs.nfs.sessions import Session, Slot
+    from extfs.nfs.xdr import Reader
 
 __all__ = ["PARALLEL", "Gate", "LayoutState", "Received", "Segment", "merged"]
 
@@ -121,12 +122,23 @@ class Gate:
 class LayoutState(State):
     """See the module. `fh` is the filehandle that the client knows the file by.
 
-    `known` is false after a restart of the server until the client has shown its stateid: then the
-    serial is a guess. `wanted`: ranges (start, end) that the core wants back.
+    After a restart of the server the serial is a guess until the client has shown its stateid
+    (`known`), and seqids that look too new are learnt (`restored`): they are not durable.
+    `wanted`: ranges (start, end) that the core wants back.
     """
 
     kind = Kind.LAYOUT
-    __slots__ = ("export", "fh", "gate", "known", "recall", "segments", "serial", "wanted")
+    __slots__ = (
+        "export",
+        "fh",
+        "gate",
+        "known",
+        "recall",
+        "restored",
+        "segments",
+        "serial",
+        "wanted",
+    )
     file: FileState
 
     def __init__(self, client: Any, file: FileState, other: bytes, fh: bytes, export: int) -> None:
@@ -135,6 +147,7 @@ class LayoutState(State):
         self.fh = fh
         self.export = export
         self.known = True
+        self.restored = False
         self.segments: list[Segment] = []
         self.wanted: list[tuple[int, int]] = []
         self.recall: Recall | None = None
@@ -157,9 +170,8 @@ class LayoutState(State):
         """The serial that a client means. `NfsError`: invariant 3."""
         if not seqid:
             raise NfsError(n.NFS4ERR_BAD_STATEID)
-        if not self.known:
-            if (seqid - self.seqid) % SEQID_MAX < SEQID_MAX // 2:
-                self.serial = self.seqid = seqid
+        if self.restored and (seqid - self.seqid) % SEQID_MAX < SEQID_MAX // 2:
+            self.serial = self.seqid = seqid
             self.known = True
         behind = (self.seqid - seqid) % SEQID_MAX
         if behind > SEQID_MAX // 2:
@@ -177,6 +189,27 @@ class LayoutState(State):
         self.serial_of(seqid)
         if ino is not None and self.file.ino != ino:
             raise NfsError(n.NFS4ERR_BAD_STATEID)
+
+    # -- over a restart of the server --
+
+    def to_record(self) -> bytes:
+        """See `State`. Segments are the core's to remember; the seqid is not worth a transaction
+        for each LAYOUTGET, the client knows it."""
+        out = self.begin_record(self.mark)
+        out.opaque(self.fh)
+        out.u32(self.export)
+        return bytes(out.buffer)
+
+    @classmethod
+    def from_record(
+        cls, record: Reader, client: Any, file: FileState, head: RecordHead
+    ) -> LayoutState:
+        """The state, without segments."""
+        fh = record.opaque(n.NFS4_FHSIZE)
+        state = cls(client, file, head.other, fh, record.u32())
+        state.serial = state.seqid = head.seqid
+        state.known, state.restored = False, True
+        return state
 
     # -- segments --
 

@@ -62,7 +62,8 @@ from extfs.nfs.errors import NfsError
 from extfs.nfs.layout_recalls import Recalls
 from extfs.nfs.layout_size import Wanted, ask
 from extfs.nfs.layout_states import Gate, LayoutState, Received, Segment, merged
-from extfs.nfs.stateids import Kind, Stateid
+from extfs.nfs.stateids import Kind, RecordHead, State, Stateid
+from extfs.nfs.xdr import Reader
 
 if TYPE_CHECKING:
     from extfs.core import LayoutEvent
@@ -110,6 +111,7 @@ class LayoutTable:
         self._settling: dict[Client, Gate] = {}
         self._by_holder: dict[int, Client] = {}
         self._asked_any = float("-inf")
+        service.records.restorers[Kind.LAYOUT] = self._restore
 
     # -- look up --
 
@@ -139,6 +141,17 @@ class LayoutTable:
         """Whether another client has a layout of the file."""
         file = self.service.states.known_file(ino)
         return file is not None and any(state.client is not client for state in file.layouts)
+
+    def believe(self, c: Compound, stateid: Stateid, ino: int, *kinds: Kind) -> State:
+        """`States.find`; but a client that is kept over restarts has not to hear of them: what is
+        gone since is bad, not stale, or it would recover a lease that is in order."""
+        try:
+            return self.service.states.find(c, stateid, *kinds, file=ino)
+        except NfsError as error:
+            assert c.client is not None
+            if error.status == n.NFS4ERR_STALE_STATEID and c.client.kept:
+                raise NfsError(n.NFS4ERR_BAD_STATEID) from None
+            raise
 
     # -- LAYOUTGET --
 
@@ -193,10 +206,7 @@ class LayoutTable:
 
     def _check_stateid(self, c: Compound, stateid: Stateid, ino: int, iomode: Iomode) -> None:
         """What a LAYOUTGET may come with (RFC 8881 18.43.3). `NfsError`."""
-        states = self.service.states
-        found = states.find(
-            c, stateid, Kind.OPEN, Kind.LOCK, Kind.DELEGATION, Kind.LAYOUT, file=ino
-        )
+        found = self.believe(c, stateid, ino, Kind.OPEN, Kind.LOCK, Kind.DELEGATION, Kind.LAYOUT)
         if iomode is not Iomode.RW:
             return
         c.writable()
@@ -326,11 +336,7 @@ class LayoutTable:
         """RFC 8881 18.42: what the client wrote becomes part of the file; its size after that."""
         client, ino = c.client, c.regular().ino
         assert client is not None
-        if reclaim:
-            if not self.service.lease.in_grace():
-                raise NfsError(n.NFS4ERR_NO_GRACE)
-        else:
-            self.service.states.find(c, stateid, Kind.LAYOUT, file=ino)
+        self._check_commit(c, stateid, ino, reclaim=reclaim)
         c.writable()
         holder = client.holder_id
         if not holder:
@@ -343,6 +349,21 @@ class LayoutTable:
             raise self._uncommitted(error, bool(ranges) or size > before) from None
         self.service.count("layoutcommits")
         return after
+
+    def _check_commit(self, c: Compound, stateid: Stateid, ino: int, *, reclaim: bool) -> None:
+        """The stateid is of a layout. In grace it may be one of before the restart: the core knows
+        what the client was told, and a client that does not say reclaim means it all the same."""
+        grace = self.service.lease.in_grace()
+        if reclaim and not grace:
+            raise NfsError(n.NFS4ERR_NO_GRACE)
+        try:
+            self.believe(c, stateid, ino, Kind.LAYOUT)
+        except NfsError as error:
+            if not grace or error.status not in (n.NFS4ERR_STALE_STATEID, n.NFS4ERR_BAD_STATEID):
+                raise
+            assert c.client is not None
+            if not c.client.holder_old:
+                raise
 
     def _uncommitted(self, error: OSError, loses: bool) -> Exception:
         """What the client is told: BADLAYOUT, success for Linux, only where nothing is lost."""
@@ -370,7 +391,7 @@ class LayoutTable:
         if self._revoked.get(client, {}).get(stateid.other) == ino:
             yield from self._give_back_revoked(client, stateid.other, ino)
             return None
-        state = self.service.states.find(c, stateid, Kind.LAYOUT, file=ino)
+        state = self.believe(c, stateid, ino, Kind.LAYOUT)
         assert isinstance(state, LayoutState)
         serial = state.serial_of(stateid.seqid)
         yield from state.gate.enter(alone=True)
@@ -497,6 +518,25 @@ class LayoutTable:
 
         self.service.count("layouts_returned_on_close")
         self.service.driver.run(steps(), _logged("return on close"))
+
+    def _restore(self, client: Client, body: bytes) -> LayoutState | None:
+        """After a restart: a layout of a kept client, with what the core remembers of it."""
+        record = Reader(body)
+        head = RecordHead.read(record)
+        grants = self.service.fs.layouts.grants(head.ino)
+        mine = [grant for grant in grants if grant.holder == client.holder_id]
+        if head.mark or not mine:
+            return None
+        states = self.service.states
+        file = states.file(head.ino, head.generation)
+        state = LayoutState.from_record(record, client, file, head)
+        for grant in mine:
+            end = min(grant.offset + grant.length, n.NFS4_MAXFILELEN)
+            state.add(Segment(grant.offset, end, grant.iomode, 1, None))
+        states.add(state)
+        self._states[client, head.ino] = state
+        self._of_client.setdefault(client, set()).add(state)
+        return state
 
     def client_lost(self, client: Client) -> None:
         """The client is gone; `ClientTable.drop` tells the core."""

@@ -228,7 +228,7 @@ def layouterror(c: Compound, args: Reader, out: Writer) -> None:
     stateid = read_stateid(args)
     errors = [args.unpack(_DEVICE_ERROR) for _ in range(args.count(_ERRORS_MAX, 24))]
     fh = c.regular()
-    c.service.states.find(c, stateid, Kind.LAYOUT, file=fh.ino)
+    c.service.layouts.believe(c, stateid, fh.ino, Kind.LAYOUT)
     assert c.client is not None
     for device, status, operation in errors:
         c.service.count("layouterrors")
@@ -253,7 +253,7 @@ def layoutstats(c: Compound, args: Reader, out: Writer) -> None:
     args.opaque(_BODY_MAX)
     _check_type(layout_type)
     fh = c.regular()
-    c.service.states.find(c, stateid, Kind.LAYOUT, file=fh.ino)
+    c.service.layouts.believe(c, stateid, fh.ino, Kind.LAYOUT)
     service = c.service
     service.count("layoutstats")
     service.count("layoutstats_reads", read_count)
