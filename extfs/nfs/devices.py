@@ -45,8 +45,8 @@ _ID = struct.Struct(">8sQ")
 NOTIFIED = 1 << n.NOTIFY_DEVICEID4_CHANGE | 1 << n.NOTIFY_DEVICEID4_DELETE
 """The notifications that a client gets if it asks for them.
 
-No id is ever deleted while the filesystem is served, so that one never comes. It is promised because
-the Linux client asks for both, and keeps no address when it is promised only one of them.
+No id is ever deleted while the filesystem is served, so that one never comes. It is promised
+because the Linux client asks for both, and keeps no address when it is promised only one of them.
 """
 
 
