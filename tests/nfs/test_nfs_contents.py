@@ -90,7 +90,9 @@ def test_write_and_read(world: World, one: FileClient, file: Opened) -> None:
     assert one.read(file.fh, file.stateid, 1 << 63, 7) == (b"", True)
     assert one.read(file.fh, file.stateid, 0, 0) == (b"", False)
     assert world.fs.read(ino_of(world), 5, 100) == b"contents"
-    assert world.service.counters["read_bytes_without_layout"] == 13 + 13 + 7
+    assert world.service.counters["server_read_bytes"] == 13 + 13 + 7
+    assert world.service.counters["server_reads_no_layout"] == 2
+    assert world.service.counters["server_reads_unaligned"] == 1
 
 
 @pytest.mark.parametrize("stable", [n.UNSTABLE4, n.DATA_SYNC4, n.FILE_SYNC4])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from extfs.core import CoreError, Filesystem
 from extfs.nfs import constants as n
-from extfs.nfs import credentials
+from extfs.nfs import credentials, server_io
 from extfs.nfs.attributes import FILE_BYTES_MAX
 from extfs.nfs.compound import Compound, Operation
 from extfs.nfs.delegations import Conflict
@@ -55,14 +55,6 @@ def check_range(offset: int, length: int) -> None:
         raise NfsError(n.NFS4ERR_FBIG)
 
 
-def _count(c: Compound, what: str, length: int) -> None:
-    """I/O through the server, and which of it a layout would have spared."""
-    assert c.current is not None
-    c.service.count(f"{what}_bytes", length)
-    if c.current.export.offers_layouts(c.connection.host):
-        c.service.count(f"{what}_bytes_without_layout", length)
-
-
 # -- READ, WRITE, COMMIT --
 
 
@@ -80,7 +72,7 @@ def read(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     contents = bytearray(count)
     if count:
         got = yield Blocking(lambda: fs.read_into(ino, offset, contents, nowait=True))
-        _count(c, "read", got)
+        server_io.count(c, "read", offset, got)
     out.boolean(offset + got >= fs.getattr(ino).size)
     out.opaque(contents if got == count else memoryview(contents)[:got])
 
@@ -115,7 +107,7 @@ def write(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     count = 0
     if contents:
         count = yield Blocking(write_it)
-        _count(c, "write", count)
+        server_io.count(c, "write", offset, count)
     out.pack(_WRITTEN, count, stable, c.service.states.verifier)
 
 
@@ -278,7 +270,7 @@ def read_plus(c: Compound, args: Reader, out: Writer) -> Steps[None]:
             out.u32(n.NFS4_CONTENT_DATA)
             out.u64(segment.offset)
             out.opaque(memoryview(segment.contents)[: segment.length])
-            _count(c, "read", segment.length)
+            server_io.count(c, "read", segment.offset, segment.length)
 
 
 def io_advise(c: Compound, args: Reader, out: Writer) -> None:
