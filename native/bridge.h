@@ -200,8 +200,9 @@ bool request_admit(struct request *r, struct inode *in, enum delegation_op op);
 /* The same, but after the wait then(r) goes on; r->inode and r->inode2 stay. */
 bool request_admit_then(struct request *r, struct inode *in, enum delegation_op op,
 			void (*then)(struct request *r));
-/* The same, but with O_NONBLOCK it does not wait: the delegation is recalled, the answer EWOULDBLOCK, as open(2)
- * says of leases. */
+/* The same without waiting: false: answered EAGAIN; recall: and what is in the way is recalled. */
+bool request_admit_now(struct request *r, struct inode *in, enum delegation_op op, bool recall);
+/* For an open; with O_NONBLOCK it does not wait, but has recalled what is in the way, as open(2) says of leases. */
 bool request_admit_open(struct request *r, struct inode *in, uint32_t flags);
 /* After -ERR_DELEGATED: start over when nobody has a delegation of it. Takes over the reference. */
 void request_wait_undelegated(struct request *r, struct inode *in);

@@ -100,15 +100,22 @@ enum delegation_op delegation_op_of_open(uint32_t flags)
 	return writes ? DELEGATION_OPEN_WRITE : DELEGATION_OPEN_READ;
 }
 
+bool request_admit_now(struct request *r, struct inode *in, enum delegation_op op, bool recall)
+{
+	bool refused;
+
+	begin_use(&r->uses, in, op);
+	refused = recall ? delegation_break(in, 0, op) != 0 : delegation_conflicts(in, op);
+	if (refused)
+		request_fail(r, -EAGAIN);
+	return !refused;
+}
+
 bool request_admit_open(struct request *r, struct inode *in, uint32_t flags)
 {
 	enum delegation_op op = delegation_op_of_open(flags);
 
-	if ((flags & O_NONBLOCK) && delegation_break(in, 0, op)) {
-		request_fail(r, -EWOULDBLOCK);
-		return false;
-	}
-	return request_admit(r, in, op);
+	return flags & O_NONBLOCK ? request_admit_now(r, in, op, true) : request_admit(r, in, op);
 }
 
 bool request_admit_forwarded(struct request *r)

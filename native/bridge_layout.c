@@ -118,6 +118,16 @@ static void done_get(struct request *r, int64_t result)
 	call_reply(r, offsetof(struct extfs_ioc_layout, extents[args->count]));
 }
 
+/* Delegations of clients are in the way as layouts of others are, and the flags mean them, too. */
+static bool admit_get(struct request *r, struct inode *in)
+{
+	enum delegation_op op = r->layout.iomode == IOMODE_RW ? DELEGATION_WRITE : DELEGATION_READ;
+
+	if (r->layout.flags & LAYOUT_F_WAIT)
+		return request_admit(r, in, op);
+	return request_admit_now(r, in, op, r->layout.flags & LAYOUT_F_RECALL);
+}
+
 void call_layout_get(struct request *r, const void *arg)
 {
 	const struct extfs_ioc_layout *call = arg;
@@ -137,7 +147,7 @@ void call_layout_get(struct request *r, const void *arg)
 		request_fail(r, err);
 		return;
 	}
-	if (!request_admit(r, in, r->layout.iomode == IOMODE_RW ? DELEGATION_WRITE : DELEGATION_READ))
+	if (!admit_get(r, in))
 		return;
 	out = call_room(r, offsetof(struct extfs_ioc_layout, extents[call->count]));
 	r->layout.extents = (void *)out->extents;

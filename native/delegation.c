@@ -248,6 +248,19 @@ int delegation_wait(struct inode *in, enum delegation_op op, struct delegation_w
 	return parked ? ERR_PARKED : 0;
 }
 
+bool delegation_conflicts(struct inode *in, enum delegation_op op)
+{
+	struct layouts *ls = layouts_of(in);
+	bool found;
+
+	if (!delegation_any(in))
+		return false;
+	pthread_mutex_lock(&ls->mutex);
+	found = in_the_way(in, op);
+	pthread_mutex_unlock(&ls->mutex);
+	return found;
+}
+
 bool delegation_cancel(struct delegation_wait *w)
 {
 	struct layouts *ls = layouts_of(w->in);

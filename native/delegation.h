@@ -112,6 +112,8 @@ struct delegation_wait {
 /* Inside the use: recall what is in the way and wait until it is gone. 0: nothing is; ERR_PARKED. w->op is
  * the caller's; the inode stays referenced by it. */
 int delegation_wait(struct inode *in, enum delegation_op op, struct delegation_wait *w);
+/* Is there any that op conflicts with? */
+bool delegation_conflicts(struct inode *in, enum delegation_op op);
 /* true: w->op will not be resumed. */
 bool delegation_cancel(struct delegation_wait *w);
 /* Somebody looked at the attributes of a write-delegated file. */

@@ -490,11 +490,15 @@ def test_layouts_of_local_processes(server: Server) -> None:
         with pytest.raises(RefusedError):
             server.grant(ino, holder, True)
         number = server.grant(ino, holder, False)
+        for recall in (False, True):
+            with pytest.raises(BlockingIOError):
+                local.get(LocalIomode.RW, 0, 4096, file=handle, recall=recall)
+            assert server.counter("delegation_recalls") == recall
         program = """
 from extfs.control.client import Descriptor, FileHandle, Iomode
 with Descriptor.control(path) as control:
     local = control.register("another")
-    local.get(Iomode.RW, 0, 4096, file=FileHandle(*HANDLE))
+    local.get(Iomode.RW, 0, 4096, file=FileHandle(*HANDLE), wait=True)
 """.replace("HANDLE", repr((handle.ino, handle.generation)))
         with User(server.mountpoint, program) as user:
             server.recalled(ino, holder, number)

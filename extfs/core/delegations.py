@@ -4,7 +4,8 @@
 `Layouts.register`) of the kind CLIENT, and in memory only. Local operations that conflict with it
 wait while it is recalled: event DELEGATION_RECALL, whose `grant_seq` is the number of the
 delegation, and DELEGATION_REVOKED when it was not given back within the recall time of the mount.
-None of these calls waits. Failed ones raise `CoreError`.
+None of these calls waits. Failed ones raise `CoreError`. Whoever finds that events were lost
+(OVERFLOW) looks for delegations that are being recalled in `Delegations.of`.
 
 What the server does itself is not held up: it asks `Delegations.make_way` first.
 """
