@@ -17,6 +17,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from extfs.core import BLOCK_SIZE, Stat
+from extfs.nfs import changes
 from extfs.nfs import constants as n
 from extfs.nfs.errors import NfsError
 from extfs.nfs.xdr import Writer
@@ -85,7 +86,7 @@ def _of_file(st: Stat, fsid: tuple[int, int], mounted_on: int) -> tuple[int, ...
     rdev = st.rdev
     return (
         _TYPES[mode >> 12],
-        st.change,
+        changes.value(st),
         st.size,
         fsid[0],
         fsid[1],
@@ -219,9 +220,7 @@ _BY_VIEW: dict[int, Callable[[_View], bytes]] = {
     n.FATTR4_LAYOUT_ALIGNMENT: lambda _: _U32.pack(BLOCK_SIZE),
     n.FATTR4_SUPPATTR_EXCLCREAT: lambda view: _bitmap(EXCLCREAT & supported(view.minor)),
     n.FATTR4_CLONE_BLKSIZE: lambda _: _U32.pack(BLOCK_SIZE),
-    n.FATTR4_CHANGE_ATTR_TYPE: lambda view: _U32.pack(
-        n.NFS4_CHANGE_TYPE_IS_UNDEFINED if view.pseudo else n.NFS4_CHANGE_TYPE_IS_MONOTONIC_INCR
-    ),
+    n.FATTR4_CHANGE_ATTR_TYPE: lambda _: _U32.pack(n.NFS4_CHANGE_TYPE_IS_UNDEFINED),
     n.FATTR4_XATTR_SUPPORT: lambda view: _FALSE if view.pseudo else _TRUE,
     n.FATTR4_OPEN_ARGUMENTS: lambda _: _open_arguments(),
 }

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from extfs.nfs import changes
 from extfs.nfs import constants as n
 from extfs.nfs.callbacks import CallbackReply, Referring
 from extfs.nfs.effects import Blocking, Steps, Waiting
@@ -372,7 +373,7 @@ class Delegations:
             raise RefusedError(n.WND4_CONTENTION)
         delegation = DelegationState(c.client, file, self._states.new_other(), fh.wire, write=write)
         delegation.holder = holder
-        delegation.change, delegation.size = stat.change, stat.size
+        delegation.change, delegation.size = changes.value(stat), stat.size
         delegation.referring = referring_of(c)
         self._states.add(delegation)
         self._count += 1

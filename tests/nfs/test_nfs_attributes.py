@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from extfs.core import ROOT_INODE, Cred, HolderKind, HolderSpec, Iomode
-from extfs.nfs import attributes
+from extfs.nfs import attributes, changes
 from extfs.nfs import constants as n
 from nfs import calls
 from nfs.calls import (
@@ -104,7 +104,7 @@ def test_attributes_are_those_of_the_core(world: World, file: int) -> None:
     st = world.fs.getattr(file)
     space = world.fs.statfs()
     assert found[n.FATTR4_TYPE] == n.NF4REG
-    assert found[n.FATTR4_CHANGE] == st.change
+    assert found[n.FATTR4_CHANGE] == changes.value(st)
     assert found[n.FATTR4_SIZE] == 5000
     assert found[n.FATTR4_SPACE_USED] == 8192
     assert found[n.FATTR4_FILEID] == found[n.FATTR4_MOUNTED_ON_FILEID] == file
@@ -125,7 +125,7 @@ def test_attributes_are_those_of_the_core(world: World, file: int) -> None:
     assert found[n.FATTR4_ACLSUPPORT] == 0
     assert found[n.FATTR4_MAXREAD] == found[n.FATTR4_MAXWRITE] == 1 << 20
     assert found[n.FATTR4_MAXFILESIZE] == (1 << 63) - 1
-    assert found[n.FATTR4_CHANGE_ATTR_TYPE] == n.NFS4_CHANGE_TYPE_IS_MONOTONIC_INCR
+    assert found[n.FATTR4_CHANGE_ATTR_TYPE] == n.NFS4_CHANGE_TYPE_IS_UNDEFINED
     access_bits, deny, want, claim, mode = found[n.FATTR4_OPEN_ARGUMENTS]
     assert (access_bits, deny, mode) == (0b1110, 0b1111, 0b1111)
     assert claim & 0b10111 == 0b10111

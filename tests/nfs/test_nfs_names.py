@@ -8,7 +8,9 @@ import struct
 import pytest
 
 from extfs.core import ROOT_INODE, Cred, Filesystem
+from extfs.nfs import changes
 from extfs.nfs import constants as n
+from extfs.nfs.xdr import Writer
 from nfs.calls import (
     auth_sys,
     create,
@@ -59,7 +61,7 @@ def tree(world: World) -> World:
 
 
 def change(fs: Filesystem, *names: bytes) -> int:
-    return fs.resolve(b"/".join(names)).change
+    return changes.value(fs.resolve(b"/".join(names)))
 
 
 # ---- filehandles -------------------------------------------------------------------------------
@@ -288,7 +290,8 @@ def test_every_type_that_create_makes(tree: World) -> None:
             create(kind, name, mode, target=b"to", device=(300, 70000)),
         )[-1]
         assert info.atomic
-        assert info.after == info.before + 1
+        assert info.after > info.before
+        assert info.after == change(tree.fs, b"open")
         assert mask == (0 if kind == n.NF4LNK else 1 << n.FATTR4_MODE)
         wanted = getattr_(n.FATTR4_TYPE, n.FATTR4_RAWDEV, n.FATTR4_MODE)
         found = do(session, *path(b"open", name), wanted)[-1]
@@ -475,14 +478,28 @@ def test_a_directory_moves_only_if_it_may_be_written(tree: World) -> None:
     assert status_of(session, *calls, auth=USER) == "OK"
 
 
-def test_changes_by_others_are_not_called_atomic() -> None:
-    """watched() sees that the directory changed more than the operation explains."""
-    from extfs.nfs.operations.names import ChangeInfo
-    from extfs.nfs.xdr import Writer
+def test_changes_by_others_are_not_called_atomic(tree: World) -> None:
+    place = tree.fs.resolve(b"dir").ino
 
+    def busy() -> None:
+        tree.fs.mkdir(place, b"mine", 0o755)
+        tree.fs.mkdir(place, b"theirs", 0o755)
+
+    _, info = changes.watched(tree.fs, place, busy)
     out = Writer()
-    ChangeInfo(4, 6).write(out)
-    assert bytes(out.buffer) == struct.pack(">IQQ", 0, 4, 6)
+    info.write(out)
+    values = (changes.value(info.before), changes.value(info.after))
+    assert bytes(out.buffer) == struct.pack(">IQQ", 0, *values)
+    assert values[0] < values[1]
+
+
+def test_a_change_attribute_does_not_come_back(tree: World) -> None:
+    """A power cut takes changes back that were not durable; those after it have other values."""
+    st = tree.fs.resolve(b"dir")
+    lost = st._replace(change=st.change + 3, ctime=st.ctime + 10, ctime_ns=5)
+    later = st._replace(change=st.change + 3, ctime=st.ctime + 20, ctime_ns=5)
+    assert changes.value(later) > changes.value(lost) > changes.value(st)
+    assert changes.value(st._replace(ctime=1 << 40)) < 1 << 64
 
 
 def test_truncated_arguments_are_bad_xdr(tree: World) -> None:

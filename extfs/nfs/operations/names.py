@@ -8,13 +8,13 @@ ours alone: then change_info4 may say that it is atomic.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from extfs.core import Filesystem, Stat
+from extfs.core import Stat
 from extfs.nfs import constants as n
 from extfs.nfs import credentials, filehandles, names, set_attributes
+from extfs.nfs.changes import CHANGE_INFO_BYTES, ChangeInfo, watched
 from extfs.nfs.compound import Operation
 from extfs.nfs.delegations import Conflict
 from extfs.nfs.effects import Blocking, Steps
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from extfs.nfs.compound import Compound
     from extfs.nfs.filehandles import Filehandle
 
-__all__ = ["OPERATIONS", "ChangeInfo", "directory", "watched"]
-
-T = TypeVar("T")
+__all__ = ["OPERATIONS", "directory"]
 
 S_IFMT = 0o170000
 S_IFDIR = 0o040000
@@ -43,33 +41,8 @@ _TYPES = {
 _LINK_MAX = 4095
 _LINK_WIRE_MAX = 65536
 _MAJOR_MAX, _MINOR_MAX = 0xFFF, 0xFFFFF
-_CHANGE_INFO_BYTES = 20
 _BITMAP_BYTES = 16
 _STYLE_PARENT = n.SECINFO_STYLE4_PARENT
-
-
-# ---- change_info4 ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeInfo:
-    """change_info4: a directory's change attribute on both sides of an operation."""
-
-    before: int
-    after: int
-
-    def write(self, out: Writer, changes: int = 1) -> None:
-        """`changes`: how many the operation makes."""
-        out.boolean(self.after - self.before == changes)
-        out.u64(self.before)
-        out.u64(self.after)
-
-
-def watched(fs: Filesystem, ino: int, change: Callable[[], T]) -> tuple[T, ChangeInfo]:
-    """Do something to a directory, and say how its change attribute went. May block."""
-    before = fs.getattr(ino).change
-    result = change()
-    return result, ChangeInfo(before, fs.getattr(ino).change)
 
 
 # ---- directories -------------------------------------------------------------------------------
@@ -352,7 +325,7 @@ def rename(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     victim = _look(c, target, new)
     if victim is not None and victim.ino == moved.ino:
         for place in (source, target):
-            ChangeInfo(place.change, place.change).write(out, 0)
+            ChangeInfo(place, place).write(out, 0)
         return
     if moved.mode & S_IFMT == S_IFDIR and source.ino != target.ino:
         credentials.require(c, moved.ino, credentials.WRITE)  # its ".." changes
@@ -388,9 +361,9 @@ OPERATIONS = {
     n.OP_SECINFO_NO_NAME: Operation(secinfo_no_name, filehandle="current"),
     n.OP_OPENATTR: Operation(openattr, filehandle="current"),
     n.OP_CREATE: Operation(
-        create, filehandle="current", reply_bytes=8 + _CHANGE_INFO_BYTES + _BITMAP_BYTES
+        create, filehandle="current", reply_bytes=8 + CHANGE_INFO_BYTES + _BITMAP_BYTES
     ),
-    n.OP_LINK: Operation(link, filehandle="both", reply_bytes=8 + _CHANGE_INFO_BYTES),
-    n.OP_REMOVE: Operation(remove, filehandle="current", reply_bytes=8 + _CHANGE_INFO_BYTES),
-    n.OP_RENAME: Operation(rename, filehandle="both", reply_bytes=8 + 2 * _CHANGE_INFO_BYTES),
+    n.OP_LINK: Operation(link, filehandle="both", reply_bytes=8 + CHANGE_INFO_BYTES),
+    n.OP_REMOVE: Operation(remove, filehandle="current", reply_bytes=8 + CHANGE_INFO_BYTES),
+    n.OP_RENAME: Operation(rename, filehandle="both", reply_bytes=8 + 2 * CHANGE_INFO_BYTES),
 }

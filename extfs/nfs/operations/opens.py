@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from extfs.core import CoreError, Stat
+from extfs.nfs import changes, credentials, filehandles, names, set_attributes
 from extfs.nfs import constants as n
-from extfs.nfs import credentials, filehandles, names, set_attributes
 from extfs.nfs.attributes import EXCLCREAT
 from extfs.nfs.compound import Compound, Operation
 from extfs.nfs.delegations import Conflict, DelegationState, RefusedError
@@ -80,6 +80,7 @@ class _Found:
     stat: Stat
     before: int
     after: int
+    atomic: bool = True
     mine: bool = False
     truncate: bool = False
     attributes: int = 0
@@ -186,7 +187,7 @@ def _by_name(c: Compound, wanted: _Arguments) -> Steps[_Found]:
     while True:
         known = _lookup(c, directory.ino, wanted.name)
         if known is not None:
-            change = c.service.fs.getattr(directory.ino).change
+            change = changes.value(c.service.fs.getattr(directory.ino))
             found = _Found(known, change, change)
             if wanted.creation is not None:
                 _check_existing(found, wanted.creation)
@@ -262,10 +263,18 @@ def _create(
         finally:
             fs.release(made.ino)
 
-    before = fs.getattr(directory.ino).change
+    before = fs.getattr(directory.ino)
     made, attrset = yield Blocking(exclusive if creation.exclusive else plain)
-    after = fs.getattr(directory.ino).change
-    return _Found(made, before, after, mine=True, attributes=attrset)
+    after = fs.getattr(directory.ino)
+    return _Found(
+        made,
+        changes.value(before),
+        changes.value(after),
+        # Exactly one change between the two looks: it was this one.
+        atomic=after.change - before.change == 1,
+        mine=True,
+        attributes=attrset,
+    )
 
 
 def _by_filehandle(c: Compound) -> _Found:
@@ -377,9 +386,7 @@ def open_(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     stateid = opened.stateid()
     delegation, why = yield from _delegation(c, opened, wanted)
     write_stateid(out, stateid)
-    # Exactly one change between the two looks: it was this one, so they are atomic.
-    atomic = found.after - found.before in (0, 1)
-    out.pack(_CHANGE_INFO, atomic, found.before, found.after)
+    out.pack(_CHANGE_INFO, found.atomic, found.before, found.after)
     out.u32(_RESULT_FLAGS)
     out.bitmap(found.attributes)
     write_delegation(c, out, delegation, why)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import stat
-import struct
 from bisect import bisect_right
 from collections.abc import Callable
 
 from extfs.core import CoreError, Stat
 from extfs.nfs import constants as n
 from extfs.nfs import credentials, filehandles
+from extfs.nfs.changes import CHANGE_INFO_BYTES, ChangeInfo
 from extfs.nfs.compound import Compound, Operation
 from extfs.nfs.delegations import Conflict
 from extfs.nfs.effects import Blocking, Steps
@@ -30,7 +30,6 @@ VALUE_MAX = 65536
 _WIRE_MAX = 1 << 20
 """Bytes of a name or value that is still read, to be refused as too big and not as bad XDR."""
 
-_CHANGE_INFO = struct.Struct(">IQQ")
 _LIST_AROUND = 20
 """Bytes of a LISTXATTRS result around its names: cookie, count, eof, and to spare."""
 
@@ -81,10 +80,9 @@ def _change(c: Compound, out: Writer, call: Callable[[int], None]) -> Steps[None
         call(ino)
         fs.fsync(ino)
 
-    before = fs.getattr(ino).change
+    before = fs.getattr(ino)
     yield Blocking(change)
-    after = fs.getattr(ino).change
-    out.pack(_CHANGE_INFO, after - before == 1, before, after)
+    ChangeInfo(before, fs.getattr(ino)).write(out)
 
 
 def setxattr(c: Compound, args: Reader, out: Writer) -> Steps[None]:
@@ -150,10 +148,10 @@ def removexattr(c: Compound, args: Reader, out: Writer) -> Steps[None]:
 OPERATIONS = {
     n.OP_GETXATTR: Operation(getxattr, minor=2, filehandle="current"),
     n.OP_SETXATTR: Operation(
-        setxattr, minor=2, filehandle="current", reply_bytes=_CHANGE_INFO.size
+        setxattr, minor=2, filehandle="current", reply_bytes=CHANGE_INFO_BYTES
     ),
     n.OP_LISTXATTRS: Operation(listxattrs, minor=2, filehandle="current"),
     n.OP_REMOVEXATTR: Operation(
-        removexattr, minor=2, filehandle="current", reply_bytes=_CHANGE_INFO.size
+        removexattr, minor=2, filehandle="current", reply_bytes=CHANGE_INFO_BYTES
     ),
 }
