@@ -19,6 +19,7 @@ that is GONE is in no table and has no sessions.
 from __future__ import annotations
 
 import enum
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from extfs.nfs.service import Service
     from extfs.nfs.sessions import Session
 
-__all__ = ["Client", "ClientTable", "Standing", "in_background", "retire_holder"]
+__all__ = ["Client", "ClientTable", "Standing", "in_background", "resume_holder", "retire_holder"]
 
 log = logging.getLogger("extfs.nfs")
 
@@ -260,8 +261,11 @@ class ClientTable:
         client.renewed = self._service.clock()
 
     def restore(self, record: ClientRecord) -> Client:
-        """A kept client of before a restart, with its client ID; its lease begins now."""
+        """A kept client of before a restart, with its client ID; its lease begins now. Blocks."""
         client = Client.from_record(record, self._service.clock())
+        holder, key = client.holder_id, client.holder_key
+        if holder and not resume_holder(self._service.fs, holder, key):
+            client.holder_id = client.holder_key = 0
         self._by_id[client.clientid] = client
         self._living[client.owner] = client
         return client
@@ -338,6 +342,16 @@ def in_background(service: Service, call: Callable[[], object]) -> None:
             log.warning("in the background: %s", error)
 
     service.driver.run(steps(), done)
+
+
+def resume_holder(fs: Filesystem, holder: int, key: int) -> bool:
+    """A holder of before a restart speaks again. False: it is no more. Blocks."""
+    try:
+        fs.layouts.resume(holder, key)
+    except CoreError as error:
+        log.info("holder %d is not resumed: %s", holder, error)
+        return error.errno == errno.EBUSY  # live already
+    return True
 
 
 def retire_holder(fs: Filesystem, holder: int) -> None:

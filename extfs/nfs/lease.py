@@ -24,7 +24,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from extfs.nfs import constants as n
-from extfs.nfs.clients import Client, Standing, in_background, retire_holder
+from extfs.nfs.clients import Client, Standing, resume_holder, retire_holder
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.errors import NfsError
 from extfs.nfs.records import ClientRecord
@@ -112,32 +112,36 @@ class Lease:
 
     # -- confirmation and reclaim --
 
-    def confirmed(self, client: Client) -> None:
+    def confirmed(self, client: Client) -> Steps[None]:
         """CREATE_SESSION is about to confirm it: it takes over what its owner had of before.
 
-        Stages its record, and the old record's end. Its holder in the core is resumed in the
-        background, or given up if the client has restarted too (another verifier).
+        Its holder in the core is resumed, or given up if the client has restarted too (another
+        verifier). Its record is durable when this returns, and the old record gone.
         """
         records = self._service.records
         old = self._old.pop(client.owner, None)
         if old is None:
             records.stage_client(client)
+            yield from records.durable()
             return
         number, record = old
         client.eligible = client.owner in self._reclaiming
-        if record.holder_id:
-            self._take_holder(client, record)
+        same = record.verifier == client.verifier
+        if record.holder_id and same:
+            client.holder_id, client.holder_key = record.holder_id, record.holder_key
+            client.holder_old = True
         records.stage_client(client)
         records.stage(number, None)
-
-    def _take_holder(self, client: Client, record: ClientRecord) -> None:
-        fs = self._service.fs
-        if record.verifier != client.verifier:
-            in_background(self._service, lambda: retire_holder(fs, record.holder_id))
+        yield from records.durable()
+        holder, key = record.holder_id, record.holder_key
+        if not holder:
             return
-        client.holder_id, client.holder_key = record.holder_id, record.holder_key
-        client.holder_old = True
-        in_background(self._service, lambda: fs.layouts.resume(record.holder_id, record.holder_key))
+        fs = self._service.fs
+        if not same:
+            yield Blocking(lambda: retire_holder(fs, holder))
+        elif not (yield Blocking(lambda: resume_holder(fs, holder, key))):
+            client.holder_id = client.holder_key = 0
+            client.holder_old = False
 
     def reclaim_complete(self, client: Client) -> Steps[None]:
         """RECLAIM_COMPLETE for all file systems (RFC 8881 18.51); durable when it returns."""

@@ -389,9 +389,6 @@ class Records:
             if not record.kept or not service.options.keep_clients:
                 continue
             client = service.clients.restore(record)
-            if client.holder_id and not self._resume_holder(client):
-                client.holder_id = client.holder_key = 0
-                self.stage(number, client.to_record())
             kept[client.clientid] = client
             self._numbers[client] = number
             self._of_client[client] = {}
@@ -402,14 +399,6 @@ class Records:
                 self.stage(number, None)
                 del clients[number]
         return kept
-
-    def _resume_holder(self, client: Client) -> bool:
-        try:
-            self._service.fs.layouts.resume(client.holder_id, client.holder_key)
-        except OSError as error:
-            log.info("client %s has no layouts any more: %s", client.name, error)
-            return error.errno == errno.EBUSY  # it is live already
-        return True
 
     def _restore_state(self, client: Client, number: int, record: StateRecord) -> bool:
         restorer = self.restorers.get(record.kind)

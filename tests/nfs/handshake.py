@@ -10,11 +10,23 @@ from extfs.nfs import constants as n
 from extfs.nfs.service import Service, ServiceOptions
 from extfs.nfs.xdr import Reader
 from nfs import wire
-from nfs.wire import Reply, Runner, Session, Wire, make_service, next_result, op, u32, u64
+from nfs.wire import (
+    Reply,
+    Runner,
+    Session,
+    Wire,
+    create_session,
+    make_service,
+    next_result,
+    op,
+    u32,
+    u64,
+)
 
 CONFIRMED = n.EXCHGID4_FLAG_CONFIRMED_R
 UPDATE = n.EXCHGID4_FLAG_UPD_CONFIRMED_REC_A
 RECLAIM_COMPLETE = op(n.OP_RECLAIM_COMPLETE, u32(0))
+PERSIST = n.CREATE_SESSION4_FLAG_PERSIST | n.CREATE_SESSION4_FLAG_CONN_BACK_CHAN
 OTHER_USER = wire.auth_sys(uid=1111)
 
 
@@ -125,3 +137,23 @@ class Server:
 
     def wire(self) -> Wire:
         return Wire(self.service)
+
+
+class Kept(Session):
+    """A client that asks for PERSIST, as the Linux client does."""
+
+    def __init__(self, server: Server, owner: bytes = b"kept", verifier: bytes = b"boot") -> None:
+        self.service = server.service
+        self.wire = server.wire()
+        found = identify(self.wire, owner, verifier)
+        self.clientid, self.first = found.clientid, found.sequence
+        self.confirmed = bool(found.flags & n.EXCHGID4_FLAG_CONFIRMED_R)
+        self.reopen(server, self.first)
+
+    def reopen(self, server: Server, number: int) -> None:
+        """CREATE_SESSION with this sequence number."""
+        self.service = server.service
+        self.wire = server.wire()
+        got = created(self.wire.compound(create_session(self.clientid, number, PERSIST)))
+        assert not got.flags & n.CREATE_SESSION4_FLAG_PERSIST  # the reply cache does not survive
+        self.id, self.numbers = got.id, {}

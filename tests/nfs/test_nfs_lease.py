@@ -19,7 +19,7 @@ from extfs.nfs.service import ServiceOptions
 from extfs.nfs.stateids import Kind, State
 from nfs import wire
 from nfs.conftest import DEVICE_BYTES
-from nfs.handshake import RECLAIM_COMPLETE, Server, created, identify
+from nfs.handshake import PERSIST, RECLAIM_COMPLETE, Kept, Server
 from nfs.wire import Session, create_session
 
 LEASE = 40.0
@@ -417,28 +417,6 @@ def test_after_a_restart_of_both_the_old_holder_is_gone(server: Server) -> None:
 
 
 # -- clients that a restart keeps --
-
-PERSIST = n.CREATE_SESSION4_FLAG_PERSIST | n.CREATE_SESSION4_FLAG_CONN_BACK_CHAN
-
-
-class Kept(Session):
-    """A client that asks for PERSIST, as the Linux client does."""
-
-    def __init__(self, server: Server, owner: bytes = b"kept", verifier: bytes = b"boot") -> None:
-        self.service = server.service
-        self.wire = server.wire()
-        found = identify(self.wire, owner, verifier)
-        self.clientid, self.first = found.clientid, found.sequence
-        self.confirmed = bool(found.flags & n.EXCHGID4_FLAG_CONFIRMED_R)
-        self.reopen(server, self.first)
-
-    def reopen(self, server: Server, number: int) -> None:
-        """CREATE_SESSION with this sequence number."""
-        self.service = server.service
-        self.wire = server.wire()
-        got = created(self.wire.compound(create_session(self.clientid, number, PERSIST)))
-        assert not got.flags & n.CREATE_SESSION4_FLAG_PERSIST  # the reply cache does not survive
-        self.id, self.numbers = got.id, {}
 
 
 class Thing(State):

@@ -314,8 +314,7 @@ def _confirm(c: Compound, client: Client) -> Steps[None]:
     clients.make_room()
     client.creating = True
     try:
-        service.lease.confirmed(client)
-        yield from service.records.durable()
+        yield from service.lease.confirmed(client)
         former = clients.living(client.owner)
         if former is not None:
             clients.drop(former, restarted=True)
