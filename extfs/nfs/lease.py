@@ -1,9 +1,9 @@
 """Leases, courtesy, and the grace period after a restart (RFC 8881 8.3, 8.4).
 
 Leases: every SEQUENCE renews its client's (`SessionTable.begin`). A client whose lease has run out
-and that holds nothing goes at once; one that holds something is kept as a courtesy (8.4.2.4) until
+goes at once if it has neither state nor a session; else it is kept as a courtesy (8.4.2.4) until
 somebody's request is in conflict with it (`conflict`), memory is short (`ServiceOptions.clients`),
-or `COURTESY_SECONDS` are over.
+or `COURTESY_SECONDS` are over; one that only has sessions, `IDLE_SECONDS`.
 
 Grace: a restart forgets the states of clients (but of kept ones, see `records.py`). Who held some
 may reclaim them, and meanwhile nobody else gets any. States of the period: CLOSED -> OPEN in
@@ -38,6 +38,8 @@ log = logging.getLogger("extfs.nfs")
 
 TICK_SECONDS = 1.0
 COURTESY_SECONDS = 86400.0
+IDLE_SECONDS = 3600.0
+"""Not longer, because the next grace period waits for everybody who has not gone."""
 EXTENSION_SECONDS = 2.0
 
 
@@ -236,8 +238,12 @@ class Lease:
         service = self._service
         if any(session.busy() for session in client.sessions):
             return
-        keep = service.options.courtesy and now - client.renewed < COURTESY_SECONDS
-        if keep and service.clients.has_state(client):
+        limit = 0.0
+        if service.clients.has_state(client):
+            limit = COURTESY_SECONDS
+        elif client.sessions:
+            limit = IDLE_SECONDS
+        if service.options.courtesy and now - client.renewed < limit:
             if client.standing is not Standing.COURTESY:
                 client.standing = Standing.COURTESY
                 service.count("courtesy")

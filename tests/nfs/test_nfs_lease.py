@@ -13,13 +13,13 @@ from extfs.nfs.clients import Client, Standing
 from extfs.nfs.compound import Operation
 from extfs.nfs.effects import run_here
 from extfs.nfs.errors import NfsError
-from extfs.nfs.lease import COURTESY_SECONDS, Grace
+from extfs.nfs.lease import COURTESY_SECONDS, IDLE_SECONDS, Grace
 from extfs.nfs.records import Records
 from extfs.nfs.service import ServiceOptions
 from extfs.nfs.stateids import Kind, State
 from nfs import wire
 from nfs.conftest import DEVICE_BYTES
-from nfs.handshake import PERSIST, RECLAIM_COMPLETE, Kept, Server
+from nfs.handshake import PERSIST, RECLAIM_COMPLETE, Kept, Server, destroy_session
 from nfs.wire import Session, create_session
 
 LEASE = 40.0
@@ -65,11 +65,22 @@ def test_a_client_without_state_goes_with_its_lease(server: Server) -> None:
     assert session.run().status == n.NFS4_OK
     server.runner.advance(LEASE - 1)
     assert session.run().status == n.NFS4_OK
+    assert session.wire.compound(destroy_session(session.id)).status == n.NFS4_OK
     server.runner.advance(LEASE + 2)
-    assert session.wire.compound(wire.sequence(session.id, 9)).status == n.NFS4ERR_BADSESSION
     reply = session.wire.compound(create_session(session.clientid, 2))
     assert reply.status == n.NFS4ERR_STALE_CLIENTID
     assert len(server.fs.records.load()) == 1
+
+
+def test_a_client_that_only_has_a_session_goes_later(server: Server) -> None:
+    away, gone = server.session(b"away"), server.session(b"gone")
+    server.runner.advance(IDLE_SECONDS - 1)
+    assert away.run().status == n.NFS4_OK
+    server.runner.advance(3)
+    reply = gone.wire.compound(wire.sequence(gone.id, 9))
+    assert reply.status == n.NFS4ERR_BADSESSION
+    assert away.run().status == n.NFS4_OK
+    assert len(server.fs.records.load()) == 2
 
 
 def test_courtesy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,7 +552,7 @@ def test_a_kept_client_is_known_to_exchange_id(server: Server) -> None:
 def test_a_kept_client_has_a_lease(server: Server) -> None:
     Kept(server)
     server.restart()
-    server.runner.advance(LEASE + 2)
+    server.runner.advance(LEASE + 2)  # it has no session now
     assert len(server.fs.records.load()) == 1
     server.restart()
     assert not server.service.lease.in_grace()
