@@ -305,21 +305,28 @@ class World:
 
         thread = threading.Thread(target=body)
         thread.start()
-        for round_number in range(4000):
-            thread.join(0.0005 if round_number < 4 else 0.005)
-            if not thread.is_alive():
-                break
-            if asked:
-                self.pump()
-            if round_number and round_number % 4 == 0:
-                self.advance()
-        else:
-            raise Violation("an operation waits for ever")
+        try:
+            self._until_it_ends(thread, asked=asked)
+        except OSError:
+            # an answer of a holder met the power cut; the filesystem may be closed after that
+            self._until_it_ends(thread, asked=False)
+            raise
         if asked:
             self.pump()
         if isinstance(result[0], OSError):
             raise result[0]
         return result[0]
+
+    def _until_it_ends(self, thread: threading.Thread, *, asked: bool) -> None:
+        for round_number in range(4000):
+            thread.join(0.0005 if round_number < 4 else 0.005)
+            if not thread.is_alive():
+                return
+            if asked:
+                self.pump()
+            if round_number and round_number % 4 == 0:
+                self.advance()
+        raise Violation("an operation waits for ever")
 
     def patiently(self, holder: Holder, call: Callable[[], int]) -> int:
         """A call of a holder that may wait for a pin; it answers nobody meanwhile."""
