@@ -371,7 +371,6 @@ def test_conflict_with_a_courtesy_client(world: World, one: FileClient) -> None:
     two = FileClient(world.session(b"two"))
     assert status_of(two.open, b"f") == n.NFS4ERR_SHARE_DENIED
     world.runner.advance(world.service.options.lease_seconds + 5)
-    two = FileClient(world.session(b"two"))
     opened = two.open(b"f", deny=DENY_BOTH)
     assert opened.fh == made.fh
     assert world.service.states.status()["opens"] == 1
