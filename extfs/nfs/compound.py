@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from extfs.nfs import constants as n
-from extfs.nfs import credentials
+from extfs.nfs import credentials, names
 from extfs.nfs.effects import Steps
 from extfs.nfs.errors import NfsError, status_of
 from extfs.nfs.rpc import Credential
@@ -180,6 +180,9 @@ class Compound:
         out.u32(0)
         if minor not in _HIGHEST:
             out.put_u32(0, n.NFS4ERR_MINOR_VERS_MISMATCH)
+            return bytes(out.buffer)
+        if not names.is_utf8(tag):
+            out.put_u32(0, n.NFS4ERR_INVAL)
             return bytes(out.buffer)
         self.minor = minor
         self.op_count = count

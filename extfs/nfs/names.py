@@ -7,7 +7,7 @@ from extfs.nfs import constants as n
 from extfs.nfs.errors import NfsError
 from extfs.nfs.xdr import Reader
 
-__all__ = ["NAME_MAX", "component", "creatable"]
+__all__ = ["NAME_MAX", "component", "creatable", "is_utf8"]
 
 NAME_MAX = 255
 _WIRE_MAX = 65536
@@ -18,6 +18,17 @@ RESERVED = b".extfs"
 
 # Code points that are no characters (Unicode 23.7) of the basic plane's end; no text has them.
 _NONCHARACTERS = (b"\xef\xbf\xbe", b"\xef\xbf\xbf")
+
+
+def is_utf8(text: bytes) -> bool:
+    """Whether this is UTF-8 of characters (utf8str_cs, RFC 8881 14)."""
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return not any(code in text for code in _NONCHARACTERS)
 
 
 def component(reader: Reader) -> bytes:
@@ -31,13 +42,8 @@ def component(reader: Reader) -> bytes:
         raise NfsError(n.NFS4ERR_INVAL)
     if len(name) > NAME_MAX:
         raise NfsError(n.NFS4ERR_NAMETOOLONG)
-    if not name.isascii():
-        try:
-            name.decode()
-        except UnicodeDecodeError:
-            raise NfsError(n.NFS4ERR_INVAL) from None
-        if any(code in name for code in _NONCHARACTERS):
-            raise NfsError(n.NFS4ERR_INVAL)
+    if not is_utf8(name):
+        raise NfsError(n.NFS4ERR_INVAL)
     if name in (b".", b".."):
         raise NfsError(n.NFS4ERR_BADNAME)
     if b"/" in name or b"\0" in name:

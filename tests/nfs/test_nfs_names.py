@@ -40,7 +40,7 @@ from nfs.calls import (
 )
 from nfs.conftest import World
 from nfs.wire import Session as WireSession
-from nfs.wire import make_service, op, opaque, u32
+from nfs.wire import encode, make_service, op, opaque, read_compound, u32
 
 USER = auth_sys(1000, 1000, (2000,))
 OTHER = auth_sys(1001, 1001)
@@ -517,3 +517,13 @@ def test_truncated_arguments_are_bad_xdr(tree: World) -> None:
             reply = session.run(op(n.OP_PUTROOTFH), op(n.OP_SAVEFH), op(number, arguments[:length]))
             assert reply.status == n.NFS4ERR_BADXDR, (number, length)
     assert status_of(session, putrootfh(), lookup(b"name")) == "NOENT"
+
+
+def test_a_tag_that_is_not_utf8(tree: World) -> None:
+    """RFC 8881 16.2.3: it is answered, and nothing is executed."""
+    wire = tree.wire()
+    for tag in (b"\xc0\xc1", b"\xef\xbf\xbe", b"x\xff"):
+        reply = read_compound(wire.results(wire.send(encode(op(n.OP_PUTROOTFH), tag=tag))))
+        assert (reply.status, reply.count) == (n.NFS4ERR_INVAL, 0)
+    reply = read_compound(wire.results(wire.send(encode(tag="ä".encode()))))
+    assert (reply.status, reply.count) == (n.NFS4_OK, 0)
