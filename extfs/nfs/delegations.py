@@ -267,7 +267,8 @@ class Delegations:
             return
         kind = event.type.name
         if kind == "DELEGATION_RECALL":
-            self.recall(delegation)
+            if not self._states.expire_courtesy(delegation.client):
+                self.recall(delegation)
         elif kind == "DELEGATION_REVOKED":
             self._by_holder.pop((event.holder, event.ino), None)
             delegation.holder = 0
@@ -340,6 +341,8 @@ class Delegations:
     def _check_resources(self, client: Client, file: FileState, *, reclaim: bool) -> None:
         if self._count >= DELEGATIONS_MAX:
             self.recall_any(client, 0)
+            raise RefusedError(n.WND4_RESOURCE)
+        if not self._states.has_room(client):
             raise RefusedError(n.WND4_RESOURCE)
         if reclaim:
             return

@@ -46,8 +46,8 @@ class ServiceOptions:
 
     `io_bytes`: of one READ or WRITE. `sessionless_bytes`: of the result of a COMPOUND without a
     session. `cached_bytes`: of a result that a slot keeps; `reply_cache_bytes`: of all that all
-    slots may keep. `keep_clients`: those who ask for it
-    survive a restart with all their state (records.py).
+    slots may keep. `states`: opens, locks and delegations, of all clients and of one.
+    `keep_clients`: those who ask for it survive a restart with all their state (records.py).
     """
 
     device: str = ""
@@ -62,6 +62,8 @@ class ServiceOptions:
     clients: int = 4096
     sessions_of_client: int = 16
     reply_cache_bytes: int = 256 * MIB
+    states: int = 1 << 19
+    states_of_client: int = 1 << 17
     courtesy: bool = True
     keep_clients: bool = True
 

@@ -139,10 +139,13 @@ class States:
     def add(self, state: State) -> None:
         """A new state. Opens the inode for the first one of a file (ENOENT: it is gone).
 
-        EXPIRED: the client went while its request was executing.
+        EXPIRED: the client went while its request was executing. DELAY: there are too many.
         """
         if state.client.standing is Standing.GONE:
             raise NfsError(n.NFS4ERR_EXPIRED)
+        if state.kind is not LAYOUT and not self.has_room(state.client):
+            self.service.count("states_refused")
+            raise NfsError(n.NFS4ERR_DELAY)
         file = state.file
         if file is not None:
             if not file.attached:
@@ -158,6 +161,22 @@ class States:
     def _register(self, state: State) -> None:
         self._states[state.other] = state
         self._of_client.setdefault(state.client, {})[state.other] = state
+        if state.mark:
+            self._marked.setdefault(state.client, {})[state.other] = state
+
+    def has_room(self, client: Client) -> bool:
+        """Whether there may be one more; clients that are there by courtesy make room first.
+
+        A layout takes no room of its own: there is one at most for each file that is open.
+        """
+        options = self.service.options
+        if len(self._of_client.get(client, ())) >= options.states_of_client:
+            return False
+        if len(self._states) < options.states:
+            return True
+        for other in list(self._of_client):
+            self.expire_courtesy(other)
+        return len(self._states) < options.states
 
     def _attach(self, file: FileState) -> None:
         self.service.fs.open_inode(file.ino)

@@ -10,6 +10,7 @@ import pytest
 from extfs.core import Filesystem
 from extfs.nfs import constants as n
 from extfs.nfs.opens import FileState, OpenState
+from extfs.nfs.service import ServiceOptions
 from extfs.nfs.stateids import INVALID, Stateid, check_seqid, next_seqid
 from nfs.conftest import World
 from nfs.file_calls import (
@@ -415,3 +416,25 @@ def test_putfh_and_open_in_one_compound_give_the_same_file(one: FileClient) -> N
     next_result(reply.body)
     next_result(reply.body)
     assert read_stateid(reply.body).seqid == 1
+
+
+def test_states_are_bounded(world: World) -> None:
+    """Of one client, and of all; courtesy clients make room first."""
+    from nfs.wire import Session, make_service
+
+    options = ServiceOptions(states=12, states_of_client=5)
+    service, runner = make_service(world.fs, options=options)
+    runner.advance(2 * options.grace_seconds)
+
+    def opens(owner: bytes, count: int) -> None:
+        client = FileClient(Session(service, owner))
+        for number in range(count):
+            client.create(b"f%d" % number)
+        assert status_of(client.create, b"one more") == n.NFS4ERR_DELAY
+
+    opens(b"a", 5)
+    opens(b"b", 5)
+    opens(b"c", 2)
+    assert service.counters["states_refused"] == 3
+    runner.advance(options.lease_seconds + 5)
+    opens(b"d", 5)
