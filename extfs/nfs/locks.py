@@ -31,7 +31,7 @@ __all__ = ["LAST", "LockOwners", "LockState", "Ranges", "denied_body", "last_byt
 
 LAST = (1 << 64) - 1
 """The last byte of a range that reaches the end of every file."""
-STORED_MAX = 2048
+STORED_MAX = 512
 """Locks of one lock state that outlive a restart; of one with more the client is told that it lost
 them (ADMIN_REVOKED)."""
 
