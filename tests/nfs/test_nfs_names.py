@@ -39,6 +39,7 @@ from nfs.calls import (
     status_of,
 )
 from nfs.conftest import World
+from nfs.file_calls import FileClient
 from nfs.wire import Session as WireSession
 from nfs.wire import encode, make_service, op, opaque, read_compound, u32
 
@@ -371,6 +372,28 @@ def test_a_mode_with_a_umask(tree: World) -> None:
     mask = do(session, putrootfh(), create(n.NF4DIR, b"masked", wanted))[-1][1]
     assert mask == 1 << 81
     assert tree.fs.resolve(b"masked").mode & 0o7777 == 0o750
+    for how in (n.UNCHECKED4, n.GUARDED4):
+        name = b"file%d" % how
+        wanted = fattr({81: u32(0o666) + u32(0o027)})
+        opened = FileClient(session).open(name, how=u32(n.OPEN4_CREATE) + u32(how) + wanted)
+        assert opened.attributes == 1 << 81
+        assert tree.fs.resolve(name).mode & 0o7777 == 0o640
+    exclusive = u32(n.OPEN4_CREATE) + u32(n.EXCLUSIVE4_1) + b"verifier" + wanted
+    opened = FileClient(session).open(b"exclusive", how=exclusive)
+    assert opened.attributes >> 81 & 1
+    assert tree.fs.resolve(b"exclusive").mode & 0o7777 == 0o640
+
+
+def test_a_default_acl_counts_instead_of_the_umask(tree: World) -> None:
+    """RFC 8275: that is what the umask is sent for."""
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, rights, 0xFFFFFFFF) for tag, rights in ((1, 7), (4, 7), (32, 5))
+    )
+    tree.fs.setxattr(tree.fs.resolve(b"open").ino, b"system.posix_acl_default", acl)
+    session = tree.session()
+    wanted = fattr({81: u32(0o777) + u32(0o077)})
+    do(session, *path(b"open"), create(n.NF4DIR, b"sub", wanted))
+    assert tree.fs.resolve(b"open/sub").mode & 0o7777 == 0o775
 
 
 # ---- LINK, REMOVE, RENAME ----------------------------------------------------------------------
