@@ -53,7 +53,7 @@ def records(received: bytes) -> None:
 def _read_everything(reader: Reader) -> None:
     reads = (
         reader.u32, reader.u64, reader.i64, reader.boolean, reader.bitmap,
-        lambda: reader.fixed(7), lambda: reader.opaque(64), lambda: reader.view(64),
+        lambda: reader.fixed(7), lambda: reader.opaque(64),
         lambda: reader.count(16),
     )  # fmt: skip
     while not reader.done():

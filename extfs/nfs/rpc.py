@@ -57,30 +57,30 @@ class RecordReader:
         """The records that are complete now, without their marks."""
         buffer = self._input
         buffer += received
-        found = []
+        found: list[bytes] = []
         pos = 0
         while len(buffer) - pos >= FRAGMENT_HEADER:
             mark = int.from_bytes(buffer[pos : pos + FRAGMENT_HEADER], "big")
             length = mark & ~_LAST_FRAGMENT
             if len(self._record) + length > self._limit:
                 raise RecordError(f"a record of more than {self._limit} bytes")
-            if len(buffer) - pos - FRAGMENT_HEADER < length:
+            begin, end = pos + FRAGMENT_HEADER, pos + FRAGMENT_HEADER + length
+            if len(buffer) < end:
                 break
-            pos += FRAGMENT_HEADER
-            piece = memoryview(buffer)[pos : pos + length]
-            pos += length
-            if mark & _LAST_FRAGMENT and not self._record:
-                found.append(bytes(piece))
-                self._fragments = 0
-            else:
-                self._collect(piece, last=bool(mark & _LAST_FRAGMENT), found=found)
-            piece.release()
+            with memoryview(buffer) as whole:
+                fragment = bytes(whole[begin:end])
+            pos = end
+            self._collect(fragment, last=bool(mark & _LAST_FRAGMENT), found=found)
         if pos:
             del buffer[:pos]
         return found
 
-    def _collect(self, piece: memoryview, *, last: bool, found: list[bytes]) -> None:
-        self._record += piece
+    def _collect(self, fragment: bytes, *, last: bool, found: list[bytes]) -> None:
+        if last and not self._record:
+            found.append(fragment)
+            self._fragments = 0
+            return
+        self._record += fragment
         self._fragments += 1
         if self._fragments > _FRAGMENTS_MAX:
             raise RecordError(f"a record of more than {_FRAGMENTS_MAX} fragments")

@@ -87,18 +87,6 @@ class Reader:
             raise XdrError(f"{length} bytes where at most {limit} may be")
         return self.fixed(length)
 
-    def view(self, limit: int) -> memoryview:
-        """The same without a copy, for contents of files."""
-        length = self.u32()
-        if length > limit:
-            raise XdrError(f"{length} bytes where at most {limit} may be")
-        pos = self.pos
-        after = pos + (length + 3 & ~3)
-        if after > self.end:
-            raise XdrError("truncated")
-        self.pos = after
-        return memoryview(self.buffer)[pos : pos + length]
-
     def count(self, limit: int, size: int = 4) -> int:
         """The length of an array of at most `limit` elements of at least `size` bytes each."""
         count = self.u32()

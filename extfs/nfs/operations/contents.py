@@ -84,7 +84,7 @@ def write(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     stable = args.u32()
     if stable > n.FILE_SYNC4:
         raise XdrError("no such stable_how")
-    contents = args.view(args.end - args.pos)[: c.service.options.io_bytes]
+    contents = args.opaque(args.end - args.pos)[: c.service.options.io_bytes]
     fh = c.regular()
     may_write(c, stateid, fh)
     check_range(offset, len(contents))
