@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import rundir
 from conftest import Mounted, extfs_command
 
-from extfs.control.client import Descriptor, Extent, MapState
+from extfs.control.client import STATUS_NAME, Descriptor, Extent, MapState
 
 MIB = 1 << 20
 IMAGE_SIZE = 768 * MIB
@@ -145,6 +146,14 @@ class Served:
         """Unmount and check; the filesystem has to be clean."""
         self.stop()
         self._command("fsck", self.device)
+
+    def status(self) -> dict[str, Any]:
+        """/.extfs/status."""
+        return dict(json.loads((self.mountpoint / STATUS_NAME).read_text()))
+
+    def counter(self, name: str) -> int:
+        """A counter of the layout server."""
+        return int(self.status()["nfs"]["counters"].get(name, 0))
 
     # -- its log --
 

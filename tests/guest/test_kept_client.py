@@ -1,0 +1,87 @@
+"""A restart of the server takes nothing from the kernel's client: it asks for a persistent session,
+so its client ID, opens, locks and layouts are kept; it only has to make a new session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from guest.client import MIB
+from guest.world import World
+
+pytestmark = [pytest.mark.fuse, pytest.mark.timeout(600)]
+
+RESTART_WARNINGS = r"died|cleaning up|replay|grace|holder|recover"
+
+
+def only_client(world: World) -> dict[str, Any]:
+    """The guest, as the server sees it."""
+    [client] = world.served.status()["nfs"]["clients"]
+    found: dict[str, Any] = client
+    return found
+
+
+def test_layouts_opens_and_locks_go_on(own_world: Callable[..., World]) -> None:
+    world = own_world()
+    world.tolerated.append(RESTART_WARNINGS)
+    client, served = world.client, world.served
+    source = client.random_file("source", 4 * MIB)
+    client.copy_in(source, "file", direct=True)
+    # A process that holds the file open, with a lock.
+    job = client.guest.start(
+        f"rangelock {client.path('file')} write 0 100 1000 >/tmp/lock", seconds=300
+    )
+    client.guest.check("until grep -q locked /tmp/lock; do usleep 20000; done", 30)
+    overwrite = (
+        f"dd if={source} of={client.path('file')} bs=1M conv=notrunc,fsync oflag=direct 2>/dev/null"
+    )
+    client.guest.check(overwrite, 180)
+    before = only_client(world)
+    assert before["survives_restart"]
+    served.restart()
+    with client.counted() as counted:
+        client.guest.check(overwrite, 180)
+        client.guest.check(f"cmp {source} {client.path('file')}", 60)
+    after = only_client(world)
+    assert after["clientid"] == before["clientid"]
+    assert after["sessions"] != before["sessions"]
+    assert served.counter("states_kept") >= 3
+    assert counted["WRITE"] == 0, str(counted)
+    assert counted["LOCK"] == 0, str(counted)
+    assert counted["LAYOUTGET"] == 0, str(counted)
+    # The lock is there for others.
+    other = world.second
+    assert other.guest.run(f"rangelock {other.path('file')} read 50 1").output == "conflict\n"
+    client.guest.check("kill $(pidof rangelock)")
+    job.wait()
+    assert other.guest.check(f"rangelock {other.path('file')} write 50 1") == "locked\n"
+
+
+def test_data_that_is_not_committed_is_not_dropped(own_world: Callable[..., World]) -> None:
+    """On the disk before the restart, committed after it: the LAYOUTCOMMIT is honoured."""
+    world = own_world()
+    world.tolerated.append(RESTART_WARNINGS)
+    client, served = world.client, world.served
+    size = 8 * MIB
+    # The kernel is not to commit by itself.
+    client.guest.check("echo 0 >/proc/sys/vm/dirty_writeback_centisecs")
+    job = client.guest.start(
+        f"(echo pwrite -S 0x5a 0 {size}; echo sync_range -w -a 0 {size}; echo print;"
+        " until [ -e /tmp/go ]; do usleep 50000; done; echo fsync; echo quit)"
+        f" | xfs_io -f {client.path('file')} >/tmp/said 2>&1",
+        seconds=300,
+    )
+    # xfs_io answers `print` when what is before it is done.
+    client.guest.check("until grep -q '^.000' /tmp/said; do usleep 50000; done", 120)
+    assert served.path("file").stat().st_size < size
+    served.restart()
+    with client.counted() as counted:
+        client.guest.check("touch /tmp/go")
+        job.wait()
+    assert counted["WRITE"] == 0, str(counted)
+    assert counted["LAYOUTGET"] == 0, str(counted)
+    assert counted["LAYOUTCOMMIT"] >= 1, str(counted)
+    assert served.path("file").read_bytes() == b"\x5a" * size
+    assert served.device_digest("file") == served.digest("file")
