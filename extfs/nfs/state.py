@@ -432,10 +432,10 @@ class States:
             return error.status
         return n.NFS4_OK
 
-    def free(self, c: Compound, stateid: Stateid) -> None:
+    def free(self, c: Compound, stateid: Stateid) -> State:
         """FREE_STATEID (RFC 8881 18.38.3): forgets a revoked state, or a lock state without locks.
 
-        LOCKS_HELD for anything that is in use.
+        Returns what is gone. LOCKS_HELD for anything that is in use.
         """
         stateid = self.actual(c, stateid)
         state = self._lookup(stateid)
@@ -446,6 +446,7 @@ class States:
             if not isinstance(state, LockState) or state.ranges:
                 raise NfsError(n.NFS4ERR_LOCKS_HELD)
         self.drop(state)
+        return state
 
     # -- events, status --
 

@@ -307,7 +307,11 @@ def test_a_silent_holder_loses_it(
     flags = world.service.states.sequence_flags
     assert flags(client) == n.SEQ4_STATUS_RECALLABLE_STATE_REVOKED
     assert not world.service.states.has_state(client)
+    before = world.fs.lookup(1, path)
     one.free(held)
+    after = world.fs.lookup(1, path)
+    assert after.change > before.change  # a client may have taken the last change for its own
+    assert (after.mtime, after.mtime_ns) == (before.mtime, before.mtime_ns)
     assert flags(client) == 0
     assert one.test(held) == [n.NFS4ERR_BAD_STATEID]
 

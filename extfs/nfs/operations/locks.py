@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from extfs.core import CoreError
 from extfs.nfs import constants as n
 from extfs.nfs.compound import Compound, Operation
+from extfs.nfs.delegations import DelegationState
+from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.errors import NfsError
 from extfs.nfs.locks import LockState, denied_body, last_byte
 from extfs.nfs.opens import FileState, OpenState
@@ -213,9 +217,22 @@ def test_stateid(c: Compound, args: Reader, out: Writer) -> None:
         out.u32(c.service.states.test(c, stateid))
 
 
-def free_stateid(c: Compound, args: Reader, out: Writer) -> None:
-    """FREE_STATEID (RFC 8881 18.38)."""
-    c.service.states.free(c, read_stateid(args))
+def free_stateid(c: Compound, args: Reader, out: Writer) -> Steps[None]:
+    """FREE_STATEID (RFC 8881 18.38).
+
+    For a revoked delegation the file's change attribute moves once more. Linux returns a delegation
+    with GETATTR and DELEGRETURN in one COMPOUND, and takes a change that the first one shows for
+    its own although the second one fails: it would go on with the contents in its cache, and see
+    no reason not to.
+    """
+    state = c.service.states.free(c, read_stateid(args))
+    if isinstance(state, DelegationState) and state.mark == n.NFS4ERR_DELEG_REVOKED:
+        file, fs = state.file, c.service.fs
+        with contextlib.suppress(CoreError):  # it may be gone
+            fs.handle_check(file.ino, file.generation)
+            found = fs.getattr(file.ino)
+            mtime = (found.mtime, found.mtime_ns)
+            yield Blocking(lambda: fs.setattr(file.ino, mtime=mtime))
 
 
 OPERATIONS = {
