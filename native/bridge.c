@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "bridge_control.h"
+#include "bridge_drop.h"
 #include "bridge_mount.h"
 #include "log.h"
 
@@ -414,6 +415,8 @@ static int start_threads(struct bridge *b)
 	pthread_sigmask(SIG_BLOCK, &all, &old);
 	atomic_store(&b->running, b->n_threads);
 	err = notifier_create(b);
+	if (!err)
+		err = drops_create(b->threads[0].fd, DROPS_NAMES_MAX, write, &b->drops);
 	for (unsigned i = 0; i < b->n_threads && !err; i++)
 		err = start_thread(&b->threads[i]);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -431,6 +434,7 @@ static void destroy(struct bridge *b)
 		plock_drop_local(of->in);
 		open_file_close(b, of);
 	}
+	drops_destroy(b->drops);
 	notifier_destroy(b); /* events come until their files are closed */
 	inode_lookup_forget_all(b->fs);
 	for (unsigned i = 0; i < b->n_threads; i++) {

@@ -263,6 +263,7 @@ struct listed {
 	uint64_t version;
 };
 
+struct drops;
 struct forward;
 struct notifier;
 struct open_events;
@@ -290,6 +291,7 @@ struct bridge {
 	struct listed listed[BRIDGE_LISTED]; /* open_mutex */
 	struct forward *forward;
 	struct notifier *notifier;
+	struct drops *drops;
 };
 
 /* bridge_request.c */

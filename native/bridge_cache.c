@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "bridge_control.h"
+#include "bridge_drop.h"
 #include "log.h"
 
 struct attached {
@@ -66,7 +67,32 @@ static void drop_attributes(void *arg, inum_t ino)
 	pthread_rwlock_unlock(&lock);
 }
 
-static const struct cache_ops ops = {.pages = drop_pages, .attributes = drop_attributes};
+static void name_changed(void *arg, inum_t dir, const char *name, size_t len)
+{
+	struct bridge *b;
+
+	pthread_rwlock_rdlock(&lock);
+	b = bridge_of(arg);
+	if (b && b->drops)
+		drops_name(b->drops, dir, name, len);
+	pthread_rwlock_unlock(&lock);
+}
+
+static void bytes_changed(void *arg, inum_t ino, uint64_t start, uint64_t end)
+{
+	struct bridge *b;
+
+	pthread_rwlock_rdlock(&lock);
+	b = bridge_of(arg);
+	if (b && b->drops && start < FILE_MAX_BYTES)
+		drops_bytes(b->drops, ino, start, end);
+	pthread_rwlock_unlock(&lock);
+}
+
+static const struct cache_ops ops = {
+	.pages = drop_pages, .attributes = drop_attributes, .name_changed = name_changed,
+	.bytes_changed = bytes_changed,
+};
 
 int cache_attach(struct bridge *b)
 {

@@ -298,6 +298,8 @@ int extfs_mknod(struct fs *fs, uint64_t dir, const char *name, size_t len, uint3
 	if (err)
 		return err;
 	err = namei_create(d, name, len, mode, rdev, &c, &in);
+	if (!err)
+		core_tell_name(d, name, len);
 	inode_put(d);
 	return put_with_stat(err, in, out);
 }
@@ -312,6 +314,8 @@ int extfs_mkdir(struct fs *fs, uint64_t dir, const char *name, size_t len, uint3
 	if (err)
 		return err;
 	err = namei_mkdir(d, name, len, mode, &c, &in);
+	if (!err)
+		core_tell_name(d, name, len);
 	inode_put(d);
 	return put_with_stat(err, in, out);
 }
@@ -326,6 +330,8 @@ int extfs_symlink(struct fs *fs, uint64_t dir, const char *name, size_t len, con
 	if (err)
 		return err;
 	err = namei_symlink(d, name, len, target, target_len, &c, &in);
+	if (!err)
+		core_tell_name(d, name, len);
 	inode_put(d);
 	return put_with_stat(err, in, out);
 }
@@ -362,9 +368,12 @@ int extfs_link(struct fs *fs, uint64_t ino, uint64_t dir, const char *name, size
 		return err;
 	}
 	err = namei_link(in, d, name, len);
-	inode_put(d);
-	if (!err)
+	if (!err) {
+		core_tell_name(d, name, len);
+		core_tell_attributes(in);
 		core_stat(in, out);
+	}
+	inode_put(d);
 	inode_put(in);
 	return err;
 }
@@ -372,12 +381,14 @@ int extfs_link(struct fs *fs, uint64_t ino, uint64_t dir, const char *name, size
 /* The inode that lost a name; NULL: none did. */
 static void lost_out(struct inode *in, struct extfs_stat *out)
 {
-	if (in && out)
-		core_stat(in, out);
-	else if (out)
+	if (out)
 		memset(out, 0, sizeof(*out));
-	if (in)
-		inode_put(in);
+	if (!in)
+		return;
+	core_tell_attributes(in);
+	if (out)
+		core_stat(in, out);
+	inode_put(in);
 }
 
 static int remove_name(struct fs *fs, uint64_t dir, const char *name, size_t len, bool want_dir,
@@ -389,6 +400,8 @@ static int remove_name(struct fs *fs, uint64_t dir, const char *name, size_t len
 	if (err)
 		return err;
 	err = want_dir ? namei_rmdir(d, name, len, &victim) : namei_unlink(d, name, len, &victim);
+	if (!err)
+		core_tell_name(d, name, len);
 	inode_put(d);
 	if (!err)
 		lost_out(victim, lost);
@@ -405,6 +418,17 @@ int extfs_rmdir(struct fs *fs, uint64_t dir, const char *name, size_t len, struc
 	return remove_name(fs, dir, name, len, true, lost);
 }
 
+/* Who has got a name, or, if somebody was quick, who has it now. */
+static void tell_moved(struct inode *dir, const char *name, size_t len)
+{
+	struct inode *in;
+
+	if (!core_tells(dir->fs) || namei_lookup(dir, name, len, &in))
+		return;
+	core_tell_attributes(in);
+	inode_put(in);
+}
+
 int extfs_rename(struct fs *fs, uint64_t from, const char *name, size_t len, uint64_t to,
 		 const char *new_name, size_t new_len, unsigned flags, struct extfs_stat *lost)
 {
@@ -419,6 +443,13 @@ int extfs_rename(struct fs *fs, uint64_t from, const char *name, size_t len, uin
 		return err;
 	}
 	err = namei_rename(f, name, len, t, new_name, new_len, flags, &victim);
+	if (!err) {
+		core_tell_name(f, name, len);
+		core_tell_name(t, new_name, new_len);
+		tell_moved(t, new_name, new_len);
+		if (flags & EXTFS_RENAME_EXCHANGE)
+			tell_moved(f, name, len);
+	}
 	inode_put(t);
 	inode_put(f);
 	if (!err)
@@ -454,6 +485,8 @@ int extfs_setattr(struct fs *fs, uint64_t ino, unsigned valid, const struct extf
 	if (err)
 		return err;
 	err = namei_setattr(in, &ch);
+	if (!err)
+		core_tell_attributes(in);
 	inode_put(in);
 	return err;
 }
@@ -563,6 +596,8 @@ int extfs_xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *v
 	if (err)
 		return err;
 	err = xattr_set(in, name, value, len, flags);
+	if (!err)
+		core_tell_attributes(in);
 	inode_put(in);
 	return err;
 }
@@ -575,6 +610,8 @@ int extfs_xattr_remove(struct fs *fs, uint64_t ino, const char *name)
 	if (err)
 		return err;
 	err = xattr_remove(in, name);
+	if (!err)
+		core_tell_attributes(in);
 	inode_put(in);
 	return err;
 }

@@ -26,6 +26,7 @@ static int64_t run_file_op(struct fs *fs, struct file_op *want)
 	fop.dst = want->dst;
 	fop.dst_offset = want->dst_offset;
 	res = file_run_blocking(&fop);
+	core_tell_operation(&fop);
 	inode_put(in);
 	return res;
 }

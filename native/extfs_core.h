@@ -127,6 +127,10 @@ void extfs_drain(struct fs *fs);     /* until the reaper has nothing to do */
 void extfs_checkpoint(struct fs *fs); /* ask for one; does not wait */
 
 /* ---- names and attributes ---- */
+/* The kernel that has the filesystem mounted through this process hears of every change that these calls make, and is not waited
+ * for. on: not of those of the calling thread, from now on: they are the mount's own requests. */
+void extfs_of_mount(int on);
+
 struct extfs_stat {
 	uint64_t ino;
 	uint32_t generation, mode, uid, gid, nlink, flags;

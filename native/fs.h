@@ -51,6 +51,10 @@ struct cache_ops {
 	int (*pages)(void *arg, inum_t ino, const struct page_range *ranges, unsigned n, struct page_wait *wait);
 	/* Attributes only, at once. Any thread. */
 	void (*attributes)(void *arg, inum_t ino);
+	/* What others than the mount changed, told later: nobody waits for it. A name of a directory; bytes [start, end) of a
+	 * file (end UINT64_MAX: to the end), or, of a directory, [0, UINT64_MAX): its listing. Any thread, no locks. */
+	void (*name_changed)(void *arg, inum_t dir, const char *name, size_t len);
+	void (*bytes_changed)(void *arg, inum_t ino, uint64_t start, uint64_t end);
 };
 
 /* What the modules of files and free space ask those of layouts, which lie above them. Set once at mount; NULL: nobody holds

@@ -71,6 +71,10 @@ struct fuse_copy_file_range_out {
 };
 #endif
 
+#if FUSE_KERNEL_MINOR_VERSION < 44
+#define FUSE_NOTIFY_INC_EPOCH 8 /* no payload: every dentry is looked up anew */
+#endif
+
 /* One above the highest opcode of 7.45. */
 #define FUSE_ABI_OPCODES 54u
 

@@ -351,6 +351,8 @@ int inode_get(struct fs *fs, inum_t ino, struct inode **out)
 		in->xid = it->evicted_xid;
 		in->shrink_xid = it->evicted_shrink_xid;
 		in->moved_xid = it->evicted_moved_xid;
+		/* While it was out of memory the kernel may have kept pages of it. */
+		atomic_store(&in->pages_cached, lookup_table_count(&it->lookups, ino) != 0);
 		inode_table_insert(it, in);
 	} else if (other->dying || other->deleted) {
 		err = -ENOENT;

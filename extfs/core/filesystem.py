@@ -47,9 +47,10 @@ def _flags(
 class Filesystem(Closing):
     """A mounted core. Leaving the ``with`` block closes it clean: committed and checkpointed."""
 
-    def __init__(self, raw: Any, *, wait: bool = True) -> None:
+    def __init__(self, raw: Any, *, wait: bool = True, mount: bool = False) -> None:
         self._raw = raw
         self._wait = wait
+        self._mount = mount
 
     @classmethod
     def open(
@@ -97,7 +98,16 @@ class Filesystem(Closing):
 
         A view: close the original.
         """
-        return Filesystem(self.raw, wait=False)
+        return Filesystem(self.raw, wait=False, mount=self._mount)
+
+    @property
+    def of_mount(self) -> Filesystem:
+        """The same filesystem, for requests of the mount itself: the kernel is not told of changes.
+
+        Everybody else's changes are told to the kernel that has it mounted: attributes at once,
+        names and contents a moment later; no call waits for the kernel. A view: close the original.
+        """
+        return Filesystem(self.raw, wait=self._wait, mount=True)
 
     async def changing(self, call: Callable[[Filesystem], _T]) -> _T:
         """Run ``call(fs)`` from trio; while the journal is full, wait for room in a thread.
@@ -119,12 +129,21 @@ class Filesystem(Closing):
         A `nowait` view raises `JournalFullError` instead. For the modules of this package.
         """
         while True:
-            code = call()
+            code = self._call(call)
             if code >= 0:
                 return code
             if not (self._wait and lib.extfs_is_retry(code)):
                 return checked(code)
             self.wait_space()
+
+    def _call(self, call: Callable[[], int]) -> int:
+        if not self._mount:
+            return call()
+        lib.extfs_of_mount(True)
+        try:
+            return call()
+        finally:
+            lib.extfs_of_mount(False)
 
     @property
     def layouts(self) -> Layouts:
@@ -151,7 +170,7 @@ class Filesystem(Closing):
     def close(self) -> None:
         """Commit, checkpoint, leave the journal empty; blocks. Closing twice does nothing."""
         raw, self._raw = self._raw, None
-        if raw is not None and self._wait:
+        if raw is not None and self._wait and not self._mount:
             checked(lib.extfs_close(raw))
 
     def abandon(self) -> None:
@@ -432,11 +451,11 @@ class Filesystem(Closing):
         self, ino: int, offset: int, buffer: bytearray | memoryview, *, nowait: bool = False
     ) -> int:
         """Fill `buffer`; returns how many bytes there were. Grants are never in the way of it."""
-        memory = ffi.from_buffer(buffer)
         flags = _flags(nowait=nowait)
-        return self.change(
-            lambda: lib.extfs_read(self.raw, ino, offset, memory, len(memory), flags)
-        )
+        with ffi.from_buffer(buffer) as memory:  # see `write`
+            return self.change(
+                lambda: lib.extfs_read(self.raw, ino, offset, memory, len(memory), flags)
+            )
 
     def write(
         self,
@@ -451,10 +470,11 @@ class Filesystem(Closing):
     ) -> int:
         """Write; returns the count of bytes. `append`: at the end of the file, not at `offset`."""
         flags = _flags(append=append, dsync=dsync, kill_priv=kill_priv, nowait=nowait)
-        memory = ffi.from_buffer(content)
-        return self.change(
-            lambda: lib.extfs_write(self.raw, ino, offset, memory, len(memory), flags)
-        )
+        # An exported memoryview in a cycle, which a traceback can make, crashes CPython's collector.
+        with ffi.from_buffer(content) as memory:
+            return self.change(
+                lambda: lib.extfs_write(self.raw, ino, offset, memory, len(memory), flags)
+            )
 
     def truncate(
         self, ino: int, size: int, *, kill_priv: bool = False, nowait: bool = False

@@ -95,7 +95,7 @@ class Operations(pyfuse3.Operations):
 
     def __init__(self, filesystem: Filesystem, status: Callable[[], bytes]) -> None:
         super().__init__()
-        self._filesystem = filesystem
+        self._filesystem = filesystem.of_mount
         self._status = status
         self._texts: dict[int, bytes] = {}
         self._next_text = 1
