@@ -36,7 +36,7 @@ log = logging.getLogger("extfs.nfs")
 
 _RECEIVE_BYTES = 1 << 18
 _BATCH = 32
-"""Receives in a row before other tasks get a turn."""
+"""Receives, or connections accepted, in a row before other tasks get a turn."""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
 
@@ -145,9 +145,9 @@ class _Peer:
                 records = reader.feed(whole[:count])
             for record in records:
                 self.server.service.receive(self.connection, record)
-            while self.crowded():
-                self.room = trio.Event()
-                await self.room.wait()
+                while self.crowded():
+                    self.room = trio.Event()
+                    await self.room.wait()
             batch += 1
             if batch == _BATCH:
                 batch = 0
@@ -280,18 +280,18 @@ class Server:
     async def _accept(self, listener: socket.socket) -> None:
         while True:
             await trio.lowlevel.wait_readable(listener)
-            try:
-                sock, address = listener.accept()
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    continue  # the peer was gone before it was accepted
-                log.warning("a connection could not be accepted: %s", error.strerror)
-                self._drop_idle()
-                await trio.sleep(0.1)
-                continue
-            self._admit(sock, (address[0], address[1]))
+            for _ in range(_BATCH):
+                try:
+                    sock, address = listener.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                        log.warning("a connection could not be accepted: %s", error.strerror)
+                        self._drop_idle()
+                        await trio.sleep(0.1)
+                    break  # else the peer was gone before it was accepted
+                self._admit(sock, (address[0], address[1]))
 
     def _admit(self, sock: socket.socket, address: tuple[str, int]) -> None:
         sock.setblocking(False)
