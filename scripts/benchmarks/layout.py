@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+
+from extfs.control.client import Descriptor, Iomode, Layout, LayoutState
 
 from .mount import DIRECT, machine
 from .targets import EXTFS, Target
@@ -48,6 +51,11 @@ class Job:
     unit: str
     options: tuple[str, ...]
 
+    @property
+    def writes(self) -> bool:
+        """Whether it changes the file."""
+        return "write" in self.options[0]
+
 
 JOBS = [
     Job("rr1", "4 KiB random read, depth 1", "iops", ("--rw=randread", "--bs=4k", "--iodepth=1")),
@@ -74,7 +82,7 @@ def fio(job: Job, seconds: float, *place: str) -> float:
         *job.options, *place,
     )  # fmt: skip
     result = json.loads(said[said.index("{") :])["jobs"][0]
-    side = result["write" if "write" in job.options[0] else "read"]
+    side = result["write" if job.writes else "read"]
     rate = float(side["iops"]) if job.unit == "iops" else side["bw_bytes"] / (1 << 20)
     if not rate:
         raise RuntimeError(f"fio did nothing: {job.name} on {place}: {said[-200:]}")
@@ -90,10 +98,49 @@ def largest_extent(path: Path) -> tuple[int, int, int]:
     return int(best["offset"]), int(best["physical"]), int(best["length"])
 
 
+def one_piece(answers: Sequence[Layout], *, write: bool) -> tuple[int, int]:
+    """Place on the device and length of what was granted: all bytes, in one piece."""
+    extents = [extent for answer in answers for extent in answer.extents]
+    states = {LayoutState.READ_WRITE_DATA} if write else {LayoutState.READ_DATA}
+    first = extents[0]
+    at = first.physical
+    for extent in extents:
+        if extent.state not in states or extent.physical != at:
+            raise RuntimeError(f"granted in pieces: {extent}")
+        at += extent.length
+    return first.physical, at - first.physical
+
+
+@contextmanager
+def granted(path: Path, offset: int, length: int, job: Job) -> Iterator[tuple[str, ...]]:
+    """As scripts/fio-layout: hold a layout, let stock fio have the granted extents, commit."""
+    with Descriptor.of(path, write=True) as file:
+        holder, device = file.register("bench"), file.info().device
+        try:
+            iomode = Iomode.RW if job.writes else Iomode.READ
+            answers = holder.get_all(iomode, offset, length, wait=True)
+            yield on_device(device, *one_piece(answers, write=job.writes))
+            if job.writes:
+                holder.commit([])
+        finally:
+            holder.give_all_back()
+
+
+def on_device(device: str | Path, place: int, length: int) -> tuple[str, ...]:
+    """Stock fio on a part of the device: bytes."""
+    return (
+        *DIRECT[1:], f"--filename={device}", f"--offset={place}", f"--size={length}",
+        "--allow_mounted_write=1",
+    )  # fmt: skip
+
+
 def compare(
     target: Target, rounds: int, seconds: float, progress: Progress
 ) -> dict[str, dict[str, list[float]]]:
-    """The same jobs on the mount, through a layout, and raw at its addresses; alternating."""
+    """The same jobs on the mount, through layouts by our engine and by stock fio, and raw.
+
+    All at the same addresses, alternating.
+    """
     engine = f"--ioengine=external:{fio_engine.engine()}"
     path = target.mountpoint / "data"
     command(
@@ -102,16 +149,12 @@ def compare(
     )  # fmt: skip
     offset, place, length = largest_extent(path)
     inside = (f"--filename={path}", f"--offset={offset}", f"--size={length}")
-    places = {
-        "mount": (*DIRECT[1:], *inside),
-        "layout": (engine, *inside),
-        "raw": (
-            *DIRECT[1:],
-            f"--filename={target.device}",
-            f"--offset={place}",
-            f"--size={length}",
-            "--allow_mounted_write=1",
-        ),
+    raw = on_device(target.device, place, length)
+    places: dict[str, Callable[[Job], AbstractContextManager[tuple[str, ...]]]] = {
+        "mount": lambda _: nullcontext((*DIRECT[1:], *inside)),
+        "layout": lambda _: nullcontext((engine, *inside)),
+        "extents": lambda job: granted(path, offset, length, job),
+        "raw": lambda _: nullcontext(raw),
     }
     samples: dict[str, dict[str, list[float]]] = {}
     task = progress.add_task("", total=rounds * len(JOBS) * len(places))
@@ -120,7 +163,8 @@ def compare(
             order = list(places) if turn % 2 == 0 else list(reversed(places))
             for name in order:
                 progress.update(task, description=f"{turn + 1}/{rounds} {job.name} {name}")
-                rate = fio(job, seconds, *places[name])
+                with places[name](job) as where:
+                    rate = fio(job, seconds, *where)
                 samples.setdefault(job.name, {}).setdefault(name, []).append(rate)
                 progress.advance(task)
     return samples
@@ -181,16 +225,24 @@ def plot(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
     plt.close(figure)
 
 
-def io_table(medians: dict[str, dict[str, float]]) -> Table:
-    """Rates by path, and the two ratios."""
-    table = Table(title="one file, three ways; medians")
-    for heading in ("job", "unit", "mount", "layout", "raw", "layout / raw", "layout / mount"):
+def ratio(samples: dict[str, list[float]], name: str, to: str) -> str:
+    """Median of the ratios of each round, and the least and the greatest of them."""
+    each = [a / b for a, b in zip(samples[name], samples[to], strict=True)]
+    return f"{statistics.median(each):.2f} ({min(each):.2f}-{max(each):.2f})"
+
+
+def io_table(samples: dict[str, dict[str, list[float]]]) -> Table:
+    """Rates by path, and ratios."""
+    table = Table(title="one file, four ways; medians, ratios of each round (least-greatest)")
+    names = ("mount", "layout", "extents", "raw")
+    pairs = (("layout", "raw"), ("extents", "raw"), ("layout", "mount"))
+    for heading in ("job", "unit", *names, *(f"{a} / {b}" for a, b in pairs)):
         table.add_column(heading, justify="left" if heading in ("job", "unit") else "right")
     for job in JOBS:
-        rates = medians[job.name]
+        rates = samples[job.name]
         table.add_row(
-            job.title, job.unit, *(f"{rates[name]:,.0f}" for name in ("mount", "layout", "raw")),
-            f"{rates['layout'] / rates['raw']:.2f}", f"{rates['layout'] / rates['mount']:.2f}",
+            job.title, job.unit, *(f"{statistics.median(rates[name]):,.0f}" for name in names),
+            *(ratio(rates, a, b) for a, b in pairs),
         )  # fmt: skip
     return table
 
@@ -236,7 +288,7 @@ def run(*, rounds: int, seconds: float, extents: int, segments: int, output: Pat
         job: {name: statistics.median(values) for name, values in by_place.items()}
         for job, by_place in samples.items()
     }
-    console.print(io_table(medians))
+    console.print(io_table(samples))
     console.print(calls_table(calls, pinned))
     json_path, png_path = output.with_suffix(".json"), output.with_suffix(".png")
     json_path.write_text(
