@@ -20,6 +20,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "scripts"))
+import demo_guest  # noqa: E402 # the end of it
 import fio_layout  # noqa: E402 # scripts/fio-layout's parts
 import rundir  # noqa: E402 # the test harness's bookkeeping of mounts and loop devices
 
@@ -99,10 +100,10 @@ def show_step(command: list[str]) -> None:
 
 @contextmanager
 def mounted(
-    device: rundir.LoopDevice, mountpoint: Path, run_dir: rundir.RunDirectory
+    device: rundir.LoopDevice, mountpoint: Path, run_dir: rundir.RunDirectory, *options: str
 ) -> Iterator[None]:
     """Mount for the time of the block; the daemon is our child."""
-    command = extfs("mount", device, mountpoint, "--foreground")
+    command = extfs("mount", device, mountpoint, "--foreground", *options)
     show_step(command)
     log = run_dir.path / "daemon.log"
     begin = time.monotonic()
@@ -270,10 +271,13 @@ def demo(run_dir: rundir.RunDirectory) -> None:
         write_and_verify(mountpoint, run_dir)
         show(extfs("map", mountpoint / "sequential"), run_dir)
         show(extfs("info", mountpoint), run_dir)
-    with mounted(device, mountpoint, run_dir):
+    port = demo_guest.free_port()
+    with mounted(device, mountpoint, run_dir, *demo_guest.serving(port)):
         verify_again(mountpoint, run_dir)
         two_paths(mountpoint)
-        show(extfs("map", mountpoint / "layout-0"), run_dir)
+        written = mountpoint / "layout-0"
+        show(extfs("map", written), run_dir)
+        demo_guest.read_in_guest(console, run_dir, image, written, port, DemoError)
     show(extfs("fsck", device), run_dir)
     device.detach()
     image.unlink()
