@@ -57,6 +57,10 @@ def prove(states: States) -> None:
         for lock in file.locks.values():
             assert lock in lock.opened.locks
             assert lock.opened in opens
+        for holder, delegation in file.delegations.items():
+            others = [o for o in opens if o.client is not holder]
+            assert not others if delegation.write else not any(o.access & 2 for o in others)
+            assert not delegation.write or len(file.delegations) == 1
     assert len(states.owners) == len(
         {(s.client, s.owner) for f in files.values() for s in f.locks.values()}
         | {(w.client, w.owner) for w in states.waiters._waiters.values()}
