@@ -1,4 +1,4 @@
-"""The end of scripts/demo: the Linux kernel of a virtual machine reads a file from the disk by NFS."""
+"""The end of scripts/demo: the Linux kernel of a virtual machine reads a file from the disk."""
 
 from __future__ import annotations
 
