@@ -28,7 +28,7 @@ from nfs.layout_calls import answer, events, take_callbacks
 from nfs.test_nfs_files_garbage import prove
 
 CLIENTS = 3
-STEPS = 300
+STEPS = 1000
 ACCESSES = [READ, READ | WANT_READ, READ | WANT_ANY, BOTH, BOTH | WANT_WRITE, WRITE | WANT_ANY]
 
 
@@ -59,9 +59,8 @@ class Holder:
         try:
             self.client.delegreturn(self.opened.fh, held)
         except StatusError as error:
-            assert self.deaf
-            if error.status == n.NFS4ERR_DELEG_REVOKED:
-                self.client.free(held)
+            assert error.status == n.NFS4ERR_DELEG_REVOKED  # it was asked, and too slow
+            self.client.free(held)
 
     def open(self, access: int) -> bool:
         """False: it has to come again."""
@@ -96,9 +95,9 @@ def test_model(world: World, seed: int) -> None:
     for _ in range(STEPS):
         holder = dice.choice(holders)
         what = dice.randrange(9)
-        if what < 4:
+        if what < 3:
             holder.open(dice.choice(ACCESSES))
-        elif what == 4:
+        elif what < 5:
             holder.close()
         elif what == 5:
             holder.give_back()
@@ -109,7 +108,7 @@ def test_model(world: World, seed: int) -> None:
             assert world.fs.delegations.make_way(ino, kind) in (True, False)
             events(world)
         else:
-            world.runner.advance(dice.choice((1, 5, 21, 30)))
+            world.runner.advance(dice.choice((1, 21, 30, 30)))
             for each in holders:  # their leases go on
                 each.client.test()
         if dice.random() < 0.7:
