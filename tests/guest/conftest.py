@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -103,18 +102,9 @@ class Keeper:
             world.close()
 
 
-def why_no_server() -> str | None:
-    """The reason why the layout server cannot be tried yet."""
-    try:
-        importlib.import_module("extfs.nfs.server")
-    except ImportError as error:
-        return f"the layout server is not complete: {error}"
-    return None
-
-
 @pytest.fixture(scope="session")
 def keeper(guest_image: image.Image, run_directory: rundir.RunDirectory) -> Iterator[Keeper]:
-    reason = why_no_mount() or why_no_server()
+    reason = why_no_mount()
     if reason is not None:
         pytest.skip(reason)
     keeper = Keeper(lambda: World(guest_image, run_directory))
@@ -152,7 +142,7 @@ def own_world(
     log_watch: LogWatch,
 ) -> Iterator[Callable[..., World]]:
     """own_world(export=...): a world for one test, for one that breaks things."""
-    reason = why_no_mount() or why_no_server()
+    reason = why_no_mount()
     if reason is not None:
         pytest.skip(reason)
     with ExitStack() as stack:

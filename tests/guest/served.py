@@ -33,8 +33,8 @@ RECALL_SECONDS = 3
 class Served:
     """The daemon, its mountpoint and its port; a context manager.
 
-    `export`: see `extfs mount --help`. The daemon may be killed and started again; port, device
-    and mountpoint stay. `host` is where it listens; guests reach that as 10.0.2.2.
+    `export`: see `extfs mount --help`. `lease`: seconds, of the grace period too. The daemon may be
+    killed and started again; port, device and mountpoint stay. Guests reach it as 10.0.2.2.
     """
 
     def __init__(
@@ -44,10 +44,12 @@ class Served:
         export: str = EXPORT,
         options: str = f"recall={RECALL_SECONDS}",
         size: int = IMAGE_SIZE,
+        lease: int | None = None,
     ) -> None:
         self.directory = directory
         self.export = export
         self.options = options
+        self.lease = lease
         self.port = _free_port()
         self.image = directory.new_image(size, "served")
         _fill(self.image, size)
@@ -73,9 +75,7 @@ class Served:
 
     def start(self) -> None:
         """Start the daemon; returns when the mount is there and the port answers."""
-        command = extfs_command("mount", self.device, self.mountpoint, "--foreground")
-        command += ["-o", self.options]
-        command += ["--nfs", f"127.0.0.1:{self.port}", "--export", self.export]
+        command = extfs_command("mount", "--foreground", *self._arguments())
         with open(self.log, "ab") as output:
             daemon = subprocess.Popen(
                 command,
@@ -90,6 +90,20 @@ class Served:
             assert daemon.poll() is None, f"exit {daemon.returncode}\n{self.log_tail()}"
             assert time.monotonic() < deadline, f"not ready\n{self.log_tail()}"
             time.sleep(0.02)
+
+    def _arguments(self) -> list[str]:
+        if self.lease is None:
+            words = [str(self.device), str(self.mountpoint), "-o", self.options]
+            return [*words, "--nfs", f"127.0.0.1:{self.port}", "--export", self.export]
+        path, _, options = self.export.partition(":")
+        file = self.log.with_suffix(".toml")
+        file.write_text(
+            f'device = "{self.device}"\nmountpoint = "{self.mountpoint}"\n'
+            f'options = "{self.options}"\n[nfs]\nlisten = ["127.0.0.1:{self.port}"]\n'
+            f"lease = {self.lease}\ngrace = {self.lease}\n"
+            f'[[nfs.export]]\npath = "{path}"\noptions = {json.dumps(options.split(","))}\n'
+        )
+        return ["--config", str(file)]
 
     def answers(self) -> bool:
         """Whether somebody listens on the port."""

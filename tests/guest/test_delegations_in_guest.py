@@ -1,4 +1,4 @@
-"""Delegations of the kernel's client: what they spare it, and that nobody sees old contents."""
+"""Delegations of the kernel's client, and local use that conflicts with them."""
 
 from __future__ import annotations
 
@@ -8,85 +8,98 @@ import time
 import pytest
 
 from guest.client import Client
+from guest.machine import Job
 from guest.served import RECALL_SECONDS
 from guest.world import World
 
 pytestmark = [pytest.mark.fuse, pytest.mark.timeout(300)]
 
-REVOKED = r"revoked|recall|did not answer|lost"
+
+def keep_open(client: Client, name: str) -> Job:
+    """Read a file and keep it open until /tmp/release is made."""
+    job = client.guest.start(
+        f"rm -f /tmp/release /tmp/opened; exec 9<{client.path(name)}; cat <&9 >/dev/null\n"
+        "touch /tmp/opened; until [ -e /tmp/release ]; do usleep 20000; done",
+        120,
+    )
+    client.guest.check("until [ -e /tmp/opened ]; do usleep 20000; done")
+    return job
 
 
-def read_with_delegation(world: World, client: Client, name: str, content: bytes) -> None:
-    """A file made locally, read by the guest, which keeps a READ delegation of it."""
-    world.served.path(name).write_bytes(content)
-    before = world.served.counter("delegations")
-    assert client.guest.check(f"cat {client.path(name)}").encode() == content
-    assert world.served.counter("delegations") == before + 1
+def release(client: Client, job: Job) -> None:
+    client.guest.check("touch /tmp/release")
+    job.check()
 
 
-def test_a_delegation_spares_opens(world: World) -> None:
-    """The second and third time the guest opens the file by itself."""
+def test_opening_again_needs_no_server(world: World) -> None:
+    """With a read delegation the client opens, checks and closes by itself."""
     client = world.client
-    read_with_delegation(world, client, "spared", b"contents\n")
+    world.served.path("delegated").write_bytes(b"content")
+    granted = world.served.counter("delegations")
+    job = keep_open(client, "delegated")
+    assert world.served.counter("delegations") == granted + 1
     with client.counted() as counted:
-        for _ in range(3):
-            assert client.guest.check(f"cat {client.path('spared')}") == "contents\n"
-    assert counted["OPEN"] == 0
+        for _ in range(5):
+            assert client.guest.check(f"cat {client.path('delegated')}") == "content"
+    assert counted["OPEN"] + counted["OPEN_NOATTR"] + counted["CLOSE"] == 0, str(counted)
     assert counted["READ"] == 0
+    release(client, job)
 
 
-def test_local_users_recall_it(world: World) -> None:
-    """Each conflicting operation of the mount goes on, and the guest sees what it did."""
+@pytest.mark.parametrize("change", ["write", "truncate", "chmod", "rename", "unlink"])
+def test_a_local_change_recalls_it(world: World, change: str) -> None:
     client, served = world.client, world.served
-    path = served.path("local-conflict")
-    changes = [
-        lambda: path.write_bytes(b"truncated and written\n"),
-        lambda: os.truncate(path, 9),
-        lambda: path.chmod(0o640),
-        lambda: path.rename(served.path("renamed")) and None,
-    ]
-    for number, change in enumerate(changes):
-        read_with_delegation(world, client, "local-conflict", b"contents %d\n" % number)
-        recalls = served.counter("delegation_recalls")
-        begin = time.monotonic()
-        change()
-        assert time.monotonic() - begin < RECALL_SECONDS, "the recall was not answered"
-        assert served.counter("delegation_recalls") == recalls + 1
-        name = "renamed" if served.path("renamed").exists() else "local-conflict"
-        seen = client.guest.check(f"cat {client.path(name)}").encode()
-        assert seen == served.path(name).read_bytes()
-        assert client.guest.check(f"stat -c %a {client.path(name)}").strip() == (
-            f"{served.path(name).stat().st_mode & 0o7777:o}"
-        )
-        time.sleep(0.1)
-        served.path(name).unlink()
-    assert client.guest.run(f"cat {client.path('local-conflict')}").code != 0
+    name = f"delegated-{change}"
+    path = served.path(name)
+    path.write_bytes(b"before")
+    job = keep_open(client, name)
+    begin = time.monotonic()
+    with client.counted() as counted:
+        match change:
+            case "write":
+                path.write_bytes(b"after!")
+            case "truncate":
+                os.truncate(path, 3)
+            case "chmod":
+                path.chmod(0o600)
+            case "rename":
+                path.rename(served.path(f"{name}-new"))
+            case _:
+                path.unlink()
+    assert time.monotonic() - begin < RECALL_SECONDS
+    assert counted["DELEGRETURN"] == 1, str(counted)
+    release(client, job)
+    client.drop_caches()  # names are cached for a while, by time
+    match change:
+        case "write":
+            assert client.guest.check(f"cat {client.path(name)}") == "after!"
+        case "truncate":
+            assert client.guest.check(f"cat {client.path(name)}") == "bef"
+        case "chmod":
+            assert client.guest.check(f"stat -c %a {client.path(name)}") == "600\n"
+        case _:
+            assert client.guest.run(f"cat {client.path(name)}").code != 0
 
 
-def test_another_guest_recalls_it(world: World) -> None:
-    one, two = world.client, world.second
-    read_with_delegation(world, one, "of-two", b"first\n")
-    two.guest.check(f"echo second >{two.path('of-two')}")
-    assert one.guest.check(f"cat {one.path('of-two')}") == "second\n"
-    one.guest.check(f"echo third >{one.path('of-two')}")
-    assert two.guest.check(f"cat {two.path('of-two')}") == "third\n"
+def test_local_readers_are_no_conflict(world: World) -> None:
+    client = world.client
+    path = world.served.path("read-by-both")
+    path.write_bytes(b"content")
+    job = keep_open(client, "read-by-both")
+    with client.counted() as counted:
+        assert path.read_bytes() == b"content"
+    assert counted["DELEGRETURN"] == 0
+    release(client, job)
 
 
-def test_a_guest_that_sleeps_loses_it(world: World) -> None:
-    """The local writer waits for the recall time, the guest finds out when it wakes."""
+def test_a_file_open_for_writing_here_is_not_delegated(world: World) -> None:
     client, served = world.client, world.served
-    world.tolerated.append(REVOKED)
-    read_with_delegation(world, client, "asleep", b"old\n")
-    client.guest.pause()
-    try:
-        begin = time.monotonic()
-        served.path("asleep").write_bytes(b"new\n")
-        seconds = time.monotonic() - begin
-    finally:
-        client.guest.resume()
-    assert seconds < RECALL_SECONDS + 10
-    deadline = time.monotonic() + 60
-    while client.guest.check(f"cat {client.path('asleep')}") != "new\n":
-        assert time.monotonic() < deadline, "the guest goes on with what it had"
-        time.sleep(1)
-    read_with_delegation(world, client, "awake", b"again\n")
+    path = served.path("written-here")
+    path.write_bytes(b"content")
+    granted = served.counter("delegations")
+    with open(path, "ab", buffering=0) as file:
+        job = keep_open(client, "written-here")
+        assert served.counter("delegations") == granted
+        file.write(b" and more")
+        assert client.guest.check(f"cat {client.path('written-here')}") == "content and more"
+    release(client, job)

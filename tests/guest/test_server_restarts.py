@@ -17,13 +17,17 @@ GRACE_SECONDS = 100
 RESTART_WARNINGS = r"died|cleaning up|replay|grace|holder|recover"
 
 
-@pytest.mark.parametrize("kills", [1, 3])
-def test_nothing_fsynced_is_lost(own_world: Callable[..., World], kills: int) -> None:
+@pytest.mark.parametrize(
+    ("kills", "cleanly"), [(1, False), (3, False), (1, True)], ids=["kill", "three-kills", "umount"]
+)
+def test_nothing_fsynced_is_lost(
+    own_world: Callable[..., World], kills: int, cleanly: bool
+) -> None:
     """Writes go on over the restarts; whatever fsync(2) returned for is there, byte for byte."""
     world = own_world()
     world.tolerated.append(RESTART_WARNINGS)
     client, served = world.client, world.served
-    size = 48 * MIB
+    size = 24 * MIB
     jobs = [
         client.guest.start(
             f"stamp write {flags} -f -a /tmp/acked-{name} {client.path(name)} {seed} 0 {size} "
@@ -38,7 +42,10 @@ def test_nothing_fsynced_is_lost(own_world: Callable[..., World], kills: int) ->
             " wc -l) -lt $((n + 20)) ]; do usleep 50000; done",
             seconds=GRACE_SECONDS + 60,
         )
-        served.kill()
+        if cleanly:
+            served.stop()
+        else:
+            served.kill()
         # Nobody but the guest's memory knows more than this.
         acked = {
             name: int(client.guest.check(f"tail -n 1 /tmp/acked-{name}"))

@@ -14,7 +14,7 @@ import rundir
 from guest.client import Client
 from guest.image import Image
 from guest.machine import Disk, Guest, GuestError
-from guest.served import EXPORT, Served
+from guest.served import EXPORT, IMAGE_SIZE, Served
 
 _wwns = itertools.count(0x5000C500_15EB0000)
 
@@ -23,7 +23,13 @@ class World:
     """`served`, and clients in guests that see its disk: the first one is `client`."""
 
     def __init__(
-        self, image: Image, directory: rundir.RunDirectory, *, export: str = EXPORT
+        self,
+        image: Image,
+        directory: rundir.RunDirectory,
+        *,
+        export: str = EXPORT,
+        size: int = IMAGE_SIZE,
+        lease: int | None = None,
     ) -> None:
         self._image = image
         self._directory = directory
@@ -32,7 +38,7 @@ class World:
         self.guests: list[Guest] = []
         self.tolerated: list[str] = []
         """Patterns of warnings that the test at hand may bring up, and need not."""
-        self.served = Served(directory, export=export)
+        self.served = Served(directory, export=export, size=size, lease=lease)
         try:
             self._stack.enter_context(self.served)
         except BaseException:
