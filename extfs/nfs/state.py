@@ -451,10 +451,14 @@ class States:
     # -- events, status --
 
     def core_event(self, event: LayoutEvent) -> None:
-        """DELEGATION_RECALL, DELEGATION_REVOKED, DELEGATION_ATTRS, LOCK_FREE."""
+        """DELEGATION_RECALL, DELEGATION_REVOKED, DELEGATION_ATTRS, LOCK_FREE, LOCK_WANTED."""
         kind = event.type.name
         if kind == "LOCK_FREE":
             self.waiters.free(event.ino, event.holder)
+        elif kind == "LOCK_WANTED":
+            owner = self.owners.name(event.holder)
+            if owner is not None:
+                self.expire_courtesy(owner[0])
         elif kind.startswith("DELEGATION_"):
             self.delegations.core_event(event)
 
