@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -309,19 +309,24 @@ def extfs(run_directory: rundir.RunDirectory) -> ExtfsRunner:
 def mount_extfs(
     run_directory: rundir.RunDirectory, log_watch: LogWatch
 ) -> Iterator[Callable[..., Mounted]]:
-    """mount_extfs(device, options="", mountpoint=None): mount a formatted device; unmounted after
-    the test, by force if need be. Warnings in the daemon's log count for `log_watch`."""
+    """mount_extfs(device, options="", mountpoint=None, more=()): mount a formatted device, `more`
+    being further arguments; unmounted after the test, by force if need be. Warnings in the
+    daemon's log count for `log_watch`."""
     reason = why_no_mount()
     if reason is not None:
         pytest.skip(reason)
     mounts: list[Mounted] = []
 
     def mount(
-        device: os.PathLike[str] | str, options: str = "", *, mountpoint: Path | None = None
+        device: os.PathLike[str] | str,
+        options: str = "",
+        *,
+        mountpoint: Path | None = None,
+        more: Sequence[str] = (),
     ) -> Mounted:
         target = mountpoint or run_directory.new_mountpoint()
         log = run_directory.path / f"daemon-{len(list(run_directory.path.glob('daemon-*')))}.log"
-        arguments = ["mount", os.fspath(device), str(target), "--foreground"]
+        arguments = ["mount", os.fspath(device), str(target), "--foreground", *more]
         if options:
             arguments += ["-o", options]
         with open(log, "wb") as output:

@@ -47,7 +47,7 @@ def _fields(nfs: dict[str, Any]) -> dict[str, str]:
     fields = {
         "serving on": ", ".join(nfs["listening"]),
         "connections": f"{nfs['connections']:,}",
-        "lease": duration_text(lease["seconds"]),
+        "lease": f"{lease['seconds']:g} s",
     }
     if lease["grace_seconds_left"]:
         fields["grace"] = (
