@@ -68,13 +68,18 @@ def read(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     fs, ino = c.service.fs, fh.ino
     count = max(0, min(count, c.service.options.io_bytes, c.room() - _READ_AROUND))
     count = min(count, max(0, fs.getattr(ino).size - offset))
-    got = 0
-    contents = bytearray(count)
+
+    def read_it() -> tuple[bytearray, int]:
+        """The memory is taken here: requests that wait for a thread have none yet."""
+        contents = bytearray(count)
+        return contents, fs.read_into(ino, offset, contents, nowait=True)
+
+    contents, got = bytearray(), 0
     if count:
-        got = yield Blocking(lambda: fs.read_into(ino, offset, contents, nowait=True))
+        contents, got = yield Blocking(read_it)
         server_io.count(c, "read", offset, got)
     out.boolean(offset + got >= fs.getattr(ino).size)
-    out.opaque(contents if got == count else memoryview(contents)[:got])
+    out.opaque(contents if got == len(contents) else memoryview(contents)[:got])
 
 
 def write(c: Compound, args: Reader, out: Writer) -> Steps[None]:
