@@ -208,7 +208,7 @@ class Compound:
                 steps, status = self._start(op)
                 if steps is not None:
                     status = yield from self._rest(op, steps)
-        if records.staged != staged:
+        if done and (records.staged != staged or records.revoking):
             status = yield from self._durable(begin, status)
         out.put_u32(0, status)
         out.put_u32(counted, done)
@@ -225,7 +225,7 @@ class Compound:
             log.error("records of clients and states: %s", error)
             self.service.count("server_faults")
             if status == n.NFS4_OK:
-                return self._failed(begin, n.NFS4ERR_SERVERFAULT)
+                return self._failed(begin, status_of(error))
         return status
 
     def _sequence(self) -> tuple[bytes | None, int]:

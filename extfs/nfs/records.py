@@ -16,7 +16,9 @@ What is durable when
 A change is *staged* in the protocol's thread, and `commit`, which blocks, writes all that is staged
 in one transaction (or, when they are too many for it, one after the other in the order in which
 they were staged): whoever waits for one that is under way finds his own changes in the next, so
-that many requests share it. A COMPOUND that staged something commits before it is answered.
+that many requests share it. A COMPOUND that staged something commits before it is answered; every
+COMPOUND does, while it is not durable that something was taken from a client, by a timer or an
+event of the core, which has no answer to hold back.
 
 A client is kept if it asked for it: it set CREATE_SESSION4_FLAG_PERSIST, as the Linux client does.
 After a restart it has its client ID, stateids and layouts, so that nothing is to be reclaimed, and
@@ -184,6 +186,7 @@ class DurableState(Protocol):
 
     kind: ClassVar[Any]
     client: Any
+    mark: int
 
     def to_record(self) -> bytes:
         """All that its restorer needs; `other` and seqid are to be the same afterwards."""
@@ -234,6 +237,10 @@ class Records:
         self.staged = 0
         """How often something was staged: a COMPOUND that finds another number than at its
         beginning commits before it is answered."""
+        self._revoked = 0
+        self._settled = 0
+        """Of `staged`: the last change that took something from a client; and how far all is
+        durable."""
 
     def _start(self, stored: bytes | None) -> ServerRecord:
         if stored is None:
@@ -273,6 +280,7 @@ class Records:
         number = self._numbers.pop(client, None)
         if number is not None:
             self.stage(number, None)
+            self._revoked = self.staged
         for state, one in self._of_client.pop(client, {}).items():
             self._changed.pop(state, None)
             self.stage(one, None)
@@ -282,6 +290,8 @@ class Records:
         if state.client.kept:
             self._changed[state] = None
             self.staged += 1
+            if state.mark:
+                self._revoked = self.staged
 
     def state_dropped(self, state: DurableState) -> None:
         """A state is no more. One that has no record is no error."""
@@ -308,6 +318,12 @@ class Records:
                 number = of_client[state] = self.new_number(Kind.STATE)
             record = StateRecord(state.client.clientid, int(state.kind), state.to_record())
             self.stage(number, record.encode())
+
+    @property
+    def revoking(self) -> bool:
+        """Whether it is not durable yet that a client lost something: what others were given
+        instead must not be told them before."""
+        return self._revoked > self._settled
 
     @property
     def pending(self) -> bool:
@@ -348,8 +364,10 @@ class Records:
     def durable(self) -> Steps[None]:
         """Wait until all that is staged now is durable."""
         self._stage_changed()
+        reached = self.staged
         if self._staged or self._committing.locked():
             yield Blocking(self.commit)
+        self._settled = max(self._settled, reached)
 
     # -- after a restart --
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 import pytest
@@ -169,3 +170,47 @@ def test_the_lease_of_a_kept_client_that_does_not_come_back(machine: Machine) ->
     other.open(b"file")
     assert machine.server.service.clients.get(session.clientid) is None
     assert file.stateid.other not in machine.server.service.states._states
+
+
+def test_a_full_device(machine: Machine) -> None:
+    """Opens, closes and removals need no space that is not there."""
+    session = kept(machine)
+    client = FileClient(session)
+    first = client.create(b"first")
+    ino = machine.fs.mknod(1, b"filler", 0o100644).ino
+    size = 1 << 20
+    offset = 0
+    while size >= 4096:
+        try:
+            machine.fs.write(ino, offset, b"x" * size)
+            offset += size
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            size //= 2
+    machine.fs.sync()
+    held = [client.open(b"first", READ | NO_DELEG, owner=b"%d" % number) for number in range(64)]
+    for opened in held:
+        client.close(opened.fh, opened.stateid)
+    client.lock(first.fh, first.stateid, b"locker", 0, 10)
+    machine.restart(False)
+    again(machine, session)
+    client.last(op(n.OP_PUTROOTFH), op(n.OP_REMOVE, u32(6) + b"filler\0\0"))
+    client.close(first.fh, first.stateid)
+
+
+def test_what_a_timer_took_is_durable_before_others_are_told(machine: Machine) -> None:
+    """Any COMPOUND commits it, though it staged nothing by itself."""
+    session = kept(machine)
+    client = FileClient(session)
+    opened = client.create(b"file")
+    other = kept(machine, b"other")
+    service = machine.server.service
+    [state] = service.states.of_client(service.clients.get(session.clientid))
+    service.states.revoke(state, n.NFS4ERR_ADMIN_REVOKED)
+    before = machine.fs.records.load()
+    assert other.run(op(n.OP_PUTROOTFH)).status == n.NFS4_OK
+    assert machine.fs.records.load() != before
+    machine.restart(True)
+    again(machine, session)
+    assert client.test(opened.stateid) == [n.NFS4ERR_ADMIN_REVOKED]
