@@ -23,6 +23,7 @@ __all__ = [
     "marked",
     "read_call",
     "read_reply",
+    "reply_head",
     "write_call",
 ]
 
@@ -98,6 +99,12 @@ class RecordReader:
 def marked(record: bytes | bytearray) -> bytes:
     """A record as one fragment."""
     return (_LAST_FRAGMENT | len(record)).to_bytes(4, "big") + record
+
+
+def reply_head(xid: int, length: int) -> bytes:
+    """Mark and header of an accepted reply with results of `length` bytes, which follow."""
+    mark = _LAST_FRAGMENT | (_ACCEPTED.size + length)
+    return mark.to_bytes(4, "big") + accepted(xid)
 
 
 @dataclass(frozen=True, slots=True)

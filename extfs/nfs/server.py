@@ -71,23 +71,24 @@ class _Peer:
         """End the connection's task."""
         self.scope.cancel()
 
-    def send(self, record: bytes) -> None:
-        """Send now what the socket takes; the rest later."""
-        if not self.sending:
-            try:
-                sent = self.sock.send(record)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self.close()
-                return
-            if sent == len(record):
-                return
+    def send(self, *pieces: bytes | bytearray) -> None:
+        """Send now what the socket takes; the rest later. The pieces must not change any more."""
+        if self.sending:
+            self._queue(b"".join(pieces))
+            return
+        try:
+            sent = self.sock.sendmsg(pieces)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        if sent < sum(map(len, pieces)):
             self.sending = True
             self.sent = sent
             self.queued -= sent
             self.server.start(self._send_rest)
-        self._queue(record)
+            self._queue(b"".join(pieces))
 
     def _queue(self, record: bytes) -> None:
         self.queue.append(record)

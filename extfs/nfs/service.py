@@ -26,7 +26,7 @@ from extfs.nfs.layouts import LayoutTable
 from extfs.nfs.lease import Lease
 from extfs.nfs.operations.table import OPERATIONS
 from extfs.nfs.records import Records
-from extfs.nfs.rpc import RejectedError, accepted, marked, read_call
+from extfs.nfs.rpc import RejectedError, accepted, marked, read_call, reply_head
 from extfs.nfs.sessions import InProgress, Session, SessionTable
 from extfs.nfs.state import Kind, States
 from extfs.nfs.timers import Timers
@@ -81,7 +81,7 @@ class Connection:
     def __init__(
         self,
         peer: tuple[str, int],
-        send: Callable[[bytes], None],
+        send: Callable[..., None],
         close: Callable[[], None],
     ) -> None:
         self.peer = peer
@@ -93,10 +93,10 @@ class Connection:
         self._send = send
         self._close = close
 
-    def send(self, record: bytes) -> None:
-        """A marked record; to a connection that is closed it is lost."""
+    def send(self, *pieces: bytes | bytearray) -> None:
+        """A marked record in pieces; to a connection that is closed it is lost."""
         if not self.closed:
-            self._send(record)
+            self._send(*pieces)
 
     def close(self) -> None:
         """Drop it."""
@@ -143,7 +143,7 @@ class Service:
     # -- connections and records --
 
     def connected(
-        self, peer: tuple[str, int], send: Callable[[bytes], None], close: Callable[[], None]
+        self, peer: tuple[str, int], send: Callable[..., None], close: Callable[[], None]
     ) -> Connection:
         """A client has connected."""
         connection = Connection(peer, send, close)
@@ -178,16 +178,20 @@ class Service:
             )
 
     def _finish(
-        self, connection: Connection, xid: int, result: bytes | None, error: Exception | None
+        self,
+        connection: Connection,
+        xid: int,
+        result: bytes | bytearray | None,
+        error: Exception | None,
     ) -> None:
         """A COMPOUND has ended, with its result or in an error of its own."""
         connection.running -= 1
         if error is None:
             assert result is not None
-            connection.send(marked(accepted(xid) + result))
+            connection.send(reply_head(xid, len(result)), result)
         elif isinstance(error, InProgress):
             self.count("retransmissions")  # answered, on this connection, when it ends
-            error.slot.waiter = lambda late: connection.send(marked(accepted(xid) + late))
+            error.slot.waiter = lambda late: connection.send(reply_head(xid, len(late)), late)
         elif isinstance(error, XdrError):
             self.count("garbage_arguments")
             connection.send(marked(accepted(xid, n.RPC_GARBAGE_ARGS)))

@@ -75,7 +75,7 @@ class Slot:
         self.busy = False
         self.cached = False
         self.reply: bytes | None = None
-        self.waiter: Callable[[bytes], None] | None = None
+        self.waiter: Callable[[bytes | bytearray], None] | None = None
 
 
 class InProgress(Exception):  # noqa: N818  an answer that is to come, not an error
@@ -293,13 +293,13 @@ class SessionTable:
         self._write_result(out, session, sequence, number)
         return None
 
-    def end(self, c: Compound, result: bytes) -> None:
+    def end(self, c: Compound, result: bytes | bytearray) -> None:
         """The request that `begin` let through has this result."""
         slot = c.slot
         assert slot is not None
         slot.busy = False
         if slot.cached or len(result) <= SMALL_REPLY_BYTES or c.op_count == 1:
-            slot.reply = result
+            slot.reply = bytes(result)
         waiter = slot.waiter
         if waiter is not None:
             slot.waiter = None

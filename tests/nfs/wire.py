@@ -133,8 +133,8 @@ class Wire:
         self.open = True
         self.connection: Connection = service.connected((host, port), self._got, self.close)
 
-    def _got(self, record: bytes) -> None:
-        for message in self.reader.feed(record):
+    def _got(self, *pieces: bytes) -> None:
+        for message in self.reader.feed(b"".join(pieces)):
             xid, kind = struct.unpack_from(">II", message)
             if kind == n.RPC_CALL:
                 self.calls.append(message)
