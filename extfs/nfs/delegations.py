@@ -309,7 +309,10 @@ class Delegations:
         """
         assert c.client is not None
         self._choose(c.client, file, access, want, reclaim=reclaim)
-        holder = yield from self._core.holder(c.client)
+        try:
+            holder = yield from self._core.holder(c.client)
+        except (NfsError, OSError):  # another request of the client registers it just now
+            raise RefusedError(n.WND4_RESOURCE) from None
         file = self._states.file(file.ino, file.generation)
         write = self._choose(c.client, file, access, want, reclaim=reclaim)
         return self._grant(c, file, holder, write=write)
@@ -378,7 +381,11 @@ class Delegations:
         delegation.holder = holder
         delegation.change, delegation.size = changes.value(stat), stat.size
         delegation.referring = referring_of(c)
-        self._states.add(delegation)
+        try:
+            self._states.add(delegation)
+        except (NfsError, OSError):  # the client, or the file, is gone
+            self._core.give_back(file.ino, holder)
+            raise RefusedError(n.WND4_RESOURCE) from None
         self._count += 1
         if holder:
             self._by_holder[holder, file.ino] = delegation

@@ -19,6 +19,7 @@ from nfs.file_calls import (
     BOTH,
     DENY_READ,
     NO_DELEG,
+    PUTROOTFH,
     READ,
     WANT_ANY,
     WANT_READ,
@@ -28,14 +29,29 @@ from nfs.file_calls import (
     FileClient,
     Opened,
     StatusError,
+    by_name,
     create,
+    open_op,
     putfh,
     read_delegation,
     read_stateid,
     stateid,
 )
 from nfs.layout_calls import Callback, answer, callback_reply, events, take_callbacks
-from nfs.wire import Reply, bitmap, encode, next_result, op, opaque, read_compound, sequence, u32
+from nfs.wire import (
+    Reply,
+    Runner,
+    Session,
+    bitmap,
+    encode,
+    make_service,
+    next_result,
+    op,
+    opaque,
+    read_compound,
+    sequence,
+    u32,
+)
 
 SIGNAL = n.OPEN4_SHARE_ACCESS_WANT_SIGNAL_DELEG_WHEN_RESRC_AVAIL
 CHANGE_AND_SIZE = op(n.OP_GETATTR, bitmap(n.FATTR4_CHANGE, n.FATTR4_SIZE))
@@ -510,3 +526,52 @@ def test_want_delegation(world: World, one: FileClient, two: FileClient, path: b
 def test_what_is_not_supported_says_so(one: FileClient, path: bytes, operation: bytes) -> None:
     fh = one.open(path, READ | NO_DELEG).fh
     assert status_of(one.on, fh, operation) == n.NFS4ERR_NOTSUPP
+
+
+class SlowRunner(Runner):
+    """Blocking calls wait until `go`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = False
+        self.calls: list[tuple[Any, Any]] = []
+
+    def blocking(self, call: Any, done: Any) -> None:
+        if self.slow:
+            self.calls.append((call, done))
+        else:
+            super().blocking(call, done)
+
+    def go(self) -> None:
+        while self.calls:
+            call, done = self.calls.pop(0)
+            super().blocking(call, done)
+
+
+def test_first_opens_at_once(world: World) -> None:
+    """The client is registered in the core once; who finds that under way just has an open."""
+    runner = SlowRunner()
+    service, _ = make_service(world.fs, runner=runner)
+    client = FileClient(Session(service, b"several"))
+    for name in (b"f", b"g"):
+        made = client.create(name)
+        client.close(made.fh, made.stateid)
+    runner.slow = True
+    first = start(client, PUTROOTFH, open_op(by_name(b"f"), READ))
+    session = client.session
+    second = session.wire.send(
+        encode(sequence(session.id, 1, 2, 2), PUTROOTFH, open_op(by_name(b"g"), READ))
+    )
+    runner.go()
+    kinds = []
+    for xid in (first, second):
+        reply = finish(client, xid)
+        assert reply.status == n.NFS4_OK
+        for _ in range(2):
+            next_result(reply.body)
+        read_stateid(reply.body)
+        reply.body.fixed(24)
+        reply.body.bitmap()
+        kinds.append(read_delegation(reply.body).kind)
+    assert kinds == [n.OPEN_DELEGATE_READ, n.OPEN_DELEGATE_NONE]
+    assert service.states.status()["opens"] == 2
