@@ -166,7 +166,7 @@ class Compound:
 
     # -- the loop --
 
-    def run(self, arguments: Reader) -> Steps[bytes]:
+    def run(self, arguments: Reader) -> Steps[bytes | bytearray]:
         """COMPOUND4args to COMPOUND4res. `XdrError`: they are none (GARBAGE_ARGS)."""
         self.arguments = arguments
         self.request_bytes = arguments.end
@@ -212,7 +212,7 @@ class Compound:
             status = yield from self._durable(begin, status)
         out.put_u32(0, status)
         out.put_u32(counted, done)
-        result = bytes(out.buffer)
+        result = out.buffer  # nobody writes to it any more
         if self.slot is not None:
             self.service.sessions.end(self, result)
         return result
