@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from guest.client import MIB
+from guest.served import stamped
 from guest.world import World
 
 pytestmark = [pytest.mark.fuse, pytest.mark.timeout(600)]
@@ -64,24 +65,24 @@ def test_data_that_is_not_committed_is_not_dropped(own_world: Callable[..., Worl
     world = own_world()
     world.tolerated.append(RESTART_WARNINGS)
     client, served = world.client, world.served
-    size = 8 * MIB
-    # The kernel is not to commit by itself.
+    size = 64 * MIB
+    # The kernel is not to commit by itself, nor stamp before the end, which it waits for.
     client.guest.check("echo 0 >/proc/sys/vm/dirty_writeback_centisecs")
-    job = client.guest.start(
-        f"(echo pwrite -S 0x5a 0 {size}; echo sync_range -w -a 0 {size}; echo print;"
-        " until [ -e /tmp/go ]; do usleep 50000; done; echo fsync; echo quit)"
-        f" | xfs_io -f {client.path('file')} >/tmp/said 2>&1",
-        seconds=300,
+    begin = client.stats()
+    job = client.guest.start(f"stamp write -d {client.path('file')} 5 0 {size} 65536", seconds=300)
+    client.guest.check(
+        "until grep -q 'LAYOUTGET: [1-9]' /proc/self/mountstats; do usleep 20000; done\n"
+        "usleep 300000; kill -STOP $(pidof stamp)",
+        60,
     )
-    # xfs_io answers `print` when what is before it is done.
-    client.guest.check("until grep -q '^.000' /tmp/said; do usleep 50000; done", 120)
-    assert served.path("file").stat().st_size < size
+    stopped = client.stats() - begin
+    assert stopped.pnfs_writes > 0, str(stopped)
+    assert stopped["LAYOUTCOMMIT"] == 0, str(stopped)
     served.restart()
     with client.counted() as counted:
-        client.guest.check("touch /tmp/go")
-        job.wait()
+        client.guest.check("kill -CONT $(pidof stamp)")
+        job.check()
     assert counted["WRITE"] == 0, str(counted)
-    assert counted["LAYOUTGET"] == 0, str(counted)
     assert counted["LAYOUTCOMMIT"] >= 1, str(counted)
-    assert served.path("file").read_bytes() == b"\x5a" * size
+    assert served.path("file").read_bytes() == stamped(5, 0, size)
     assert served.device_digest("file") == served.digest("file")
