@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * core_layout_api.c - the calls of extfs_core.h about layouts, and about changes of maps that only they and the control file
- * know: each turns its arguments into those of the core, waits for one operation, and turns the answer back.
+ * core_layout_api.c - the calls of extfs_core.h about layouts, and about changes of maps that only
+ * they and the control file know: each turns its arguments into those of the core, waits for one
+ * operation, and turns the answer back.
  */
 #include <string.h>
 
@@ -10,19 +11,27 @@
 #include "layout.h"
 
 _Static_assert(EXTFS_IOMODE_READ == (int)IOMODE_READ && EXTFS_IOMODE_RW == (int)IOMODE_RW &&
-	       EXTFS_IOMODE_ANY == (int)IOMODE_ANY && EXTFS_IOMODE_PIN == (int)IOMODE_PIN, "iomodes");
-_Static_assert(EXTFS_STATE_READ_WRITE == (int)READ_WRITE_DATA && EXTFS_STATE_READ == (int)READ_DATA &&
-	       EXTFS_STATE_INVALID == (int)INVALID_DATA && EXTFS_STATE_NONE == (int)NONE_DATA, "states");
+	       EXTFS_IOMODE_ANY == (int)IOMODE_ANY && EXTFS_IOMODE_PIN == (int)IOMODE_PIN,
+	       "iomodes");
+_Static_assert(EXTFS_STATE_READ_WRITE == (int)READ_WRITE_DATA &&
+	       EXTFS_STATE_READ == (int)READ_DATA &&
+	       EXTFS_STATE_INVALID == (int)INVALID_DATA && EXTFS_STATE_NONE == (int)NONE_DATA,
+	       "states");
 _Static_assert(EXTFS_LAYOUT_F_WAIT == LAYOUT_F_WAIT && EXTFS_LAYOUT_F_RECALL == LAYOUT_F_RECALL &&
 	       EXTFS_LAYOUT_F_ATOMIC == LAYOUT_F_ATOMIC && EXTFS_LAYOUT_F_LAZY == LAYOUT_F_LAZY &&
-	       EXTFS_LAYOUT_F_MTIME == LAYOUT_F_MTIME && EXTFS_LAYOUT_F_ALL == LAYOUT_F_ALL, "flags");
-_Static_assert(EXTFS_HOLDER_CLIENT_KIND == (int)HOLDER_CLIENT && EXTFS_HOLDER_LOST == (int)HOLDER_LOST &&
+	       EXTFS_LAYOUT_F_MTIME == LAYOUT_F_MTIME && EXTFS_LAYOUT_F_ALL == LAYOUT_F_ALL,
+	       "flags");
+_Static_assert(EXTFS_HOLDER_CLIENT_KIND == (int)HOLDER_CLIENT &&
+	       EXTFS_HOLDER_LOST == (int)HOLDER_LOST &&
 	       EXTFS_HOLDER_GONE == (int)HOLDER_GONE, "holders");
-_Static_assert(EXTFS_EV_HOLDER_GONE == (int)EVENT_HOLDER_GONE && EXTFS_EV_OVERFLOW == (int)EVENT_OVERFLOW &&
+_Static_assert(EXTFS_EV_HOLDER_GONE == (int)EVENT_HOLDER_GONE &&
+	       EXTFS_EV_OVERFLOW == (int)EVENT_OVERFLOW &&
 	       EXTFS_EV_LOCK_FREE == (int)EVENT_LOCK_FREE, "events");
-_Static_assert(EXTFS_LATENCY_BUCKETS == LATENCY_BUCKETS && EXTFS_LATENCY_RECALL == (int)LATENCY_RECALL, "latencies");
+_Static_assert(EXTFS_LATENCY_BUCKETS == LATENCY_BUCKETS &&
+	       EXTFS_LATENCY_RECALL == (int)LATENCY_RECALL, "latencies");
 _Static_assert(sizeof(struct extfs_core_range) == sizeof(struct layout_range) &&
-	       offsetof(struct extfs_core_range, length) == offsetof(struct layout_range, length), "a range is a range");
+	       offsetof(struct extfs_core_range, length) == offsetof(struct layout_range, length),
+	       "a range is a range");
 
 static int64_t run(struct fs *fs, uint64_t ino, struct file_op template)
 {
@@ -47,8 +56,9 @@ static struct layout_args args_in(const struct extfs_layout_args *a)
 {
 	return (struct layout_args){
 		.holder = a->holder, .flags = a->flags, .iomode = (enum layout_iomode)a->iomode,
-		.offset = a->offset, .length = a->length, .min_length = a->min_length, .time_ms = a->time_ms,
-		.seq = a->seq, .ranges = (const struct layout_range *)a->ranges, .nranges = a->nranges, .size = a->size,
+		.offset = a->offset, .length = a->length, .min_length = a->min_length,
+		.time_ms = a->time_ms, .seq = a->seq, .nranges = a->nranges, .size = a->size,
+		.ranges = (const struct layout_range *)a->ranges,
 		.mtime = { .sec = a->mtime, .nsec = a->mtime_ns },
 	};
 }
@@ -98,7 +108,8 @@ int extfs_layout_return(struct fs *fs, uint64_t ino, struct extfs_layout_args *a
 	return (int)run(fs, ino, (struct file_op){ .kind = FILE_LAYOUT_RETURN, .layout = &a });
 }
 
-int extfs_layout_recall(struct fs *fs, uint64_t ino, uint64_t holder, int iomode, uint64_t offset, uint64_t length)
+int extfs_layout_recall(struct fs *fs, uint64_t ino, uint64_t holder, int iomode, uint64_t offset,
+			uint64_t length)
 {
 	struct inode *in;
 	int err = core_inode(fs, ino, &in);
@@ -131,9 +142,11 @@ int extfs_holder_register(struct fs *fs, struct extfs_holder *holder)
 		.pid_start = holder->pid_start, .fence_key = holder->fence_key,
 	};
 
-	_Static_assert(sizeof(spec.name) == sizeof(holder->name) && sizeof(spec.fence) == sizeof(holder->fence), "texts");
+	_Static_assert(sizeof(spec.name) == sizeof(holder->name) &&
+		       sizeof(spec.fence) == sizeof(holder->fence), "texts");
 	if ((spec.kind != HOLDER_LOCAL && spec.kind != HOLDER_CLIENT) ||
-	    !memchr(holder->name, 0, sizeof(holder->name)) || !memchr(holder->fence, 0, sizeof(holder->fence)))
+	    !memchr(holder->name, 0, sizeof(holder->name)) ||
+	    !memchr(holder->fence, 0, sizeof(holder->fence)))
 		return -EINVAL;
 	memcpy(spec.boot_id, holder->boot_id, sizeof(spec.boot_id));
 	memcpy(spec.name, holder->name, sizeof(spec.name));
@@ -146,7 +159,10 @@ int extfs_holder_resume(struct fs *fs, uint64_t id, uint64_t key)
 	return holder_resume(fs, id, key, layouts_sink(fs));
 }
 
-int extfs_holder_check(struct fs *fs, uint64_t id, uint64_t key) { return holder_check(fs, id, key); }
+int extfs_holder_check(struct fs *fs, uint64_t id, uint64_t key)
+{
+	return holder_check(fs, id, key);
+}
 int extfs_holder_lost(struct fs *fs, uint64_t id) { return holder_lost(fs, id); }
 int extfs_holder_gone(struct fs *fs, uint64_t id) { return holder_gone(fs, id); }
 int extfs_holder_fenced(struct fs *fs, uint64_t id) { return holder_fenced(fs, id); }
@@ -161,9 +177,10 @@ unsigned extfs_holder_list(struct fs *fs, uint64_t *id, struct extfs_holder *out
 		if (!holder_list(fs, id, &look, 1))
 			break;
 		out[count] = (struct extfs_holder){
-			.kind = (int)look.spec.kind, .state = (int)look.state, .uid = look.spec.uid, .pid = look.spec.pid,
-			.pid_start = look.spec.pid_start, .fence_key = look.spec.fence_key, .id = look.id,
-			.grants = look.grants, .quarantined = look.quarantined, .recalls = look.recalls,
+			.kind = (int)look.spec.kind, .state = (int)look.state, .uid = look.spec.uid,
+			.pid = look.spec.pid, .pid_start = look.spec.pid_start,
+			.fence_key = look.spec.fence_key, .id = look.id, .grants = look.grants,
+			.quarantined = look.quarantined, .recalls = look.recalls,
 			.missed = look.missed,
 		};
 		memcpy(out[count].boot_id, look.spec.boot_id, sizeof(look.spec.boot_id));
@@ -174,7 +191,8 @@ unsigned extfs_holder_list(struct fs *fs, uint64_t *id, struct extfs_holder *out
 	return count;
 }
 
-int extfs_grant_list(struct fs *fs, uint64_t ino, uint64_t *offset, struct extfs_grant_look *out, unsigned n)
+int extfs_grant_list(struct fs *fs, uint64_t ino, uint64_t *offset, struct extfs_grant_look *out,
+		     unsigned n)
 {
 	struct grant_look look[64];
 	struct inode *in;
@@ -187,7 +205,8 @@ int extfs_grant_list(struct fs *fs, uint64_t ino, uint64_t *offset, struct extfs
 	inode_put(in);
 	for (unsigned i = 0; i < count; i++)
 		out[i] = (struct extfs_grant_look){
-			.ino = look[i].ino, .generation = look[i].generation, .holder = look[i].holder,
+			.ino = look[i].ino, .generation = look[i].generation,
+			.holder = look[i].holder,
 			.offset = look[i].offset, .length = look[i].length, .seq = look[i].seq,
 			.iomode = (int)look[i].iomode, .flags = look[i].flags,
 			.recalled_ns = look[i].recalled_at,
@@ -211,8 +230,9 @@ int extfs_layout_event(struct fs *fs, struct extfs_layout_event *out)
 	if (!event_next(fs, layouts_sink(fs), &ev))
 		return 0;
 	*out = (struct extfs_layout_event){
-		.type = (int)ev.type, .seq = ev.seq, .holder = ev.holder, .ino = ev.ino, .generation = ev.generation,
-		.iomode = (int)ev.iomode, .offset = ev.offset, .length = ev.length, .grant_seq = ev.grant_seq,
+		.type = (int)ev.type, .seq = ev.seq, .holder = ev.holder, .ino = ev.ino,
+		.generation = ev.generation, .iomode = (int)ev.iomode, .offset = ev.offset,
+		.length = ev.length, .grant_seq = ev.grant_seq,
 		.left_ms = ev.left_ms,
 	};
 	return 1;
@@ -232,7 +252,8 @@ const char *extfs_layout_counter(struct fs *fs, unsigned i, uint64_t *value)
 
 	if (i >= ARRAY_LEN(counters))
 		return NULL;
-	*value = atomic_load((_Atomic uint64_t *)((char *)layouts_counters(fs) + counters[i].offset));
+	*value = atomic_load((_Atomic uint64_t *)((char *)layouts_counters(fs) +
+						  counters[i].offset));
 	return counters[i].name;
 }
 

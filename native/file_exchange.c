@@ -2,36 +2,25 @@
  *
  * file_exchange.c - two ranges of blocks change places, of two files or one, whole or not at all.
  *
- * Segments: MAP on both ranges in order of inode number; one over both ranges when the files are the
- * same. They are held until everything has moved.
+ * Segments: MAP on both ranges in order of inode number; one over both ranges when the files are
+ * the same. They are held until everything has moved.
  *
  * Only whole blocks below both ends of file take part: the block that a file ends in, whose bytes
  * behind EOF are undefined, never does. Sizes stay, and whatever is behind EOF.
  *
  * A block keeps its users, its state and its flags. What the inodes say of their blocks follows:
  *   - shared blocks: both files may map some from then on;
- *   - a lost holder may reach blocks of one of the files: whoever frees a block later sees the other
- *     one, of which that holder knows nothing. So both count as files that share blocks, whose
- *     blocks are kept as long as any holder is lost (layout_release.c).
+ *   - a lost holder may reach blocks of one of the files: whoever frees a block later sees the
+ *     other one, of which that holder knows nothing. So both count as files that share blocks,
+ *     whose blocks are kept as long as any holder is lost (layout_release.c).
  */
 #include "file_remap.h"
 
 #define STEP_BLOCKS (4 * REMAP_EDIT_BLOCKS)
 
-int note_moved(struct trans *t, struct inode *in, bool left)
-{
-	int rc = trans_save(t, &in->remapping, sizeof(in->remapping));
-
-	if (rc)
-		return rc;
-	in->remapping = left;
-	in->moved_xid = jrn_running(in->fs);
-	return 0;
-}
-
 /* One extent or hole of each file, *len blocks of it. */
-static int exchange_one(struct trans *t, struct inode *in, fileblk_t a, struct inode *dst, fileblk_t b,
-			nblocks_t max, nblocks_t *len)
+static int exchange_one(struct trans *t, struct inode *in, fileblk_t a, struct inode *dst,
+			fileblk_t b, nblocks_t max, nblocks_t *len)
 {
 	struct extent x, y;
 	int rc = extmap_lookup(in, FORK_DATA, a, max, &x);
@@ -115,67 +104,27 @@ int exchange_some(struct trans *t, struct inode *in, struct inode *dst, struct e
 
 /* ---- the operation -------------------------------------------------------------------------- */
 
-static enum step exchange_end(struct file_run *r)
+static void exchange_first(struct file_run *r)
 {
-	return run_end(r, r->err);
+	inode_touch(r->fop->in, TOUCH_MTIME | TOUCH_CTIME);
+	if (r->fop->dst != r->fop->in)
+		inode_touch(r->fop->dst, TOUCH_MTIME | TOUCH_CTIME);
 }
 
-static enum step exchange_done(struct file_run *r)
+static int exchange_next(struct file_run *r, struct trans *t, union remap_state *state)
 {
-	/* Both inodes are in the same groups. */
-	if (r->fop->flags & FILE_F_DSYNC)
-		return run_durable(r, r->fop->in, exchange_end);
-	r->step = exchange_end;
-	return STEP_NEXT;
+	return exchange_some(t, r->fop->in, r->fop->dst, &state->ex);
 }
 
-static int exchange_trans(struct file_run *r, struct exchange_state *ex)
+static bool exchange_done(const struct file_run *r, const union remap_state *state)
 {
-	struct inode *in = r->fop->in, *dst = r->fop->dst;
-	bool first = !ex->intent;
-	struct trans t;
-	int rc = trans_begin(r->fs, &t, REMAP_TRANS_BLOCKS);
-
-	if (rc)
-		return rc;
-	t.alloc_flags |= ALLOC_USE_RESERVE;
-	rc = trans_join_inode(&t, in);
-	if (!rc)
-		rc = trans_join_inode(&t, dst);
-	if (!rc && first) {
-		inode_touch(in, TOUCH_MTIME | TOUCH_CTIME);
-		if (dst != in)
-			inode_touch(dst, TOUCH_MTIME | TOUCH_CTIME);
-	}
-	if (!rc)
-		rc = exchange_some(&t, in, dst, ex);
-	if (rc)
-		return run_trans_fail(r, &t, rc);
-	trans_commit(&t);
-	return 0;
+	return !state->ex.left;
 }
 
-static enum step exchange_step(struct file_run *r)
-{
-	struct exchange_state ex = r->ex;
-	enum step how;
-	int rc = exchange_trans(r, &ex);
-
-	if (rc) {
-		if (run_retry(r, &rc, &how))
-			return how;
-		/* The intent is left: the next mount finishes it, whatever is written until then. */
-		if (r->ex.intent)
-			fs_shutdown_writes(r->fs, rc, "inode %llu: an exchange could not be finished",
-					   (unsigned long long)r->fop->in->ino);
-		return run_end(r, rc);
-	}
-	r->ex = ex;
-	r->space_tries = r->reaper_tries = 0;
-	if (ex.left)
-		return run_yield(r, exchange_step);
-	return exchange_done(r);
-}
+static const struct remap_kind exchange = {
+	.first = exchange_first, .some = exchange_next, .done = exchange_done,
+	.unfinished = "an exchange could not be finished",
+};
 
 static enum step exchange_locked(struct file_run *r)
 {
@@ -196,10 +145,10 @@ static enum step exchange_locked(struct file_run *r)
 		return s;
 	if (r->err)
 		return run_end(r, r->err);
-	r->ex = (struct exchange_state){ .a = block_floor(fop->offset), .b = block_floor(fop->dst_offset),
-					 .left = block_floor(fop->len) };
-	r->step = exchange_step;
-	return STEP_NEXT;
+	return remap_begin(r, &exchange, (union remap_state){
+		.ex = { .a = block_floor(fop->offset), .b = block_floor(fop->dst_offset),
+			.left = block_floor(fop->len) },
+	});
 }
 
 static enum step acquire_on(struct file_run *r, unsigned i)

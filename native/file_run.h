@@ -104,8 +104,12 @@ struct copy_state {
 	void *mem;
 };
 
-struct exchange_state { fileblk_t a, b; nblocks_t left; uint64_t intent; };
-struct shift_state { fileblk_t at, end; nblocks_t by; uint64_t intent; };
+/* file_remap.h. The id of the intent comes first in both. */
+struct exchange_state { uint64_t intent; fileblk_t a, b; nblocks_t left; };
+struct shift_state { uint64_t intent; fileblk_t at, end; nblocks_t by; };
+union remap_state { uint64_t intent; struct exchange_state ex; struct shift_state sh; };
+struct remap_kind;
+struct remap_run { const struct remap_kind *kind; union remap_state state; };
 struct dedupe_state { uint64_t pos, end; nblocks_t limit; void *mem[2]; };
 /* layout_get.c, layout_commit.c, layout_return.c: private to them */
 struct layout_get_state {
@@ -180,8 +184,7 @@ struct file_run {
 	union {
 		struct fallocate_state fa;
 		struct copy_state cp;
-		struct exchange_state ex;
-		struct shift_state sh;
+		struct remap_run mv;
 		struct dedupe_state de;
 		struct layout_get_state lg;
 		struct layout_commit_state lc;

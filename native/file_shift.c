@@ -3,16 +3,16 @@
  * file_shift.c - fallocate's COLLAPSE_RANGE and INSERT_RANGE: a range of blocks leaves a file, or a
  * hole comes in, and everything behind it changes its place.
  *
- * One MAP segment from the range to the end of all files, held until everything has moved. The first
- * transaction sets the size and decides; what it leaves is in its intent.
+ * One MAP segment from the range to the end of all files, held until everything has moved. The
+ * first transaction sets the size and decides; what it leaves is in its intent.
  *
- * Bytes behind EOF: the block that the file ends in moves along with EOF, by whole blocks, so it stays
- * the last one, and what is known of its tail (tail_zero, shrink_xid) stays true. Preallocation
- * behind EOF moves too.
+ * Bytes behind EOF: the block that the file ends in moves along with EOF, by whole blocks, so it
+ * stays the last one, and what is known of its tail (tail_zero, shrink_xid) stays true.
+ * Preallocation behind EOF moves too.
  *
- * Collapse, invariant: before a block at `at` moves, [at - by, at) is empty: of what was to go, it has
- * been freed; the rest was filled from [.., at) up to at - by only. So freeing what is there comes
- * first, every time, and the intent needs no word about how far that came.
+ * Collapse, invariant: before a block at `at` moves, [at - by, at) is empty: of what was to go, it
+ * has been freed; the rest was filled from [.., at) up to at - by only. So freeing what is there
+ * comes first, every time, and the intent needs no word about how far that came.
  * Insert, from the end backwards: [end, end + by) is empty.
  */
 #include "file_remap.h"
@@ -94,7 +94,7 @@ int insert_some(struct trans *t, struct inode *in, struct shift_state *sh)
 {
 	int rc = trans_join_inode(t, in);
 
-	for (unsigned steps = 0; !rc && !insert_done(sh) && may_step(t, steps, STEP_BLOCKS); steps++) {
+	for (unsigned n = 0; !rc && !insert_done(sh) && may_step(t, n, STEP_BLOCKS); n++) {
 		struct extent e;
 
 		rc = extmap_last(in, FORK_DATA, sh->at, sh->end, &e);
@@ -114,65 +114,30 @@ int insert_some(struct trans *t, struct inode *in, struct shift_state *sh)
 
 static bool collapses(const struct file_run *r) { return r->fop->kind == FILE_COLLAPSE; }
 
-static enum step shift_over(struct file_run *r)
+static void shift_first(struct file_run *r)
 {
-	return run_end(r, r->err);
+	r->fop->in->core.size += collapses(r) ? -r->fop->len : r->fop->len;
+	inode_touch(r->fop->in, TOUCH_MTIME | TOUCH_CTIME);
 }
 
-static enum step shift_done(struct file_run *r)
+static int shift_next(struct file_run *r, struct trans *t, union remap_state *state)
 {
-	if (r->fop->flags & FILE_F_DSYNC)
-		return run_durable(r, r->fop->in, shift_over);
-	r->step = shift_over;
-	return STEP_NEXT;
+	return collapses(r) ? collapse_some(t, r->fop->in, &state->sh) :
+			      insert_some(t, r->fop->in, &state->sh);
 }
 
-static int shift_trans(struct file_run *r, struct shift_state *sh)
+static bool shift_done(const struct file_run *r, const union remap_state *state)
 {
-	struct inode *in = r->fop->in;
-	bool first = !sh->intent;
-	struct trans t;
-	int rc = trans_begin(r->fs, &t, REMAP_TRANS_BLOCKS);
-
-	if (rc)
-		return rc;
-	t.alloc_flags |= ALLOC_USE_RESERVE;
-	rc = trans_join_inode(&t, in);
-	if (!rc && first) {
-		in->core.size += collapses(r) ? -r->fop->len : r->fop->len;
-		inode_touch(in, TOUCH_MTIME | TOUCH_CTIME);
-	}
-	if (!rc)
-		rc = collapses(r) ? collapse_some(&t, in, sh) : insert_some(&t, in, sh);
-	if (rc)
-		return run_trans_fail(r, &t, rc);
-	trans_commit(&t);
-	return 0;
+	return collapses(r) ? collapse_done(&state->sh) : insert_done(&state->sh);
 }
 
-static enum step shift_step(struct file_run *r)
-{
-	struct shift_state sh = r->sh;
-	enum step how;
-	int rc = shift_trans(r, &sh);
+static const struct remap_kind shift = {
+	.first = shift_first, .some = shift_next, .done = shift_done,
+	.unfinished = "its blocks could not be moved to the end",
+};
 
-	if (rc) {
-		if (run_retry(r, &rc, &how))
-			return how;
-		/* The intent is left: the next mount moves on what is here then. */
-		if (r->sh.intent)
-			fs_shutdown_writes(r->fs, rc, "inode %llu: its blocks could not be moved to the end",
-					   (unsigned long long)r->fop->in->ino);
-		return run_end(r, rc);
-	}
-	r->sh = sh;
-	r->space_tries = r->reaper_tries = 0;
-	if (!(collapses(r) ? collapse_done(&sh) : insert_done(&sh)))
-		return run_yield(r, shift_step);
-	return shift_done(r);
-}
-
-/* -EFBIG: the last block, or EOF, would come to lie too far. *end: of everything mapped. fs->lock shared. */
+/* -EFBIG: the last block, or EOF, would come to lie too far. *end: of everything mapped. fs->lock
+ * shared. */
 static int insert_fits(const struct file_op *fop, fileblk_t *end)
 {
 	struct extent last;
@@ -191,6 +156,7 @@ static enum step shift_locked(struct file_run *r)
 {
 	struct file_op *fop = r->fop;
 	fileblk_t end = FILE_MAX_BLOCKS, at = block_floor(fop->offset);
+	nblocks_t by;
 	uint64_t size;
 	enum step s;
 	int rc = 0;
@@ -209,11 +175,10 @@ static enum step shift_locked(struct file_run *r)
 		return s;
 	if (r->err)
 		return run_end(r, r->err);
-	r->sh = (struct shift_state){ .at = at, .end = MAX(end, at), .by = block_floor(fop->len) };
-	if (collapses(r))
-		r->sh.at += r->sh.by;
-	r->step = shift_step;
-	return STEP_NEXT;
+	by = block_floor(fop->len);
+	return remap_begin(r, &shift, (union remap_state){
+		.sh = { .at = collapses(r) ? at + by : at, .end = MAX(end, at), .by = by },
+	});
 }
 
 enum step file_shift_start(struct file_run *r)

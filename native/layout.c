@@ -4,11 +4,12 @@
  *
  * Opening reads who held what before (holder_disk.c, layout_ghosts.c) and lets the segments of all
  * inodes ask here before an operation waits for a grant; the thread starts when the journal and the
- * reaper run. Closing first ends all waiting (layouts_stop()), then drops the grants in memory: on disk every holder
- * stays what it was, and is LOST after the next mount.
+ * reaper run. Closing first ends all waiting (layouts_stop()), then drops the grants in memory: on
+ * disk every holder stays what it was, and is LOST after the next mount.
  *
- * The clock. Times are nanoseconds of CLOCK_MONOTONIC until layouts_set_clock() is called; from then
- * on time stands still between two such calls, and all that was to come is as far away as before.
+ * The clock. Times are nanoseconds of CLOCK_MONOTONIC until layouts_set_clock() is called; from
+ * then on time stands still between two such calls, and all that was to come is as far away as
+ * before.
  */
 #include <string.h>
 #include <sys/eventfd.h>
@@ -95,7 +96,8 @@ static struct layouts *new_layouts(struct fs *fs)
 	TAILQ_INIT(&ls->revokes);
 	TAILQ_INIT(&ls->naps);
 	ls->recall_ns = (uint64_t)fs->opt.recall_ms * 1000000u;
-	/* A holder remembers numbers of grants over a restart: they must not come again. Grants of before are 1. */
+	/* A holder remembers numbers of grants over a restart: they must not come again. Grants of
+	 * before are 1. */
 	atomic_store(&ls->next_seq, (clock_ns(CLOCK_REALTIME) / 1000000000u) << 24);
 	ls->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	ls->sink = sink_new(daemon_wake, ls);
@@ -176,8 +178,8 @@ void layouts_latency(struct fs *fs, enum latency_of of, uint64_t out[LATENCY_BUC
 		out[i] = atomic_load_explicit(&fs->layouts->latency[of][i], memory_order_relaxed);
 }
 
-/* Bucket i counts what took at least 2^i and less than 2^(i+1) microseconds; 0 also what was faster, the last also what was
- * slower. */
+/* Bucket i counts what took at least 2^i and less than 2^(i+1) microseconds; 0 also what was
+ * faster, the last also what was slower. */
 void layouts_note_latency(struct fs *fs, enum latency_of of, uint64_t ns)
 {
 	uint64_t us = ns / 1000;

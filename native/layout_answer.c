@@ -19,7 +19,8 @@ static bool slots_left(const struct walk *w, unsigned n)
 	return w->a->cap - w->a->count >= n;
 }
 
-static void say(struct walk *w, fileblk_t file, nblocks_t len, fsblock_t block, enum layout_state state)
+static void say(struct walk *w, fileblk_t file, nblocks_t len, fsblock_t block,
+		enum layout_state state)
 {
 	struct layout_extent *last = w->a->count ? &w->a->extents[w->a->count - 1] : NULL;
 	uint64_t offset = block_start(file), device = state == NONE_DATA ? 0 : block_start(block);
@@ -35,7 +36,8 @@ static void say(struct walk *w, fileblk_t file, nblocks_t len, fsblock_t block, 
 	w->pair = false;
 }
 
-/* [w->at, w->at + len) is told: from the old blocks on, when there are any to be read, and the new. */
+/* [w->at, w->at + len) is told: from the old blocks on, when there are any to be read, and the
+ * new. */
 static void say_new(struct walk *w, const struct extent *old, nblocks_t len, fsblock_t block)
 {
 	if (old->state == EXT_WRITTEN) {
@@ -93,7 +95,8 @@ static int stage(struct walk *w, const struct extent *old)
 
 	if (!may_change(w))
 		return 0;
-	rc = extmap_allocate(w->t, w->in, FORK_STAGING, old->file, old->len, EXT_F_LAYOUT, 1, &done);
+	rc = extmap_allocate(w->t, w->in, FORK_STAGING, old->file, old->len, EXT_F_LAYOUT, 1,
+			     &done);
 	if (!rc)
 		rc = extmap_lookup(w->in, FORK_STAGING, old->file, done, &e);
 	if (!rc)
@@ -267,7 +270,8 @@ int answer_walk(struct walk *w, fileblk_t end)
 
 	w->a->count = 0;
 	while (w->at < end && !w->stop) {
-		int n = extmap_list(w->in, FORK_DATA, w->at, end, true, batch, w->t ? 1 : LOOK_BATCH);
+		int n = extmap_list(w->in, FORK_DATA, w->at, end, true, batch,
+				    w->t ? 1 : LOOK_BATCH);
 
 		if (n < 0)
 			return n;
@@ -276,7 +280,8 @@ int answer_walk(struct walk *w, fileblk_t end)
 
 			while (e->len && !w->stop) {
 				fileblk_t at = w->at;
-				int rc = w->a->iomode == IOMODE_RW ? rw_piece(w, *e) : read_piece(w, e);
+				bool rw = w->a->iomode == IOMODE_RW;
+				int rc = rw ? rw_piece(w, *e) : read_piece(w, e);
 
 				if (rc)
 					return rc;

@@ -205,7 +205,8 @@ static void take(struct layouts *ls, struct inode *in, const struct want *wants,
 	}
 }
 
-/* The first waiter of the inode that is due; what was at the head may have left since. Both locks held. */
+/* The first waiter of the inode that is due; what was at the head may have left since. Both locks
+ * held. */
 static struct seg *due_of(struct layouts *ls, const struct inode *in, uint64_t now)
 {
 	struct seg *w = ls->due_head;

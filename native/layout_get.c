@@ -6,11 +6,11 @@
  * get_look, which grants.
  *
  * get_look walks over the range with the segment held, builds the answer, and says what is missing:
- * blocks, exposures, the inode's record, zeros behind EOF, durability. It is run again after each of
- * these has been done. When nothing is missing, the grant takes the segment's place under the same
- * hold of fs->lock, so what the answer says is true when the grant begins: nobody can change the map
- * or remove exposures in between, not even the same holder with a LAYOUT_RETURN. An answer that
- * needs nothing costs one walk.
+ * blocks, exposures, the inode's record, zeros behind EOF, durability. It is run again after each
+ * of these has been done. When nothing is missing, the grant takes the segment's place under the
+ * same hold of fs->lock, so what the answer says is true when the grant begins: nobody can change
+ * the map or remove exposures in between, not even the same holder with a LAYOUT_RETURN. An answer
+ * that needs nothing costs one walk.
  */
 #include "layout_get.h"
 
@@ -135,7 +135,9 @@ static enum seg_kind first_kind(struct file_run *r)
 	default:
 		break;
 	}
-	return r->fs->cache_ops && atomic_load(&r->fop->in->pages_cached) ? SEG_PENDING : SEG_GET_RW;
+	if (r->fs->cache_ops && atomic_load(&r->fop->in->pages_cached))
+		return SEG_PENDING;
+	return SEG_GET_RW;
 }
 
 static enum step get_acquire(struct file_run *r)
@@ -152,8 +154,9 @@ static enum step get_acquire(struct file_run *r)
 
 /* ---- zeros behind EOF ----------------------------------------------------------------------- */
 
-/* The grant will reach past EOF: do bytes behind it have to be zeroed first (layout.h invariant 5)? Not where this holder writes
- * already. fs->lock shared. 1: yes, *eof is the block and *shared what it is. */
+/* The grant will reach past EOF: do bytes behind it have to be zeroed first (layout.h invariant 5)?
+ * Not where this holder writes already. fs->lock shared. 1: yes, *eof is the block and *shared what
+ * it is. */
 static int tail_wanted(struct file_run *r, fileblk_t *eof, bool *shared)
 {
 	struct inode *in = r->fop->in;
@@ -308,8 +311,8 @@ static int grant(struct walk *w, struct grant_list *dead)
 	if (a->iomode == IOMODE_RW && a->offset <= eof && eof < a->next)
 		in->tail_zero = false; /* the holder may write behind EOF */
 	pthread_mutex_lock(&in->lock);
-	a->seq = grant_add_locked(in, lg->holder, &w->r->seg[0], kinds[a->iomode], a->offset, a->next,
-				  a->flags & LAYOUT_F_ATOMIC, lg->spare, dead)->seq;
+	a->seq = grant_add_locked(in, lg->holder, &w->r->seg[0], kinds[a->iomode], a->offset,
+				  a->next, a->flags & LAYOUT_F_ATOMIC, lg->spare, dead)->seq;
 	pthread_mutex_unlock(&in->lock);
 	return 0;
 }
@@ -471,7 +474,8 @@ static int check_args(const struct layout_args *a)
 	bool rw = a->iomode == IOMODE_RW, pin = a->iomode == IOMODE_PIN;
 
 	if ((!rw && !pin && a->iomode != IOMODE_READ) || !a->cap || !a->length ||
-	    (a->flags & ~(LAYOUT_F_WAIT | LAYOUT_F_RECALL | LAYOUT_F_ATOMIC | LAYOUT_F_INVALIDATED)) ||
+	    (a->flags & ~(LAYOUT_F_WAIT | LAYOUT_F_RECALL | LAYOUT_F_ATOMIC |
+			  LAYOUT_F_INVALIDATED)) ||
 	    (!rw && (a->flags & LAYOUT_F_ATOMIC)) || pin != (a->time_ms != 0) ||
 	    a->time_ms > UINT32_MAX || (a->offset & BLOCK_MASK) || a->min_length > a->length)
 		return -EINVAL;

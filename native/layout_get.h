@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * layout_get.h - between the operation (layout_get.c) and the answer that it builds (layout_answer.c).
+ * layout_get.h - between the operation (layout_get.c) and the answer that it builds
+ * (layout_answer.c).
  */
 #ifndef EXTFS_LAYOUT_GET_H
 #define EXTFS_LAYOUT_GET_H
@@ -25,9 +26,9 @@ struct walk {
 	nblocks_t allocated;
 };
 
-/* Tell what is mapped from w->at to `end`, or until something stops it. The segment is held, and fs->lock.
- * Without a transaction it only looks, and says in w->map that there is something to be changed; with
- * one it changes it. A code when it cannot. */
+/* Tell what is mapped from w->at to `end`, or until something stops it. The segment is held, and
+ * fs->lock. Without a transaction it only looks, and says in w->map that there is something to be
+ * changed; with one it changes it. A code when it cannot. */
 int answer_walk(struct walk *w, fileblk_t end);
 
 #endif

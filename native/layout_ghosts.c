@@ -35,7 +35,8 @@ static int next_record(struct fs *fs, struct key *key, struct had *had)
 		unsigned len;
 		const struct exposure_disk *rec = bt_record(&c, &len);
 
-		*had = (struct had){ .ino = bt_key(&c).hi, .holder = bt_key(&c).lo - INODE_RECORDS };
+		*had = (struct had){ .ino = bt_key(&c).hi,
+				     .holder = bt_key(&c).lo - INODE_RECORDS };
 		if (len == sizeof(*rec) && get64(rec->holder) == had->holder &&
 		    (get32(rec->flags) & EXPOSURE_F_INODE))
 			had->rw = get32(rec->flags) & EXPOSURE_F_RW;
@@ -88,14 +89,16 @@ static int load(struct fs *fs, const struct had *had)
 	fs_unlock(fs);
 	if (!h || rc == -ENOENT) {
 		/* fsck says what is wrong; nobody can reach anything through it. */
-		log_msg(LOG_WARN, "inode %llu: the exposure record of holder %llu names what is not there",
+		log_msg(LOG_WARN,
+			"inode %llu: the exposure record of holder %llu names what is not there",
 			(unsigned long long)had->ino, (unsigned long long)had->holder);
 		return 0;
 	}
 	if (rc)
 		return rc;
 	rc = add_ghost(in, had, h);
-	/* Nobody will want a file without a name, so nobody would ever ask for what is held of it. */
+	/* Nobody will want a file without a name, so nobody would ever ask for what is held of
+	 * it. */
 	if (!rc && in->core.nlink == 0)
 		layout_unlinked(in);
 	inode_put(in);

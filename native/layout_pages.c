@@ -3,24 +3,27 @@
  * layout_pages.c - what the kernel keeps of a range whose blocks a holder writes has to go.
  *
  * Definitions.
- *   stale     a page that was filled before the holder's commit or return, and is read without asking
- *             us. A page that is locked, or not filled, is not: whoever reads it waits, then asks.
+ *   stale     a page that was filled before the holder's commit or return, and is read without
+ *             asking us. A page that is locked, or not filled, is not: whoever reads it
+ *             waits, then asks.
  *   drop      the kernel goes through a range in ascending order, and waits at each page that is
  *             locked until it is not (struct cache_ops).
- *   parked    a READ or WRITE of the mount that waits for its segment, perhaps for a holder. All pages
- *             of a READ are locked, of a buffered WRITE at most the last one, if it covers a part of
- *             it and it was not filled; pages of a mapping that are written back belong to nobody else.
+ *   parked    a READ or WRITE of the mount that waits for its segment, perhaps for a holder. All
+ *             pages of a READ are locked, of a buffered WRITE at most the last one, if it
+ *             covers a part of it and it was not filled; pages of a mapping that are
+ *             written back belong to nobody else.
  *
- * A holder that commits or returns must not wait for parked ones: they may wait for this very holder,
- * who would miss the recall. But a reader that comes after the answer must not find a stale page. So
- * the range is cut up: parked ones and what lies between them are dropped on their own.
- *   1. what each parked one covers is dropped as far as it is not locked, which takes no longer than
- *      the write of the notification: it is given LOCKED_MS, and then goes on by itself.
+ * A holder that commits or returns must not wait for parked ones: they may wait for this very
+ * holder, who would miss the recall. But a reader that comes after the answer must not find a stale
+ * page. So the range is cut up: parked ones and what lies between them are dropped on their own.
+ *   1. what each parked one covers is dropped as far as it is not locked, which takes no longer
+ *      than the write of the notification: it is given LOCKED_MS, and then goes on by itself.
  *   2. what lies between is waited for: nobody who waits for a holder has pages there, but one that
- *      came since 1. If it takes longer than LOCKED_MS, both are done again with what is parked then.
- * After ROUNDS of them, or with more than SPANS parked ones, what is left is waited for, be it until a
- * recall deadline: pages may also be locked by a request that has not reached us, as the kernel sends
- * only so many at a time in the background.
+ *      came since 1. If it takes longer than LOCKED_MS, both are done again with what is parked
+ *      then.
+ * After ROUNDS of them, or with more than SPANS parked ones, what is left is waited for, be it
+ * until a recall deadline: pages may also be locked by a request that has not reached us, as the
+ * kernel sends only so many at a time in the background.
  */
 #include <stdlib.h>
 #include <unistd.h>
@@ -89,7 +92,8 @@ void layout_drop_later(struct fs *fs, struct inode *in, uint64_t start, uint64_t
 		(void)fs->cache_ops->pages(fs->cache_arg, in->ino, &all, 1, NULL);
 }
 
-/* ---- around those who are parked -------------------------------------------------------------- */
+/* ---- around those who are parked
+ * -------------------------------------------------------------- */
 
 static enum step drop_parked(struct file_run *r);
 

@@ -25,16 +25,18 @@ struct grant {
 	unsigned flags;   /* LAYOUT_F_ATOMIC; GRANT_F_* */
 	uint64_t seq;     /* layouts->next_seq when it was granted; a split keeps it */
 	uint64_t until;   /* PIN: ns of the clock; set before it is added, after pin_timer() */
-	/* last RECALL event sent for it and not answered: not to be said twice; time for the latency. at 0: none. Both locks
-	 * to change it. A split copies it */
+	/* last RECALL event sent for it and not answered: not to be said twice; time for the
+	 * latency. at 0: none. Both locks to change it. A split copies it */
 	uint64_t recalled_start, recalled_end, recalled_at;
 	TAILQ_ENTRY(grant) of_holder;
-	bool indexed;                /* in layouts->by_inode: one grant of each inode that has any; mutex */
+	/* in layouts->by_inode: one grant of each inode that has any; mutex */
+	bool indexed;
 	RB_ENTRY(grant) by_inode;
 	struct grant *next_dead; /* in a grant_list */
 };
-#define GRANT_F_GHOST 0x1000u /* of before the restart: stands for everything that the holder could have had of the inode; what
-			       * a commit may convert under it is what its exposures say */
+#define GRANT_F_GHOST 0x1000u /* of before the restart: stands for everything that the holder could
+			       * have had of the inode; what a commit may convert under it is what
+			       * its exposures say */
 #define GRANT_F_STANDING 0x2000u /* a timed entry covers its recalled range; layout_recall.c */
 #define GRANT_F_EXPIRED 0x4000u  /* a PIN that is being dropped */
 #define GRANT_OF(segment) container_of(segment, struct grant, seg)
@@ -56,11 +58,13 @@ struct holder {
 	bool ended;            /* nobody speaks for it: with nothing held it goes */
 	bool idle;             /* of before the mount, and nobody has spoken for it since */
 	uint64_t live_since;   /* ns of the clock: recalls of before are forgotten */
-	bool releasing;        /* on the release list, or release_start() is at work on it; release_ended() clears it */
+	/* on the release list, or release_start() is at work on it; release_ended() clears it */
+	bool releasing;
 	bool release_again;    /* wanted once more meanwhile */
 	bool fence_told;
 	bool tainted;          /* may reach blocks under QUARANTINE_ANY: layout_release.c */
-	unsigned users;        /* operations under way: holder_enter(). The object stays, and is not released, until 0 */
+	/* operations under way: holder_enter(). The object stays, and is not released, until 0 */
+	unsigned users;
 	uint64_t nlost_inodes; /* of layouts->lost; fs->lock exclusive and mutex to change */
 	struct watch *watches;
 	unsigned nwatches;
@@ -73,11 +77,14 @@ struct holder {
 struct lost_inode {
 	inum_t ino;
 	uint64_t holder;
-	bool revoked; /* something of it was taken back; else it is of the restart, and holder_resume() removes it */
+	/* something of it was taken back; else it is of the restart, and holder_resume() removes
+	 * it */
+	bool revoked;
 	RB_ENTRY(lost_inode) by_ino, by_holder; /* by (ino, holder); by (holder, ino) */
 };
 
-/* Something that is due at a time although nobody waits for it: a recall that was asked for, or the end of a PIN. */
+/* Something that is due at a time although nobody waits for it: a recall that was asked for, or the
+ * end of a PIN. */
 struct timed {
 	uint64_t deadline, serial; /* order */
 	inum_t ino;
@@ -95,8 +102,8 @@ struct revoking {
 	TAILQ_ENTRY(revoking) link;
 };
 
-/* An operation of the thread that waits for a time: woken then, or earlier when space may have become free (a holder was
- * fenced, a release ended). Memory of the caller; thread only. */
+/* An operation of the thread that waits for a time: woken then, or earlier when space may have
+ * become free (a holder was fenced, a release ended). Memory of the caller; thread only. */
 struct nap {
 	uint64_t deadline;
 	struct op *op;
@@ -126,7 +133,8 @@ struct layouts {
 	_Atomic uint64_t nwatches;
 	RB_HEAD(recalled_tree, delegation) recalled; /* delegation.c; mutex */
 	_Atomic uint64_t nwrite_delegations; /* changed with the mutex */
-	uint64_t idle_at;                    /* LOST holders of before the mount that hold nothing go then; 0: done; mutex */
+	/* LOST holders of before the mount that hold nothing go then; 0: done; mutex */
+	uint64_t idle_at;
 	uint64_t recall_ns;
 	_Atomic uint64_t virtual_ns;         /* 0: monotonic */
 	struct event_sink *sink;
@@ -161,26 +169,29 @@ uint64_t layouts_next_seq(struct layouts *ls); /* any locks */
 
 /* ---- layout_thread.c ---- */
 void layouts_kick(struct layouts *ls); /* mutex held: there is something for the thread */
-/* Run a file operation (file_op_init() with ls->ctx) on the thread; done is called there, possibly inside. Counted in
- * `working` from here on: done calls layouts_ran() as its last act. Only from the thread. */
+/* Run a file operation (file_op_init() with ls->ctx) on the thread; done is called there, possibly
+ * inside. Counted in `working` from here on: done calls layouts_ran() as its last act. Only from
+ * the thread. */
 void layouts_run(struct layouts *ls, struct file_op *fop);
 void layouts_ran(struct layouts *ls);
-/* The same count for work of the thread that is no file operation: +1, and layouts_ran() at its end. No mutex held. */
+/* The same count for work of the thread that is no file operation: +1, and layouts_ran() at its
+ * end. No mutex held. */
 void layouts_working(struct layouts *ls);
-/* Park an operation of the thread until a time of the clock (or earlier, see struct nap): op is woken. */
+/* Park an operation of the thread until a time of the clock (or earlier, see struct nap): op is
+ * woken. */
 void layouts_nap(struct layouts *ls, struct nap *nap, struct op *op, uint64_t deadline);
-/* Have blocks past EOF that LAYOUT_GET allocated freed in the background (trim_start()). Takes a reference of its own; the
- * mutex not held, in->lock may be. */
+/* Have blocks past EOF that LAYOUT_GET allocated freed in the background (trim_start()). Takes a
+ * reference of its own; the mutex not held, in->lock may be. */
 void layouts_want_trim(struct inode *in);
-/* For inodes that are to be put (or trimmed) where no lock is held: takes over the reference, and the memory of `work`. Mutex
- * held. */
+/* For inodes that are to be put (or trimmed) where no lock is held: takes over the reference, and
+ * the memory of `work`. Mutex held. */
 void inode_work_add(struct layouts *ls, struct inode_work *work);
 void work_inodes(struct layouts *ls, bool trim); /* the list; no lock held */
-/* A revoke that revoke_start() began has ended, however: its range may be asked for again. Thread; no lock held. Not instead of
- * layouts_ran(). */
+/* A revoke that revoke_start() began has ended, however: its range may be asked for again. Thread;
+ * no lock held. Not instead of layouts_ran(). */
 void revoke_ended(struct layouts *ls, inum_t ino, uint64_t holder, uint64_t start, uint64_t end);
-/* release_start() has done its work: no lock held; thread. The holder may be gone by now (holder_forget()). Not instead of
- * layouts_ran(). */
+/* release_start() has done its work: no lock held; thread. The holder may be gone by now
+ * (holder_forget()). Not instead of layouts_ran(). */
 void release_ended(struct layouts *ls, uint64_t holder);
 
 /* ---- layout_recall.c ---- */
@@ -192,9 +203,11 @@ void due_remove(struct layouts *ls, struct seg *w);
 /* mutex held: a holder became LOST. */
 void recalls_hurry(struct layouts *ls);
 void timed_insert(struct layouts *ls, struct timed *tm);
-/* inode->lock and mutex held. The part of the grant that [start, end) means: of ATOMIC ones the whole. */
+/* inode->lock and mutex held. The part of the grant that [start, end) means: of ATOMIC ones the
+ * whole. */
 void grant_meant(const struct grant *g, uint64_t *start, uint64_t *end);
-struct layout_event grant_event(const struct grant *g, enum layout_event_type type, uint64_t start, uint64_t end);
+struct layout_event grant_event(const struct grant *g, enum layout_event_type type, uint64_t start,
+				uint64_t end);
 /* Have what is in a parked waiter's way returned. Until when. */
 uint64_t recall_for(struct layouts *ls, struct seg *w, struct grant *g);
 /* ---- layout_due.c ---- */
@@ -206,58 +219,64 @@ bool recalls_fail_waiters(struct layouts *ls);
 /* mutex held: the clock is another one now: what was `from` is `to`. */
 void recalls_shift(struct layouts *ls, uint64_t from, uint64_t to);
 void recalls_destroy(struct layouts *ls);
-/* PINs of this holder whose `until` has come are to be dropped then; to be called before the grant is made. -ENOMEM. The mutex
- * not held. */
+/* PINs of this holder whose `until` has come are to be dropped then; to be called before the grant
+ * is made. -ENOMEM. The mutex not held. */
 int pin_timer(struct layouts *ls, inum_t ino, uint64_t holder, uint64_t until);
-/* [start, end) of a grant is being returned (it goes, or will be cut): the latency and the end of its recall. in->lock
- * held, and the mutex. */
+/* [start, end) of a grant is being returned (it goes, or will be cut): the latency and the end of
+ * its recall. in->lock held, and the mutex. */
 void recall_answered(struct layouts *ls, struct grant *g, uint64_t start, uint64_t end);
 
 /* ---- grant.c ---- in->lock held, layouts->mutex not, unless said otherwise */
 /* No lock needed. */
 struct grant *grant_alloc(void);
 void grant_free(struct grant *g);
-/* From the held op segment `s` to a grant: cuts what this holder has of the same kind in [start, end), adds one grant and
- * returns it. spare[0] becomes it (`until` as the caller set it), spare[1] may be needed for a cut in the middle (NULL: memory
- * is got then); what was used is set to NULL, the rest is freed by the caller. Its seq, which is also seg.order, is the
- * newest. */
-struct grant *grant_add_locked(struct inode *in, struct holder *h, struct seg *s, enum seg_kind kind, uint64_t start,
-			       uint64_t end, unsigned flags, struct grant *spare[3], struct grant_list *dead);
+/* From the held op segment `s` to a grant: cuts what this holder has of the same kind in [start,
+ * end), adds one grant and returns it. spare[0] becomes it (`until` as the caller set it), spare[1]
+ * may be needed for a cut in the middle (NULL: memory is got then); what was used is set to NULL,
+ * the rest is freed by the caller. Its seq, which is also seg.order, is the newest. */
+struct grant *grant_add_locked(struct inode *in, struct holder *h, struct seg *s,
+			       enum seg_kind kind, uint64_t start, uint64_t end, unsigned flags,
+			       struct grant *spare[3], struct grant_list *dead);
 /* At mount: everything of the inode, as a GHOST. g becomes it. 0 or -ENOMEM. */
 int grant_ghost_locked(struct inode *in, struct holder *h, enum seg_kind kind, struct grant *g);
-/* Take [start, end) from the holder's grants of the kinds (bit mask): whole ones go to dead, others shrink or split. An ATOMIC
- * one goes whole or stays as it is. *spare: used for a cut in the middle, of which there is at most one for each kind; more is
- * got when needed (no memory: that grant stays as it is). Returns bytes taken, at most UINT64_MAX. */
-uint64_t grant_cut_locked(struct inode *in, uint64_t holder, unsigned kinds, uint64_t start, uint64_t end,
-			  struct grant **spare, struct grant_list *dead);
+/* Take [start, end) from the holder's grants of the kinds (bit mask): whole ones go to dead, others
+ * shrink or split. An ATOMIC one goes whole or stays as it is. *spare: used for a cut in the
+ * middle, of which there is at most one for each kind; more is got when needed (no memory: that
+ * grant stays as it is). Returns bytes taken, at most UINT64_MAX. */
+uint64_t grant_cut_locked(struct inode *in, uint64_t holder, unsigned kinds, uint64_t start,
+			  uint64_t end, struct grant **spare, struct grant_list *dead);
 void grant_list_free(struct fs *fs, struct grant_list *dead); /* no lock held: puts inodes */
 
 /* ---- holder.c ---- */
 /* mutex held; GONE ones, too, until their record is removed */
 struct holder *holder_find(struct layouts *ls, uint64_t id);
-/* An operation in the name of a holder begins: until holder_leave() the object stays and what it holds is not released, so that
- * it may record exposures and add grants even if the holder becomes LOST or is fenced meanwhile. -ENOENT; -EOWNERDEAD: it is
- * LOST, with `live` only. The mutex not held. */
+/* An operation in the name of a holder begins: until holder_leave() the object stays and what it
+ * holds is not released, so that it may record exposures and add grants even if the holder becomes
+ * LOST or is fenced meanwhile. -ENOENT; -EOWNERDEAD: it is LOST, with `live` only. The mutex not
+ * held. */
 int holder_enter(struct layouts *ls, uint64_t id, bool live, struct holder **out);
 void holder_leave(struct layouts *ls, struct holder *h);
-enum holder_state holder_state_of(struct layouts *ls, uint64_t id); /* GONE: no such holder. The mutex not held */
+/* GONE: no such holder. The mutex not held */
+enum holder_state holder_state_of(struct layouts *ls, uint64_t id);
 /* It missed a deadline (mutex not held, fs->lock not held). LIVE -> LOST. */
 void holder_missed(struct fs *fs, uint64_t id);
-/* It returned all that it had, on every file: LOST -> LIVE, nothing of it is lost any more, the thread releases its quarantine.
- * After the last transaction of the return; no lock held. */
+/* It returned all that it had, on every file: LOST -> LIVE, nothing of it is lost any more, the
+ * thread releases its quarantine. After the last transaction of the return; no lock held. */
 void holder_returned_all(struct fs *fs, uint64_t id);
-/* Blocks went to quarantine under its name, or left it. fs->lock exclusive, before the commit (a cancel undoes it). 0 or -ENOMEM. */
+/* Blocks went to quarantine under its name, or left it. fs->lock exclusive, before the commit (a
+ * cancel undoes it). 0 or -ENOMEM. */
 int holder_quarantined(struct trans *t, uint64_t id, int64_t blocks);
-/* In a transaction: remove the record, and with the commit the object, whose users are 0; posts HOLDER_GONE. */
+/* In a transaction: remove the record, and with the commit the object, whose users are 0; posts
+ * HOLDER_GONE. */
 int holder_forget(struct trans *t, struct holder *h);
 /* mutex held. FENCE_WANTED to the daemon, once, if it is LOST and can reach something. */
 void holder_tell_fence(struct layouts *ls, struct holder *h);
 /* Thread: what has been waiting for its time. */
 void holders_drop_idle(struct layouts *ls);
 void holders_destroy(struct layouts *ls);
-/* mutex held: release_start() for it on the thread. For a GONE holder that is: drop its grants without copies, free staged
- * blocks, remove exposures and inode records, release the quarantine, lost_del(), holder_forget(). For a LIVE one (it returned
- * all): only the quarantine. */
+/* mutex held: release_start() for it on the thread. For a GONE holder that is: drop its grants
+ * without copies, free staged blocks, remove exposures and inode records, release the quarantine,
+ * lost_del(), holder_forget(). For a LIVE one (it returned all): only the quarantine. */
 void holder_want_release(struct layouts *ls, struct holder *h);
 
 /* ---- holder_disk.c ---- */
@@ -265,17 +284,21 @@ void holder_want_release(struct layouts *ls, struct holder *h);
 int holder_record_add(struct trans *t, struct holder *h);
 int holder_record_gone(struct trans *t, const struct holder *h);
 int holder_record_delete(struct trans *t, const struct holder *h);
-int holders_load(struct fs *fs); /* at mount: records -> LOST holders; GONE ones on the release list */
+/* at mount: records -> LOST holders; GONE ones on the release list */
+int holders_load(struct fs *fs);
 /* holder.c, for it */
 struct holder *holder_new(struct layouts *ls);
 void holder_enter_table(struct layouts *ls, struct holder *h);
 void holder_count_quarantine(struct layouts *ls, uint64_t id, int64_t blocks);
 
 /* ---- holder_lost.c ---- inodes that lost holders can reach */
-/* In a transaction: this inode can be reached by the lost holder from now on: something is taken back. */
+/* In a transaction: this inode can be reached by the lost holder from now on: something is taken
+ * back. */
 int lost_add(struct trans *t, inum_t ino, uint64_t holder);
-int lost_load(struct fs *fs, inum_t ino, uint64_t holder); /* the same at mount, for what its record says */
-void lost_del(struct fs *fs, inum_t ino, uint64_t holder); /* fs->lock exclusive; ino 0: all inodes */
+/* the same at mount, for what its record says */
+int lost_load(struct fs *fs, inum_t ino, uint64_t holder);
+/* fs->lock exclusive; ino 0: all inodes */
+void lost_del(struct fs *fs, inum_t ino, uint64_t holder);
 /* First inode above ino that is in the set for this holder; 0: none. fs->lock. */
 inum_t lost_next(struct fs *fs, uint64_t holder, inum_t ino);
 /* holder_resume(): what only the restart put there. fs->lock exclusive. */
@@ -283,24 +306,32 @@ void lost_del_unrevoked(struct fs *fs, uint64_t holder);
 void lost_destroy(struct layouts *ls);
 
 /* ---- exposure.c: TREE_EXPOSURE, in transactions or (queries) with fs->lock shared ---- */
-/* The holder has anything of the inode: recorded with its greatest iomode (RW above READ). Changes nothing when it is there. *added */
-int exposure_note_inode(struct trans *t, inum_t ino, uint64_t holder, enum layout_iomode iomode, bool *added);
+/* The holder has anything of the inode: recorded with its greatest iomode (RW above READ). Changes
+ * nothing when it is there. *added */
+int exposure_note_inode(struct trans *t, inum_t ino, uint64_t holder, enum layout_iomode iomode,
+			bool *added);
 /* Is it recorded, at least with this iomode? fs->lock shared. 1, 0 or a code. */
 int exposure_has_inode(struct fs *fs, inum_t ino, uint64_t holder, enum layout_iomode iomode);
-int exposure_forget_inode(struct trans *t, inum_t ino, uint64_t holder); /* with its extents, none of which are left */
-/* [file, file+len) is mapped at block, unwritten (or in the staging fork), and was told to the holder. Replaces what is there. */
-int exposure_add(struct trans *t, inum_t ino, fileblk_t file, nblocks_t len, fsblock_t block, bool staging, uint64_t holder);
+/* with its extents, none of which are left */
+int exposure_forget_inode(struct trans *t, inum_t ino, uint64_t holder);
+/* [file, file+len) is mapped at block, unwritten (or in the staging fork), and was told to the
+ * holder. Replaces what is there. */
+int exposure_add(struct trans *t, inum_t ino, fileblk_t file, nblocks_t len, fsblock_t block,
+		 bool staging, uint64_t holder);
 int exposure_remove(struct trans *t, inum_t ino, fileblk_t file, fileblk_t end, uint64_t holder);
 /* First exposed run at or after `at` below end of this holder (0: of any). -ENOENT. */
 struct exposure { fileblk_t file; nblocks_t len; fsblock_t block; bool staging; uint64_t holder; };
-int exposure_find(struct fs *fs, inum_t ino, uint64_t holder, fileblk_t at, fileblk_t end, struct exposure *out);
+int exposure_find(struct fs *fs, inum_t ino, uint64_t holder, fileblk_t at, fileblk_t end,
+		  struct exposure *out);
 /* Are all of them this holder's exposures, at these very blocks? 1, 0 or a code. */
-int exposure_covers(struct fs *fs, inum_t ino, uint64_t holder, const struct extent *ext, bool staging);
+int exposure_covers(struct fs *fs, inum_t ino, uint64_t holder, const struct extent *ext,
+		    bool staging);
 /* At mount: inodes of a holder become ghosts. */
 int exposures_load(struct fs *fs); /* layout_ghosts.c */
 
 /* ---- layout_watch.c ---- */
-void watches_drop(struct layouts *ls, struct holder *h); /* mutex held; references are put by the thread */
+/* mutex held; references are put by the thread */
+void watches_drop(struct layouts *ls, struct holder *h);
 void watches_drop_inode(struct inode *in);               /* mutex not held */
 
 /* ---- event.c ---- mutex held */
@@ -311,17 +342,20 @@ void event_post(struct layouts *ls, struct event_sink *sink, const struct layout
 bool event_crowded(const struct event_sink *sink);
 
 /* ---- layout_revoke.c ---- on the thread */
-/* Begin to take [start, end) of in from the holder: asynchronous, by layouts_run(); revoke_ended() at the end. Takes over the
- * reference. */
-void revoke_start(struct layouts *ls, struct inode *in, uint64_t holder, uint64_t start, uint64_t end);
+/* Begin to take [start, end) of in from the holder: asynchronous, by layouts_run(); revoke_ended()
+ * at the end. Takes over the reference. */
+void revoke_start(struct layouts *ls, struct inode *in, uint64_t holder, uint64_t start,
+		  uint64_t end);
 /* ---- layout_release.c ---- */
-/* mutex held: the holder may reach blocks that are kept under QUARANTINE_ANY, until it has returned everything or is fenced. */
+/* mutex held: the holder may reach blocks that are kept under QUARANTINE_ANY, until it has returned
+ * everything or is fenced. */
 void holder_taint(struct layouts *ls, struct holder *h);
 /* on the thread */
-/* What a fenced or returned holder had becomes free, see holder_want_release(): asynchronous (counted by layouts_working() or
- * layouts_run()); release_ended() at the end. */
+/* What a fenced or returned holder had becomes free, see holder_want_release(): asynchronous
+ * (counted by layouts_working() or layouts_run()); release_ended() at the end. */
 void release_start(struct layouts *ls, uint64_t holder);
-void trim_start(struct layouts *ls, struct inode *in);   /* EXT_F_LAYOUT blocks past EOF; takes over the reference */
+/* EXT_F_LAYOUT blocks past EOF; takes over the reference */
+void trim_start(struct layouts *ls, struct inode *in);
 
 /* ---- the operations ---- */
 struct layout_state_run; /* in file_run */

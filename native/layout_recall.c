@@ -183,7 +183,8 @@ static void remember(struct grant *g, uint64_t start, uint64_t end, uint64_t now
 	g->flags &= ~GRANT_F_STANDING;
 }
 
-/* Have [start, end) of a grant returned. When that has to have happened; UINT64_MAX: it happens by itself. */
+/* Have [start, end) of a grant returned. When that has to have happened; UINT64_MAX: it happens by
+ * itself. */
 static uint64_t recall(struct layouts *ls, struct grant *g, uint64_t start, uint64_t end,
 		       enum cause cause)
 {
@@ -227,7 +228,8 @@ static int recall_standing(struct layouts *ls, struct grant *g, uint64_t start, 
 	return 0;
 }
 
-/* For a parked waiter; both locks held. Until when; a grant that goes by itself counts like one that was recalled. */
+/* For a parked waiter; both locks held. Until when; a grant that goes by itself counts like one
+ * that was recalled. */
 uint64_t recall_for(struct layouts *ls, struct seg *w, struct grant *g)
 {
 	uint64_t deadline = recall(ls, g, w->start, w->end, cause_of(w->kind));

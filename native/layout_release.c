@@ -1,22 +1,25 @@
 /* SPDX-License-Identifier: MIT
  *
- * layout_release.c - where blocks go that a lost holder may still reach, and how they become free again.
+ * layout_release.c - where blocks go that a lost holder may still reach, and how they become free
+ * again.
  *
- * A release is work of the layouts' thread for one holder, in rolling transactions; between them it lets others run. It has
- * phases, in this order, because each relies on those before:
- *   forget     GONE holders: the inodes it could reach are not lost to it any more, so nothing more goes to
- *              quarantine under its name;
- *   exposures  GONE: staged blocks are freed, its exposures and inode records go, while its grants still keep others from
- *              staging blocks in the same place;
+ * A release is work of the layouts' thread for one holder, in rolling transactions; between them it
+ * lets others run. It has phases, in this order, because each relies on those before:
+ *   forget     GONE holders: the inodes it could reach are not lost to it any more, so nothing more
+ *              goes to quarantine under its name;
+ *   exposures  GONE: staged blocks are freed, its exposures and inode records go, while its grants
+ *              still keep others from staging blocks in the same place;
  *   grants     GONE: they vanish, without copies; what it preallocated past EOF is to be trimmed;
- *   quarantine what is kept under its name becomes free, and, while nobody is tainted, what is kept under QUARANTINE_ANY;
+ *   quarantine what is kept under its name becomes free, and, while nobody is tainted, what is kept
+ *              under QUARANTINE_ANY;
  *   record     GONE: the holder itself.
- * Blocks that more than one holder could reach are kept under QUARANTINE_ANY. A holder is tainted from the moment that it may reach
- * such blocks (all that were there before the mount are) until it has returned everything or is fenced; when nobody is
- * tainted those blocks become free.
+ * Blocks that more than one holder could reach are kept under QUARANTINE_ANY. A holder is tainted
+ * from the moment that it may reach such blocks (all that were there before the mount are) until it
+ * has returned everything or is fenced; when nobody is tainted those blocks become free.
  *
- * A holder that returned everything is LIVE: only its quarantine is released. When it becomes LOST once more meanwhile, new blocks
- * may be kept under its name, so the release stops; the rest waits for the next one.
+ * A holder that returned everything is LIVE: only its quarantine is released. When it becomes LOST
+ * once more meanwhile, new blocks may be kept under its name, so the release stops; the rest waits
+ * for the next one.
  *
  * A crash, or an error, leaves a GONE holder with its record, and the next mount does the rest.
  */
@@ -76,9 +79,9 @@ static void taint_all(struct layouts *ls, inum_t ino)
 	pthread_mutex_unlock(&ls->mutex);
 }
 
-/* A holder that reads blocks of a reflinked file reads those of its twin. When the file it was told about drops them they are
- * still mapped by the other one, which knows nothing of the holder: so while any holder is tainted, whatever reflinked
- * files drop is kept. */
+/* A holder that reads blocks of a reflinked file reads those of its twin. When the file it was told
+ * about drops them they are still mapped by the other one, which knows nothing of the holder: so
+ * while any holder is tainted, whatever reflinked files drop is kept. */
 static uint64_t drop_holder(struct fs *fs, const struct inode *in)
 {
 	struct layouts *ls = fs->layouts;
@@ -119,7 +122,8 @@ struct release {
 	uint64_t holder;
 	bool gone;
 	bool rescanned;
-	/* 0: goes on (the phase may have changed); ERR_PARKED; a negative code: it is over. NULL: it is over. */
+	/* 0: goes on (the phase may have changed); ERR_PARKED; a negative code: it is over. NULL:
+	 * it is over. */
 	int (*phase)(struct release *rl);
 	struct key key;  /* exposures: where the scan goes on */
 	fsblock_t at;    /* quarantine: the same */
@@ -193,8 +197,8 @@ static bool releasable(struct release *rl, uint64_t holder)
 	return holder == rl->holder;
 }
 
-/* The next run at or behind *at that is to become free, at most *budget records further; 0, -ENOENT (at the end), -EAGAIN
- * (budget spent). */
+/* The next run at or behind *at that is to become free, at most *budget records further; 0, -ENOENT
+ * (at the end), -EAGAIN (budget spent). */
 static int find_run(struct release *rl, fsblock_t *at, unsigned *budget, fsblock_t *start,
 		    nblocks_t *len)
 {
@@ -291,7 +295,8 @@ static int release_quarantine(struct release *rl)
 		rc = release_begin(rl, &t);
 	if (rc)
 		return rc;
-	/* Between two transactions it may have become LOST once more: what is kept under its name since is not to be freed. */
+	/* Between two transactions it may have become LOST once more: what is kept under its name
+	 * since is not to be freed. */
 	at = rl->at;
 	if (!rl->gone && is_lost(rl))
 		rl->phase = NULL;
@@ -378,7 +383,8 @@ static int release_grants(struct release *rl)
 		return rc == -ENOENT ? 0 : rc; /* it went between the two */
 	}
 	pthread_mutex_lock(&in->lock);
-	preallocated = seg_next_grant_locked(in, 1u << SEG_GRANT_RW, rl->holder, 0, UINT64_MAX, NULL);
+	preallocated = seg_next_grant_locked(in, 1u << SEG_GRANT_RW, rl->holder, 0, UINT64_MAX,
+					     NULL);
 	grant_cut_locked(in, rl->holder, ALL_GRANTS, 0, UINT64_MAX, &spare, &dead);
 	pthread_mutex_unlock(&in->lock);
 	fs_unlock(fs);
@@ -391,7 +397,8 @@ static int release_grants(struct release *rl)
 
 /* ---- exposures ------------------------------------------------------------------------------ */
 
-/* The record at or behind *key that is the holder's. 0, -ENOENT, -EAGAIN (budget spent), or a code. */
+/* The record at or behind *key that is the holder's. 0, -ENOENT, -EAGAIN (budget spent), or a
+ * code. */
 static int find_exposure(struct release *rl, struct key *key, unsigned *budget,
 			 struct exposure_disk *rec)
 {
@@ -437,8 +444,8 @@ static int free_staged(struct trans *t, struct inode *in, fileblk_t file, filebl
 	return rc ? rc : inode_write(t, in);
 }
 
-/* One record, or a piece of it. *in: the inode of the last one, to be put after the transaction; it is got when needed. -EAGAIN:
- * another inode's turn, in the next transaction. */
+/* One record, or a piece of it. *in: the inode of the last one, to be put after the transaction; it
+ * is got when needed. -EAGAIN: another inode's turn, in the next transaction. */
 static int drop_exposure(struct release *rl, struct trans *t, struct key key,
 			 const struct exposure_disk *rec, struct inode **in)
 {

@@ -61,8 +61,8 @@ static uint64_t wanted_end(const struct layout_args *a)
 	return a->length == UINT64_MAX ? UINT64_MAX : a->offset + a->length;
 }
 
-/* What of the holder's grants lies in the range: [lr->start, lr->stop), nothing when they are equal. -EINVAL: it would cut an
- * ATOMIC one. */
+/* What of the holder's grants lies in the range: [lr->start, lr->stop), nothing when they are
+ * equal. -EINVAL: it would cut an ATOMIC one. */
 static int find_range(struct file_run *r)
 {
 	struct layout_return_state *lr = &r->lr;
@@ -96,14 +96,15 @@ static bool keeps_any(struct file_run *r)
 	struct layout_return_state *lr = &r->lr;
 	struct seg *s = NULL;
 
-	while ((s = seg_next_grant_locked(r->fop->in, ANY_GRANT, r->fop->layout->holder, 0, UINT64_MAX,
-					  s)))
+	while ((s = seg_next_grant_locked(r->fop->in, ANY_GRANT, r->fop->layout->holder, 0,
+					  UINT64_MAX, s)))
 		if (!(lr->kinds & 1u << s->kind) || s->start < lr->start || s->end > lr->stop)
 			return true;
 	return false;
 }
 
-/* Takes away what fits the transaction, from one run of exposures after the other. *over: nothing is left. */
+/* Takes away what fits the transaction, from one run of exposures after the other. *over: nothing
+ * is left. */
 static int unexpose(struct file_run *r, struct trans *t, bool *over)
 {
 	fileblk_t b0 = block_floor(r->lr.start), b1 = block_floor(r->lr.stop);
@@ -147,7 +148,8 @@ static bool blocks_past_eof(struct inode *in)
 {
 	struct extent e;
 
-	return extmap_list(in, FORK_DATA, block_ceil(in->core.size), FILE_MAX_BLOCKS, false, &e, 1) > 0;
+	return extmap_list(in, FORK_DATA, block_ceil(in->core.size), FILE_MAX_BLOCKS, false, &e,
+			   1) > 0;
 }
 
 static enum step return_pages(struct file_run *r)
@@ -194,7 +196,8 @@ static int try_roll(struct file_run *r, struct trans *t, bool *over)
 	return rc;
 }
 
-/* Grants that leave nothing to be changed on disk: part of what the holder has, without exposures. */
+/* Grants that leave nothing to be changed on disk: part of what the holder has, without
+ * exposures. */
 static int without_trans(struct file_run *r, struct grant_list *dead, bool *done, bool *trim)
 {
 	struct inode *in = r->fop->in;
@@ -344,7 +347,8 @@ static int check_args(const struct layout_args *a)
 		return -EINVAL;
 	if (a->flags & LAYOUT_F_ALL)
 		return 0;
-	if (a->iomode < IOMODE_READ || a->iomode > IOMODE_PIN || !a->length || (a->offset & BLOCK_MASK))
+	if (a->iomode < IOMODE_READ || a->iomode > IOMODE_PIN || !a->length ||
+	    (a->offset & BLOCK_MASK))
 		return -EINVAL;
 	if (a->length == UINT64_MAX)
 		return 0;

@@ -2,74 +2,42 @@
  *
  * layout_revoke.c - taking a range back from a holder that was asked and did not answer.
  *
- * Nothing stops the holder from using the addresses it knows, so whoever waits must not go on in those blocks. From the first
- * transaction on the inode counts as one that a lost holder can reach (lost_add), and what is unmapped from it goes to quarantine.
- * READ and PIN grants are then simply cut. For RW grants the operation takes a MAP segment over the range, at the head
- * of the queue, in the name of the victim (so that its grants are not in the way), and walks through the file:
+ * Nothing stops the holder from using the addresses it knows, so whoever waits must not go on in
+ * those blocks. From the first transaction on the inode counts as one that a lost holder can reach
+ * (lost_add), and what is unmapped from it goes to quarantine. READ and PIN grants are then simply
+ * cut. For RW grants the operation takes a MAP segment over the range, at the head of the queue, in
+ * the name of the victim (so that its grants are not in the way), and walks through the file:
  *
  *   unwritten, exposed to it       leaves the map: a hole again
  *   staged for it                  leaves the staging fork
- *   written, not shared            copied: new blocks in the staging fork under an intent, written, then promoted
+ *   written, not shared            copied: new blocks in the staging fork under an intent, written,
+ *                                  then promoted
  *   written, shared                stays: nobody was told to write it
- *   staged for somebody else       stays: RW grants never overlap, so this one could not write there
+ *   staged for somebody else       stays: RW grants never overlap, so this one could not write
+ *                                  there
  *
- * Each transaction also removes the exposures of its piece, and cuts the grant up to there: a revoke that fails in the middle
- * leaves the holder exactly what has not been touched. A crash leaves it the same on disk, where the next mount finds it as a
- * ghost.
+ * Each transaction also removes the exposures of its piece, and cuts the grant up to there: a
+ * revoke that fails in the middle leaves the holder exactly what has not been touched. A crash
+ * leaves it the same on disk, where the next mount finds it as a ghost.
  *
- * Ghosts of two holders overlap, because a ghost is everything that its holder could have had. The revoke of each would wait for the
- * other's grant; so a revoke that has to park says that its ghost is being revoked, and that of the other passes under it.
+ * Ghosts of two holders overlap, because a ghost is everything that its holder could have had. The
+ * revoke of each would wait for the other's grant; so a revoke that has to park says that its ghost
+ * is being revoked, and that of the other passes under it.
  *
- * Failure. No space for a copy: once more whenever some may have become free, for recall_ms; then, and at once for any other
- * error, whoever waits for the range fails with -EIO and the grant stays. The next one who wants the range begins anew.
+ * Failure. No space for a copy: once more whenever some may have become free, for recall_ms; then,
+ * and at once for any other error, whoever waits for the range fails with -EIO and the grant stays.
+ * The next one who wants the range begins anew.
  */
-#include "file_run.h"
-#include "layout_ops.h"
+#include "layout_revoke.h"
 #include "log.h"
 
-#define REVOKE_TRANS_BLOCKS 384u
-#define COPY_BLOCKS 256u
-/* Extents of a copy: each is promoted in the same transaction (2 steps of the map). */
-#define COPY_EXTENTS 3u
-#define LOOKS 256u      /* pieces looked at under one hold of fs->lock */
-#define DROP_RECORDS 4u
-/* One extent unmapped, its exposure cut; the inode. */
-#define DROP_STEP_BLOCKS (EXTMAP_STEP_BLOCKS + 2 * TRANS_TREE_OP + 2 * TRANS_ALLOC_OP)
 #define RETRIES 8u      /* in recall_ms */
 #define RW_GRANTS (1u << SEG_GRANT_RW)
 #define OTHER_GRANTS (1u << SEG_GRANT_READ | 1u << SEG_GRANT_PIN)
 
-struct revoke {
-	struct file_op fop;
-	struct layouts *ls;
-	uint64_t holder;
-	uint64_t asked_start, asked_end;
-	uint64_t start, end;           /* whole ATOMIC grants */
-	bool read, rw, pin;            /* of what it took something */
-	uint64_t give_up;              /* ns of the clock; 0: no failure yet */
-	struct nap nap;
-};
-
-enum piece_kind { PIECE_SKIP, PIECE_DROP, PIECE_COPY };
-struct piece {
-	enum piece_kind kind;
-	fileblk_t end;
-	bool staging;     /* DROP: of the staging fork */
-	bool unmap;       /* DROP: blocks, too; else only the exposure goes */
-	fsblock_t block;  /* COPY: from here */
-};
-
 static enum step revoke_begin(struct file_run *r);
-static enum step revoke_look(struct file_run *r);
-static enum step revoke_remap(struct file_run *r);
-static enum step revoke_fail(struct file_run *r, int rc);
 
-static struct revoke *revoke_of(struct file_run *r)
-{
-	return r->fop->user;
-}
-
-static bool stopping(struct layouts *ls)
+bool revoke_stopping(struct layouts *ls)
 {
 	bool stop;
 
@@ -79,7 +47,8 @@ static bool stopping(struct layouts *ls)
 	return stop || fs_is_shutdown(ls->fs);
 }
 
-/* ---- grants; fs->lock exclusive --------------------------------------------------------------- */
+/* ---- grants; fs->lock exclusive
+ * --------------------------------------------------------------- */
 
 static void note_taken(struct revoke *rv, unsigned kinds, uint64_t start, uint64_t end)
 {
@@ -107,15 +76,15 @@ static void cut(struct revoke *rv, unsigned kinds, uint64_t start, uint64_t end,
 	pthread_mutex_unlock(&in->lock);
 }
 
-/* Everything before file block `at` has been dealt with. Always from the start on: an ATOMIC grant is cut only whole. */
-static void cut_before(struct revoke *rv, fileblk_t at, struct grant_list *dead)
+void revoke_cut_before(struct revoke *rv, fileblk_t at, struct grant_list *dead)
 {
 	uint64_t end = at >= FILE_MAX_BLOCKS ? UINT64_MAX : at << BLOCK_SHIFT;
 
 	cut(rv, RW_GRANTS, rv->start, MIN(end, rv->end), dead);
 }
 
-/* While this waits for its segment, and until it has ended, the other revokes of overlapping ghosts need not wait for it. */
+/* While this waits for its segment, and until it has ended, the other revokes of overlapping ghosts
+ * need not wait for it. */
 static void mark_revoked(struct revoke *rv)
 {
 	uint64_t start = UINT64_MAX, end = 0;
@@ -130,7 +99,8 @@ static void mark_revoked(struct revoke *rv)
 	seg_being_revoked(rv->fop.in, rv->holder, MIN(start, end), end);
 }
 
-/* ---- the end ---------------------------------------------------------------------------------- */
+/* ---- the end
+ * ---------------------------------------------------------------------------------- */
 
 static void tell(struct revoke *rv)
 {
@@ -155,9 +125,9 @@ static void tell(struct revoke *rv)
 	pthread_mutex_unlock(&rv->ls->mutex);
 }
 
-/* Taken. What the kernel keeps of the range is of before the holder's writes; it is told after the segment has gone, since
- * it may write back pages, which wait for it. Nobody waits until it has: locked pages may wait for another revoke, which may
- * begin only when this one has ended. */
+/* Taken. What the kernel keeps of the range is of before the holder's writes; it is told after the
+ * segment has gone, since it may write back pages, which wait for it. Nobody waits until it has:
+ * locked pages may wait for another revoke, which may begin only when this one has ended. */
 static enum step revoke_taken(struct file_run *r)
 {
 	struct revoke *rv = revoke_of(r);
@@ -170,7 +140,7 @@ static enum step revoke_taken(struct file_run *r)
 	return run_end(r, 0);
 }
 
-static enum step revoke_finish(struct file_run *r)
+enum step revoke_finish(struct file_run *r)
 {
 	struct revoke *rv = revoke_of(r);
 	struct grant_list dead = { NULL };
@@ -182,7 +152,8 @@ static enum step revoke_finish(struct file_run *r)
 	return revoke_taken(r);
 }
 
-/* ---- begin: what cannot be written is cut ------------------------------------------------------- */
+/* ---- begin: what cannot be written is cut
+ * ------------------------------------------------------- */
 
 /* ATOMIC grants are taken whole. False: the holder has nothing here. */
 static bool find_range(struct revoke *rv)
@@ -212,8 +183,7 @@ static bool find_range(struct revoke *rv)
 	return any;
 }
 
-/* Nobody can read it any more: the blocks need no copy, and the reaper's frees go to quarantine. fs->lock held. */
-static bool is_dead(struct inode *in)
+bool revoke_of_dead(struct inode *in)
 {
 	return in->core.nlink == 0 && !inode_is_open(in);
 }
@@ -231,7 +201,8 @@ static enum step revoke_acquire(struct file_run *r)
 	s->revokes = true;
 	r->step = revoke_held;
 	r->lv.at = block_floor(rv->start);
-	r->lv.b1 = rv->end == UINT64_MAX ? FILE_MAX_BLOCKS : MIN(block_ceil(rv->end), FILE_MAX_BLOCKS);
+	r->lv.b1 = rv->end == UINT64_MAX ? FILE_MAX_BLOCKS :
+		MIN(block_ceil(rv->end), FILE_MAX_BLOCKS);
 	rc = seg_acquire_front(r->fop->in, s);
 	if (rc == ERR_PARKED) {
 		mark_revoked(rv);
@@ -259,7 +230,7 @@ static int take_trans(struct file_run *r, bool *rw_left)
 		rc = lost_add(&t, in->ino, rv->holder);
 	if (rc)
 		return run_trans_fail(r, &t, rc);
-	if (is_dead(in) || r->fs->opt.mutant == MUTANT_REVOKE_IN_PLACE)
+	if (revoke_of_dead(in) || r->fs->opt.mutant == MUTANT_REVOKE_IN_PLACE)
 		kinds |= RW_GRANTS;
 	cut(rv, kinds, rv->start, rv->end, &dead);
 	pthread_mutex_lock(&in->lock);
@@ -281,7 +252,7 @@ static enum step revoke_begin(struct file_run *r)
 	r->space_tries = r->reaper_tries = 0;
 	rv->start = rv->asked_start;
 	rv->end = rv->asked_end;
-	if (stopping(rv->ls))
+	if (revoke_stopping(rv->ls))
 		return run_end(r, -ERR_SHUTDOWN);
 	if (!find_range(rv))
 		return run_end(r, 0); /* it has returned it */
@@ -315,335 +286,8 @@ static enum step revoke_held(struct file_run *r)
 	return STEP_NEXT;
 }
 
-/* ---- look ------------------------------------------------------------------------------------- */
-
-/* What is written at `at`: to be copied, unless it is nobody's to write. fs->lock held. */
-static int written_piece(struct revoke *rv, const struct extent *ext, bool exposed, struct piece *p)
-{
-	struct inode *in = rv->fop.in;
-	struct extent staged;
-	bool shared = false;
-	nblocks_t run;
-	int rc;
-
-	rc = extmap_lookup(in, FORK_STAGING, ext->file, ext->len, &staged);
-	if (rc < 0)
-		return rc;
-	p->end = ext->file + staged.len;
-	p->kind = exposed ? PIECE_DROP : PIECE_SKIP;
-	if (staged.state != EXT_HOLE)
-		return 0;
-	rc = 0;
-	run = staged.len;
-	if (in->core.flags & INODE_F_SHARED)
-		rc = extmap_is_shared(in, ext, &shared, &run);
-	if (rc < 0)
-		return rc;
-	p->end = ext->file + MIN(run, staged.len);
-	if (!shared) {
-		p->kind = PIECE_COPY;
-		p->block = ext->block;
-		p->end = MIN(p->end, ext->file + COPY_BLOCKS);
-	}
-	return 0;
-}
-
-/* What lies at `at`, and how far that is so. fs->lock held. */
-static int piece_at(struct revoke *rv, fileblk_t at, fileblk_t stop, struct piece *p)
-{
-	struct inode *in = rv->fop.in;
-	struct exposure e;
-	struct extent ext;
-	bool exposed;
-	int rc;
-
-	*p = (struct piece){ .kind = PIECE_SKIP };
-	rc = exposure_find(rv->ls->fs, in->ino, rv->holder, at, stop, &e);
-	if (rc == -ENOENT)
-		e = (struct exposure){ .file = stop };
-	else if (rc)
-		return rc;
-	exposed = e.file == at && e.len;
-	rc = extmap_lookup(in, FORK_DATA, at, (exposed ? at + e.len : e.file) - at, &ext);
-	if (rc < 0)
-		return rc;
-	p->end = at + ext.len;
-	if (exposed && e.staging) {
-		p->kind = PIECE_DROP;
-		p->staging = p->unmap = true;
-	} else if (ext.state == EXT_WRITTEN) {
-		return written_piece(rv, &ext, exposed, p);
-	} else if (exposed) {
-		p->kind = PIECE_DROP;
-		p->unmap = ext.state == EXT_UNWRITTEN && ext.block == e.block;
-	}
-	return 0;
-}
-
-/* ---- drop: unwritten and staged blocks leave the map -------------------------------------------- */
-
-/* From the end; *at is where to go on: behind the piece, or still at it when its beginning is left. */
-static int drop_piece(struct trans *t, struct revoke *rv, const struct piece *p, fileblk_t *at,
-		      nblocks_t *dropped)
-{
-	struct inode *in = rv->fop.in;
-	fileblk_t rest = p->unmap ? p->end : *at;
-	int rc = 0;
-
-	if (p->unmap)
-		rc = extmap_remove(t, in, p->staging ? FORK_STAGING : FORK_DATA, *at, p->end,
-				   DROP_RECORDS, &rest);
-	if (!rc)
-		rc = exposure_remove(t, in->ino, rest, p->end, rv->holder);
-	if (rc)
-		return rc;
-	if (p->unmap)
-		*dropped += p->end - rest;
-	if (rest == *at)
-		*at = p->end;
-	return 0;
-}
-
-static int drop_some(struct trans *t, struct file_run *r, fileblk_t *at, nblocks_t *dropped)
-{
-	struct revoke *rv = revoke_of(r);
-	struct inode *in = r->fop->in;
-	struct extent left;
-	int rc = 0;
-
-	for (unsigned n = 0; !rc && n < LOOKS && *at < r->lv.b1; n++) {
-		struct piece p;
-
-		if (trans_room(t) < DROP_STEP_BLOCKS)
-			break;
-		rc = piece_at(rv, *at, r->lv.b1, &p);
-		if (!rc && p.kind == PIECE_COPY)
-			break;
-		if (!rc && p.kind == PIECE_DROP)
-			rc = drop_piece(t, rv, &p, at, dropped);
-		else if (!rc)
-			*at = p.end;
-	}
-	if (rc || !(in->core.flags & INODE_F_STAGING))
-		return rc;
-	rc = extmap_lookup(in, FORK_STAGING, 0, FILE_MAX_BLOCKS, &left);
-	if (!rc && left.state == EXT_HOLE && left.len == FILE_MAX_BLOCKS)
-		in->core.flags &= ~INODE_F_STAGING;
-	return rc;
-}
-
-static enum step revoke_drop(struct file_run *r)
-{
-	struct revoke *rv = revoke_of(r);
-	struct inode *in = r->fop->in;
-	struct grant_list dead = { NULL };
-	fileblk_t at = r->lv.at;
-	nblocks_t dropped = 0;
-	struct trans t;
-	enum step how;
-	int rc;
-
-	rc = trans_begin(r->fs, &t, REVOKE_TRANS_BLOCKS);
-	if (!rc) {
-		t.alloc_flags |= ALLOC_USE_RESERVE;
-		rc = trans_join_inode(&t, in);
-		if (!rc)
-			rc = drop_some(&t, r, &at, &dropped);
-		if (!rc)
-			rc = inode_write(&t, in);
-		if (rc) {
-			run_trans_fail(r, &t, rc);
-		} else {
-			note_unshare(in);
-			cut_before(rv, at, &dead);
-			trans_commit(&t);
-		}
-	}
-	if (rc)
-		return run_retry(r, &rc, &how) ? how : revoke_fail(r, rc);
-	grant_list_free(r->fs, &dead);
-	LAYOUT_COUNT(r->fs, revoked_blocks, dropped);
-	r->lv.at = at;
-	return run_yield(r, revoke_look);
-}
-
-/* ---- copy: written blocks move ------------------------------------------------------------------ */
-
-static enum step copy_written(struct file_run *r)
-{
-	if (r->io_err)
-		return revoke_fail(r, r->io_err);
-	r->step = revoke_remap;
-	return STEP_NEXT;
-}
-
-static enum step copy_read(struct file_run *r)
-{
-	fileblk_t at = r->lv.at, end = at + r->lv.len;
-	uint8_t *mem = r->lv.mem;
-	int rc = 0;
-
-	if (r->io_err)
-		return revoke_fail(r, r->io_err);
-	fs_rdlock(r->fs);
-	while (at < end && !rc) {
-		struct extent ext;
-
-		rc = extmap_lookup(r->fop->in, FORK_STAGING, at, end - at, &ext);
-		if (rc)
-			break;
-		xassert(ext.state != EXT_HOLE);
-		rc = run_part(r, IO_WRITE, ext.block << BLOCK_SHIFT, mem, ext.len << BLOCK_SHIFT);
-		mem += ext.len << BLOCK_SHIFT;
-		at += ext.len;
-	}
-	fs_unlock(r->fs);
-	if (rc) {
-		r->nparts = 0;
-		return revoke_fail(r, rc);
-	}
-	return run_submit(r, copy_written);
-}
-
-/* New blocks, in the staging fork, under an intent that frees them after a crash. */
-static int stage(struct trans *t, struct file_run *r, uint64_t *intent, nblocks_t *len)
-{
-	struct inode *in = r->fop->in;
-	struct intent_disk rec = {
-		.type = put32(INTENT_PUNCH), .flags = put32(INTENT_F_STAGING), .ino = put64(in->ino),
-		.a = put64(r->lv.at), .b = put64(r->lv.at + r->lv.len),
-	};
-	int rc = trans_join_inode(t, in);
-
-	if (!rc)
-		rc = intent_add(t, &rec, intent);
-	if (rc)
-		return rc;
-	in->core.flags |= INODE_F_STAGING;
-	rc = extmap_allocate(t, in, FORK_STAGING, r->lv.at, r->lv.len, 0, COPY_EXTENTS, len);
-	if (!rc && !*len)
-		rc = -ENOSPC;
-	return rc ? rc : inode_write(t, in);
-}
-
-static enum step revoke_copy(struct file_run *r)
-{
-	uint64_t intent = 0;
-	nblocks_t len = 0;
-	struct trans t;
-	enum step how;
-	int rc;
-
-	rc = trans_begin(r->fs, &t, REVOKE_TRANS_BLOCKS);
-	if (!rc) {
-		rc = stage(&t, r, &intent, &len);
-		if (rc)
-			run_trans_fail(r, &t, rc);
-		else
-			trans_commit(&t);
-	}
-	if (rc)
-		return run_retry(r, &rc, &how) ? how : revoke_fail(r, rc);
-	r->space_tries = r->reaper_tries = 0;
-	r->lv.intent = intent;
-	r->lv.len = len;
-	r->lv.mem = run_mem_get(len << BLOCK_SHIFT);
-	rc = r->lv.mem ? run_part(r, IO_READ, r->lv.from << BLOCK_SHIFT, r->lv.mem,
-				  len << BLOCK_SHIFT) : -ENOMEM;
-	if (rc) {
-		r->nparts = 0;
-		return revoke_fail(r, rc);
-	}
-	return run_submit(r, copy_read);
-}
-
-static int remap(struct trans *t, struct file_run *r)
-{
-	struct revoke *rv = revoke_of(r);
-	struct inode *in = r->fop->in;
-	fileblk_t at = r->lv.at, end = at + r->lv.len;
-	int rc = trans_join_inode(t, in);
-
-	while (!rc && at < end) {
-		struct extent ext;
-
-		rc = extmap_lookup(in, FORK_STAGING, at, end - at, &ext);
-		if (!rc)
-			rc = extmap_promote(t, in, at, ext.len);
-		at += ext.len;
-	}
-	if (!rc)
-		rc = exposure_remove(t, in->ino, r->lv.at, end, rv->holder);
-	if (!rc)
-		rc = staging_end(t, in, r->lv.intent);
-	return rc ? rc : inode_write(t, in);
-}
-
-static enum step revoke_remap(struct file_run *r)
-{
-	struct revoke *rv = revoke_of(r);
-	struct grant_list dead = { NULL };
-	struct trans t;
-	enum step how;
-	int rc;
-
-	rc = trans_begin(r->fs, &t, REVOKE_TRANS_BLOCKS);
-	if (!rc) {
-		t.alloc_flags |= ALLOC_USE_RESERVE; /* tree nodes only */
-		rc = remap(&t, r);
-		if (rc) {
-			run_trans_fail(r, &t, rc);
-		} else {
-			note_unshare(r->fop->in);
-			cut_before(rv, r->lv.at + r->lv.len, &dead);
-			trans_commit(&t);
-		}
-	}
-	if (rc)
-		return run_retry(r, &rc, &how) ? how : revoke_fail(r, rc);
-	grant_list_free(r->fs, &dead);
-	LAYOUT_COUNT(r->fs, relocated_blocks, r->lv.len);
-	run_mem_put(r->lv.mem, r->lv.len << BLOCK_SHIFT);
-	r->lv.mem = NULL;
-	r->lv.intent = 0;
-	r->lv.at += r->lv.len;
-	return run_yield(r, revoke_look);
-}
-
-static enum step revoke_look(struct file_run *r)
-{
-	struct revoke *rv = revoke_of(r);
-	struct piece p = { .kind = PIECE_SKIP };
-	bool dead;
-	int rc = 0;
-
-	if (stopping(rv->ls))
-		return revoke_fail(r, -ERR_SHUTDOWN);
-	fs_rdlock(r->fs);
-	dead = is_dead(r->fop->in);
-	for (unsigned n = 0; !rc && !dead && n < LOOKS && r->lv.at < r->lv.b1; n++) {
-		rc = piece_at(rv, r->lv.at, r->lv.b1, &p);
-		if (!rc && p.kind != PIECE_SKIP)
-			break;
-		if (!rc)
-			r->lv.at = p.end;
-	}
-	fs_unlock(r->fs);
-	if (rc)
-		return revoke_fail(r, rc);
-	if (dead || r->lv.at >= r->lv.b1) {
-		r->step = revoke_finish;
-		return STEP_NEXT;
-	}
-	if (p.kind == PIECE_SKIP)
-		return run_yield(r, revoke_look);
-	r->lv.len = p.end - r->lv.at;
-	r->lv.from = p.block;
-	r->step = p.kind == PIECE_COPY ? revoke_copy : revoke_drop;
-	return STEP_NEXT;
-}
-
-/* ---- failure ------------------------------------------------------------------------------------ */
+/* ---- failure
+ * ------------------------------------------------------------------------------------ */
 
 static enum step revoke_failed(struct file_run *r)
 {
@@ -655,21 +299,21 @@ static enum step revoke_failed(struct file_run *r)
 	run_release(r, 0);
 	if (!rv->give_up)
 		rv->give_up = now + rv->ls->recall_ns;
-	if (rc == -ENOSPC && now < rv->give_up && !stopping(rv->ls)) {
+	if (rc == -ENOSPC && now < rv->give_up && !revoke_stopping(rv->ls)) {
 		uint64_t wait = rv->ls->recall_ns / RETRIES + 1;
 
 		r->step = revoke_begin;
 		layouts_nap(rv->ls, &rv->nap, &r->fop->op, MIN(rv->give_up, now + wait));
 		return STEP_PARKED;
 	}
-	if (!stopping(rv->ls))
+	if (!revoke_stopping(rv->ls))
 		log_msg(LOG_ERROR, "inode %llu: what holder %llu can write could not be moved: %s",
 			(unsigned long long)r->fop->in->ino, (unsigned long long)rv->holder,
 			err_text(rc));
 	return run_end(r, rc);
 }
 
-static enum step revoke_fail(struct file_run *r, int rc)
+enum step revoke_fail(struct file_run *r, int rc)
 {
 	r->fop->result = rc;
 	run_mem_put(r->lv.mem, r->lv.len << BLOCK_SHIFT);
@@ -681,7 +325,8 @@ static enum step revoke_fail(struct file_run *r, int rc)
 	return STEP_NEXT;
 }
 
-/* ---- beginning and end on the thread ------------------------------------------------------------ */
+/* ---- beginning and end on the thread
+ * ------------------------------------------------------------ */
 
 enum step layout_revoke_start(struct file_run *r)
 {

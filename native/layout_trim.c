@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * layout_trim.c - preallocation past EOF that LAYOUT_GET left behind becomes free when no RW grant is left.
+ * layout_trim.c - preallocation past EOF that LAYOUT_GET left behind becomes free when no RW grant
+ * is left.
  *
- * Only extents marked EXT_F_LAYOUT that are still unwritten: what fallocate(2) put there stays, and inside EOF unwritten blocks
- * are zeros that somebody may count on. Nobody waits for this and it waits for nobody: a range that is in use
- * is left for the next time.
+ * Only extents marked EXT_F_LAYOUT that are still unwritten: what fallocate(2) put there stays, and
+ * inside EOF unwritten blocks are zeros that somebody may count on. Nobody waits for this and it
+ * waits for nobody: a range that is in use is left for the next time.
  */
 #include "file_run.h"
 #include "layout_priv.h"
@@ -19,7 +20,8 @@ static bool to_trim(const struct extent *e)
 	return e->state == EXT_UNWRITTEN && (e->flags & EXT_F_LAYOUT);
 }
 
-/* The first extent at or behind *at that is to go. 0: found; -ENOENT; or another code. fs->lock held. */
+/* The first extent at or behind *at that is to go. 0: found; -ENOENT; or another code. fs->lock
+ * held. */
 static int find_extent(struct inode *in, fileblk_t *at, struct extent *out)
 {
 	struct extent many[TRIM_LOOK];

@@ -57,7 +57,8 @@ static int add(struct layouts *ls, struct inode *in, struct holder *h, struct wa
 		return -EAGAIN;
 	w = *spare;
 	*spare = NULL;
-	*w = (struct watch){ .work = { .in = in }, .holder = h, .armed = true, .next_of_inode = in->watches,
+	*w = (struct watch){ .work = { .in = in }, .holder = h, .armed = true,
+			     .next_of_inode = in->watches,
 			     .next_of_holder = h->watches };
 	in->watches = h->watches = w;
 	h->nwatches++;

@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: MIT
  *
- * extfs_layout.c - a fio engine that reads and writes files of a mounted extfs through layouts: it takes a
- * layout of each file that a job opens (RW if the job writes), maps file offsets to the device, and does the I/O there with
- * io_uring. Any job file runs with it unchanged:
+ * extfs_layout.c - a fio engine that reads and writes files of a mounted extfs through layouts: it
+ * takes a layout of each file that a job opens (RW if the job writes), maps file offsets to the
+ * device, and does the I/O there with io_uring. Any job file runs with it unchanged:
  *
  *     fio --ioengine=external:native/fio/extfs_layout.so job.fio
  *
- * Built by scripts/fio-layout from the source of the installed fio, whose headers it needs (an engine has to
- * be of the same version).
+ * Built by scripts/fio-layout from the source of the installed fio, whose headers it needs (an
+ * engine has to be of the same version).
  *
- * What was written to blocks that had never been written is committed at every fsync and at close; then the
- * layout is returned. Blocks that are INVALID and were not written by this job read as zeros, from memory.
- * Recalls are not answered: use it on files that nobody else changes while the job runs. Needs the right to
- * open the device: root.
+ * What was written to blocks that had never been written is committed at every fsync and at close;
+ * then the layout is returned. Blocks that are INVALID and were not written by this job read as
+ * zeros, from memory. Recalls are not answered: use it on files that nobody else changes while the
+ * job runs. Needs the right to open the device: root.
  *
- * Concurrency: fio calls an engine's functions for one thread_data from one thread. With several jobs on one
- * file each has its own holder, and the later one waits for the earlier one's layout: give jobs files of their
- * own, or use numjobs=1.
+ * Concurrency: fio calls an engine's functions for one thread_data from one thread. With several
+ * jobs on one file each has its own holder, and the later one waits for the earlier one's layout:
+ * give jobs files of their own, or use numjobs=1.
  */
 #include "config-host.h"
 #include "fio.h"
@@ -73,7 +73,8 @@ static int add_extents(struct held_file *h, const struct extfs_ioc_layout *l)
 		const struct extfs_layout_extent *e = &l->extents[i];
 
 		if (e->state == EXTFS_READ_DATA && l->iomode == EXTFS_RW)
-			continue; /* the source of a copy-on-write: what follows is where to write */
+			/* the source of a copy-on-write: what follows is where to write */
+			continue;
 		if (h->count == h->cap) {
 			unsigned cap = h->cap ? 2 * h->cap : 64;
 			struct map_extent *more = realloc(h->extents, cap * sizeof(*more));
@@ -92,7 +93,8 @@ static int add_extents(struct held_file *h, const struct extfs_ioc_layout *l)
 
 static int get_layout(struct held_file *h, enum extfs_iomode iomode, uint64_t size)
 {
-	size_t bytes = sizeof(struct extfs_ioc_layout) + EXTENTS_AT_ONCE * sizeof(struct extfs_layout_extent);
+	size_t bytes = sizeof(struct extfs_ioc_layout) +
+		       EXTENTS_AT_ONCE * sizeof(struct extfs_layout_extent);
 	struct extfs_ioc_layout *l = malloc(bytes);
 	uint64_t at = 0;
 	int err = l ? 0 : ENOMEM;
@@ -124,7 +126,8 @@ static int commit_some(struct held_file *h, const struct extfs_range *ranges, un
 	struct {
 		struct extfs_ioc_commit c;
 		struct extfs_range ranges[64];
-	} call = { .c = { .size = _IOC_SIZE(EXTFS_IOC_LAYOUT_COMMIT(n)), .holder = h->holder, .key = h->key,
+	} call = { .c = { .size = _IOC_SIZE(EXTFS_IOC_LAYOUT_COMMIT(n)), .holder = h->holder,
+			  .key = h->key,
 			  .count = n } };
 
 	memcpy(call.ranges, ranges, n * sizeof(*ranges));
@@ -240,8 +243,10 @@ static int engine_open(struct thread_data *td, struct fio_file *f)
 static int engine_close(struct thread_data *td, struct fio_file *f)
 {
 	struct held_file *h = FILE_ENG_DATA(f);
-	struct extfs_ioc_return ret = { .size = sizeof(ret), .flags = EXTFS_RETURN_ALL, .iomode = EXTFS_ANY,
-					.length = UINT64_MAX };
+	struct extfs_ioc_return ret = {
+		.size = sizeof(ret), .flags = EXTFS_RETURN_ALL, .iomode = EXTFS_ANY,
+		.length = UINT64_MAX,
+	};
 	int err = 0;
 
 	if (h) {
@@ -274,7 +279,8 @@ static bool never_written(const struct held_file *h, const struct map_extent *m,
 	return m->invalid && !(h->written[b / 8] & (1u << b % 8));
 }
 
-/* One part, up to the end of its extent. Bytes done or queued; 0: the ring is full; negative: an errno. */
+/* One part, up to the end of its extent. Bytes done or queued; 0: the ring is full; negative: an
+ * errno. */
 static int64_t queue_part(struct engine *e, struct held_file *h, struct io_u *io_u, uint64_t at)
 {
 	uint64_t offset = io_u->offset + at;
@@ -345,7 +351,9 @@ static enum fio_q_status engine_queue(struct thread_data *td, struct io_u *io_u)
 	while (at < io_u->xfer_buflen) {
 		int64_t n = queue_part(e, h, io_u, at);
 
-		if (n == 0) { /* more extents in one transfer than the ring has room for: hand over what there is */
+		/* more extents in one transfer than the ring has room for: hand over what there
+		 * is */
+		if (n == 0) {
 			io_uring_submit(&e->ring);
 			continue;
 		}
@@ -379,7 +387,8 @@ static void note_issued(struct thread_data *td, struct engine *e)
 	e->nfresh = 0;
 }
 
-/* What has been queued goes to the kernel, and in the same system call it posts what has completed. */
+/* What has been queued goes to the kernel, and in the same system call it posts what has
+ * completed. */
 static int engine_commit(struct thread_data *td)
 {
 	struct engine *e = td->io_ops_data;
@@ -425,7 +434,8 @@ static void reap(struct engine *e, unsigned max)
 	io_uring_cq_advance(&e->ring, seen);
 }
 
-static int engine_getevents(struct thread_data *td, unsigned int min, unsigned int max, const struct timespec *t)
+static int engine_getevents(struct thread_data *td, unsigned int min, unsigned int max,
+			    const struct timespec *t)
 {
 	struct engine *e = td->io_ops_data;
 	struct io_uring_cqe *cqe;
@@ -462,8 +472,8 @@ static void engine_io_u_free(struct thread_data *td, struct io_u *io_u)
 	io_u->engine_data = NULL;
 }
 
-/* The best ring that this kernel has: no interrupt for a completion that we come for anyway (5.19), and all
- * work of completions in our own calls (6.1). As fio's own engine does. */
+/* The best ring that this kernel has: no interrupt for a completion that we come for anyway (5.19),
+ * and all work of completions in our own calls (6.1). As fio's own engine does. */
 static int make_ring(struct thread_data *td, struct io_uring *ring)
 {
 	static const unsigned flags[] = {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * layout_fixture.h - on top of the file fixture: holders that take, write, commit and return layouts of the
- * simulated device, and a look at everything on disk afterwards.
+ * layout_fixture.h - on top of the file fixture: holders that take, write, commit and return
+ * layouts of the simulated device, and a look at everything on disk afterwards.
  */
 #ifndef LAYOUT_FIXTURE_H
 #define LAYOUT_FIXTURE_H
@@ -65,7 +65,8 @@ static inline int layout_call(enum file_op_kind kind, unsigned file)
 	return (int)f.fop.result;
 }
 
-static inline void set_get(uint64_t h, enum layout_iomode iomode, uint64_t off, uint64_t len, unsigned flags)
+static inline void set_get(uint64_t h, enum layout_iomode iomode, uint64_t off, uint64_t len,
+			   unsigned flags)
 {
 	memset(ext, 0xee, sizeof(ext));
 	args = (struct layout_args){ .holder = h, .iomode = iomode, .offset = off, .length = len,
@@ -83,7 +84,8 @@ static inline void check_tiles(void)
 	for (unsigned i = 0; i < args.count; i++) {
 		const struct layout_extent *e = &ext[i];
 
-		assert_true(e->length > 0 && ((e->offset | e->length | e->device) & BLOCK_MASK) == 0);
+		assert_true(e->length > 0 &&
+			    ((e->offset | e->length | e->device) & BLOCK_MASK) == 0);
 		if (pair) {
 			assert_int_equal(e->state, INVALID_DATA);
 			assert_int_equal(e->offset, ext[i - 1].offset);
@@ -105,8 +107,8 @@ static inline void check_tiles(void)
 	assert_int_equal(at, args.next);
 }
 
-static inline int get(unsigned file, uint64_t h, enum layout_iomode iomode, uint64_t off, uint64_t len,
-		      unsigned flags)
+static inline int get(unsigned file, uint64_t h, enum layout_iomode iomode, uint64_t off,
+		      uint64_t len, unsigned flags)
 {
 	int rc;
 
@@ -117,8 +119,8 @@ static inline int get(unsigned file, uint64_t h, enum layout_iomode iomode, uint
 	return rc;
 }
 
-static inline int commit_ranges(unsigned file, uint64_t h, const struct layout_range *ranges, unsigned n,
-				uint64_t size, uint64_t seq, unsigned flags)
+static inline int commit_ranges(unsigned file, uint64_t h, const struct layout_range *ranges,
+				unsigned n, uint64_t size, uint64_t seq, unsigned flags)
 {
 	args = (struct layout_args){ .holder = h, .ranges = ranges, .nranges = n, .size = size,
 				     .seq = seq, .flags = flags };
@@ -132,7 +134,8 @@ static inline int commit(unsigned file, uint64_t h, uint64_t off, uint64_t len, 
 	return commit_ranges(file, h, &range, 1, size, 0, 0);
 }
 
-static inline int give_back(unsigned file, uint64_t h, enum layout_iomode iomode, uint64_t off, uint64_t len)
+static inline int give_back(unsigned file, uint64_t h, enum layout_iomode iomode, uint64_t off,
+			    uint64_t len)
 {
 	args = (struct layout_args){ .holder = h, .iomode = iomode, .offset = off, .length = len };
 	return layout_call(FILE_LAYOUT_RETURN, file);
@@ -181,7 +184,8 @@ static inline void expect(unsigned file, uint64_t off, uint64_t len, uint64_t pa
 		uint8_t want = pattern ? pattern_byte(pattern, i) : 0;
 
 		if (((uint8_t *)f.fop.buf)[i] != want)
-			fail_msg("byte %llu of file %u is %#x, not %#x", (unsigned long long)(off + i), file,
+			fail_msg("byte %llu of file %u is %#x, not %#x",
+				 (unsigned long long)(off + i), file,
 				 ((uint8_t *)f.fop.buf)[i], want);
 	}
 	flight_end(&f);
@@ -210,7 +214,8 @@ static inline nblocks_t exposed(unsigned file, uint64_t h)
 	nblocks_t sum = 0;
 
 	fs_rdlock(world.fs);
-	for (fileblk_t at = 0; !exposure_find(world.fs, world.file[file]->ino, h, at, FILE_MAX_BLOCKS, &x);
+	for (fileblk_t at = 0; !exposure_find(world.fs, world.file[file]->ino, h, at,
+					      FILE_MAX_BLOCKS, &x);
 	     at = x.file + x.len)
 		sum += x.len;
 	fs_unlock(world.fs);
@@ -249,7 +254,8 @@ static inline void check_disk(void)
 		memset(mapped + e.block, 1, e.len);
 		for (fileblk_t at = e.file; staged && at < e.file + e.len; at = x.file + x.len) {
 			OK(exposure_find(world.fs, bt_key(&c).hi, 0, at, e.file + e.len, &x));
-			assert_true(x.staging && x.file == at && x.block == e.block + (at - e.file));
+			assert_true(x.staging && x.file == at &&
+				    x.block == e.block + (at - e.file));
 		}
 	}
 	bt_cursor_release(&c);

@@ -10,7 +10,8 @@
 #include "journal.h"
 #include "layout_fixture.h"
 
-static inline void remap_start(struct flight *f, struct ioctx *ctx, enum file_op_kind kind, unsigned file,
+static inline void remap_start(struct flight *f, struct ioctx *ctx, enum file_op_kind kind,
+			       unsigned file,
 			       uint64_t off, uint64_t len, unsigned dst, uint64_t dst_off)
 {
 	*f = (struct flight){ .done = false };
@@ -37,17 +38,20 @@ static inline int64_t remap(enum file_op_kind kind, unsigned file, uint64_t off,
 	return f.fop.result;
 }
 
-static inline int64_t do_exchange(unsigned file, uint64_t off, unsigned dst, uint64_t dst_off, uint64_t len)
+static inline int64_t do_exchange(unsigned file, uint64_t off, unsigned dst, uint64_t dst_off,
+				  uint64_t len)
 {
 	return remap(FILE_EXCHANGE, file, off, len, dst, dst_off);
 }
 
-static inline int64_t do_clone(unsigned file, uint64_t off, unsigned dst, uint64_t dst_off, uint64_t len)
+static inline int64_t do_clone(unsigned file, uint64_t off, unsigned dst, uint64_t dst_off,
+			       uint64_t len)
 {
 	return remap(FILE_COPY, file, off, len, dst, dst_off);
 }
 
-static inline int64_t do_dedupe(unsigned file, uint64_t off, unsigned dst, uint64_t dst_off, uint64_t len)
+static inline int64_t do_dedupe(unsigned file, uint64_t off, unsigned dst, uint64_t dst_off,
+				uint64_t len)
 {
 	return remap(FILE_DEDUPE, file, off, len, dst, dst_off);
 }
@@ -89,7 +93,8 @@ static inline unsigned extents_of(unsigned file)
 	int n;
 
 	fs_rdlock(world.fs);
-	n = extmap_list(world.file[file], FORK_DATA, 0, FILE_MAX_BLOCKS, false, ext, ARRAY_LEN(ext));
+	n = extmap_list(world.file[file], FORK_DATA, 0, FILE_MAX_BLOCKS, false, ext,
+			ARRAY_LEN(ext));
 	fs_unlock(world.fs);
 	OK(n);
 	return (unsigned)n;
@@ -115,8 +120,9 @@ static inline uint64_t piece_pattern(unsigned file, unsigned i)
 	return 1000 * (file + 1) + i;
 }
 
-/* Files 0 and 1, written from the end backwards, so that no block follows the one before it in the file on
- * the device, too. Every fifth block of file 1 is a hole, every seventh of file 0 unwritten. */
+/* Files 0 and 1, written from the end backwards, so that no block follows the one before it in the
+ * file on the device, too. Every fifth block of file 1 is a hole, every seventh of file 0
+ * unwritten. */
 static inline void make_pieces(void)
 {
 	OK(do_write(0, (uint64_t)PIECES * BLOCK_SIZE, 100, 77)); /* the block of EOF */
@@ -125,7 +131,8 @@ static inline void make_pieces(void)
 		uint64_t off = (uint64_t)i * BLOCK_SIZE;
 
 		if (i % 7 == 3)
-			OK(do_one(&(struct todo){ .act = ACT_ALLOC, .off = off, .len = BLOCK_SIZE }));
+			OK(do_one(&(struct todo){ .act = ACT_ALLOC, .off = off,
+						  .len = BLOCK_SIZE }));
 		else
 			OK(do_write(0, off, BLOCK_SIZE, piece_pattern(0, i)));
 		if (i % 5 != 2)
@@ -137,8 +144,8 @@ static inline void make_pieces(void)
 	assert_true(extents_of(1) > PIECES / 2);
 }
 
-/* What block `at` of file shows: 1 + the number of the piece that it is, of file 0 or 1 in *of; 0: zeros.
- * Anything else fails. */
+/* What block `at` of file shows: 1 + the number of the piece that it is, of file 0 or 1 in *of; 0:
+ * zeros. Anything else fails. */
 static inline unsigned piece_at(unsigned file, unsigned at, unsigned *of)
 {
 	struct flight f;
@@ -164,7 +171,8 @@ static inline unsigned piece_at(unsigned file, unsigned at, unsigned *of)
 	}
 	for (unsigned i = 0; i < BLOCK_SIZE && !found; i++)
 		if (got[i])
-			fail_msg("block %u of %s is no piece: byte %u is %#x", at, name_of(file), i, got[i]);
+			fail_msg("block %u of %s is no piece: byte %u is %#x", at, name_of(file), i,
+				 got[i]);
 	flight_end(&f);
 	return found;
 }
@@ -237,7 +245,8 @@ struct cut_tally { unsigned olds, news; bool cut; };
 
 static uint64_t cut_at; /* events from the start of the operation on */
 
-static inline void cut_once(const struct cut_test *ct, uint64_t n, uint64_t seed, struct cut_tally *tally)
+static inline void cut_once(const struct cut_test *ct, uint64_t n, uint64_t seed,
+			    struct cut_tally *tally)
 {
 	bool rolled;
 
@@ -252,7 +261,8 @@ static inline void cut_once(const struct cut_test *ct, uint64_t n, uint64_t seed
 	if (seed % 2)
 		cut_the_recovery(1 + seed % 11, seed);
 	if (world_open())
-		fail_msg("cut %llu, seed %llu: no mount", (unsigned long long)n, (unsigned long long)seed);
+		fail_msg("cut %llu, seed %llu: no mount", (unsigned long long)n,
+			 (unsigned long long)seed);
 	find_files();
 	if (ct->is_new()) {
 		tally->news++;
@@ -265,8 +275,8 @@ static inline void cut_once(const struct cut_test *ct, uint64_t n, uint64_t seed
 	assert_int_equal(intents(), 0);
 }
 
-/* Cuts at the n-th write or flush for every n, with several seeds, until the operation ends before the
- * cut. Every second time the recovery is cut, too. The files are as they were afterwards. */
+/* Cuts at the n-th write or flush for every n, with several seeds, until the operation ends before
+ * the cut. Every second time the recovery is cut, too. The files are as they were afterwards. */
 static inline void cut_everywhere(const struct cut_test *ct)
 {
 	struct sim *made = world.sim;
@@ -289,7 +299,8 @@ static inline void cut_everywhere(const struct cut_test *ct)
 	assert_true(tally.olds >= 4);
 	assert_true(tally.news >= 12);
 	while (log_next(line, sizeof(line)) > 0)
-		if (strstr(line, "reserved") || strstr(line, "impossible") || strstr(line, "overlaps"))
+		if (strstr(line, "reserved") || strstr(line, "impossible") ||
+		    strstr(line, "overlaps"))
 			fail_msg("unexpected in the log: %s", line);
 	world.sim = made;
 	OK(world_open());

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * revoke_fixture.h - on top of the layout fixture: holders that do not answer, a virtual clock, and what they knew.
+ * revoke_fixture.h - on top of the layout fixture: holders that do not answer, a virtual clock, and
+ * what they knew.
  */
 #ifndef REVOKE_FIXTURE_H
 #define REVOKE_FIXTURE_H
@@ -80,7 +81,8 @@ static inline void remember(void)
 	memcpy(told, ext, ntold * sizeof(*told));
 }
 
-/* The holder, which lost its layout and does not know, writes everything that it was told to write. */
+/* The holder, which lost its layout and does not know, writes everything that it was told to
+ * write. */
 static inline void write_stale(uint8_t byte)
 {
 	static uint8_t block[BLOCK_SIZE];
@@ -103,7 +105,8 @@ static inline bool was_told(fsblock_t block)
 	return false;
 }
 
-/* Nothing that anybody reads or will write lies where the holder knows: blocks [from, to) of the file. */
+/* Nothing that anybody reads or will write lies where the holder knows: blocks [from, to) of the
+ * file. */
 static inline void check_moved(unsigned file, fileblk_t from, fileblk_t to)
 {
 	for (fileblk_t at = from; at < to; at++) {
@@ -129,7 +132,8 @@ static inline void check_all_free(void)
 	delete_all();
 }
 
-static inline struct flight *start_write(unsigned file, uint64_t off, uint64_t len, uint64_t pattern)
+static inline struct flight *start_write(unsigned file, uint64_t off, uint64_t len,
+					 uint64_t pattern)
 {
 	struct flight *f = calloc(1, sizeof(*f));
 
@@ -149,7 +153,8 @@ static inline int64_t finish(struct flight *f)
 	return rc;
 }
 
-/* A holder with a layout of blocks [0, 8), all written by it (pattern 3), the first four committed. */
+/* A holder with a layout of blocks [0, 8), all written by it (pattern 3), the first four
+ * committed. */
 static inline uint64_t half_committed(void)
 {
 	uint64_t h = new_holder(0);

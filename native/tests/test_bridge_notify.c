@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_bridge_notify.c - the threads that write notifications, on a socket pair in the place of /dev/fuse:
- * while nobody reads the other end, every write waits, as one does that waits for a page.
+ * test_bridge_notify.c - the threads that write notifications, on a socket pair in the place of
+ * /dev/fuse: while nobody reads the other end, every write waits, as one does that waits for a
+ * page.
  */
 #include <poll.h>
 #include <setjmp.h>
@@ -64,6 +65,13 @@ static void waiter_init(struct waiter *w, unsigned patience_ms)
 	w->wait = (struct page_wait){ .done = &w->op, .patience_ms = patience_ms, .result = 1 };
 }
 
+static void send_pages(inum_t ino, uint64_t offset, struct waiter *w)
+{
+	struct page_range range = { offset, 1 };
+
+	assert_int_equal(bridge_notify_pages(&world.bridge, ino, &range, 1, &w->wait), 0);
+}
+
 static void until_woken(struct waiter *w)
 {
 	while (!w->woken)
@@ -98,8 +106,7 @@ static unsigned stuff(void)
 		struct waiter w;
 
 		waiter_init(&w, 20);
-		assert_int_equal(bridge_notify_pages(&world.bridge, 7, &(struct page_range){ n, 1 }, 1,
-						     &w.wait), 0);
+		send_pages(7, n, &w);
 		n++;
 		until_woken(&w);
 		if (w.wait.result) {
@@ -143,10 +150,8 @@ static void patience(void **state)
 
 	waiter_init(&hasty, 10);
 	waiter_init(&patient, 0);
-	assert_int_equal(bridge_notify_pages(&world.bridge, 8, &(struct page_range){ 0, 1 }, 1,
-					     &patient.wait), 0);
-	assert_int_equal(bridge_notify_pages(&world.bridge, 8, &(struct page_range){ 0, 1 }, 1,
-					     &hasty.wait), 0);
+	send_pages(8, 0, &patient);
+	send_pages(8, 0, &hasty);
 	until_woken(&hasty);
 	assert_int_equal(hasty.wait.result, -ETIMEDOUT);
 	assert_int_equal(patient.woken, 0);
@@ -167,8 +172,7 @@ static void more_than_threads(void **state)
 
 	for (unsigned i = 0; i < ARRAY_LEN(many); i++) {
 		waiter_init(&many[i], i % 2 ? 30 : 0);
-		assert_int_equal(bridge_notify_pages(&world.bridge, 9, &(struct page_range){ i, 1 }, 1,
-						     &many[i].wait), 0);
+		send_pages(9, i, &many[i]);
 	}
 	for (unsigned i = 1; i < ARRAY_LEN(many); i += 2) {
 		until_woken(&many[i]);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_exchange.c - two ranges of blocks change places: against a model, and with the power failing at
- * every write of an exchange of several transactions.
+ * test_exchange.c - two ranges of blocks change places: against a model, and with the power failing
+ * at every write of an exchange of several transactions.
  */
 #include "remap_fixture.h"
 #include "tree_check.h"
@@ -44,7 +44,8 @@ static void refuses_what_is_not_whole_blocks_below_eof(void **state)
 
 /* ---- against a model ---- */
 
-static void model_exchange(struct model *x, uint64_t off, struct model *y, uint64_t y_off, uint64_t len)
+static void model_exchange(struct model *x, uint64_t off, struct model *y, uint64_t y_off,
+			   uint64_t len)
 {
 	for (uint64_t i = 0; i < len; i++) {
 		uint8_t byte = x->bytes[off + i];
@@ -149,14 +150,16 @@ static void lose_power_keeping_data(void)
 	find_files();
 }
 
-static void expect_bytes(unsigned file, uint64_t off, uint64_t len, uint64_t pattern, const char *what)
+static void expect_bytes(unsigned file, uint64_t off, uint64_t len, uint64_t pattern,
+			 const char *what)
 {
 	uint64_t size;
 	uint8_t *got = content(file, &size);
 
 	for (uint64_t i = 0; i < len; i++)
 		if (got[off + i] != pattern_byte(pattern, i))
-			fail_msg("%s: byte %llu of %s", what, (unsigned long long)(off + i), name_of(file));
+			fail_msg("%s: byte %llu of %s", what, (unsigned long long)(off + i),
+				 name_of(file));
 	free(got);
 }
 
@@ -277,7 +280,8 @@ static void readers_wait_and_see_the_end(void **state)
 	while (ioctx_run(world.ctx, false) > 0)
 		;
 	assert_false(reader.done);
-	/* Block 2 of file 1 is a hole before, block 3 of file 0 unwritten; in the middle nobody can tell. */
+	/* Block 2 of file 1 is a hole before, block 3 of file 0 unwritten; in the middle nobody can
+	 * tell. */
 	size = world.file[1]->core.size;
 	assert_int_equal(file_seek(world.file[1], 2 * BS, 3), 2 * BS);
 	assert_int_equal(file_seek(world.file[1], 0, 4), size);
@@ -298,8 +302,8 @@ static void readers_wait_and_see_the_end(void **state)
 	world_close();
 }
 
-/* Stopped between two transactions by the end of the mount: the next one finishes it, and a read-only
- * one in between is refused. */
+/* Stopped between two transactions by the end of the mount: the next one finishes it, and a
+ * read-only one in between is refused. */
 static void a_read_only_mount_does_not_show_a_mix(void **state)
 {
 	struct ioctx *ctx;
@@ -338,16 +342,21 @@ static void a_read_only_mount_does_not_show_a_mix(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(refuses_what_is_not_whole_blocks_below_eof, setup, teardown),
+		cmocka_unit_test_setup_teardown(refuses_what_is_not_whole_blocks_below_eof, setup,
+						teardown),
 		cmocka_unit_test(random_operations),
 		cmocka_unit_test_setup_teardown(blocks_are_counted_where_they_are, setup, teardown),
-		cmocka_unit_test_setup_teardown(shared_blocks_are_still_copied_on_write, setup, teardown),
-		cmocka_unit_test_setup_teardown(writes_in_place_wait_for_the_exchange, setup, teardown),
-		cmocka_unit_test_setup_teardown(the_same_when_the_inode_was_out_of_memory, setup, teardown),
+		cmocka_unit_test_setup_teardown(shared_blocks_are_still_copied_on_write, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(writes_in_place_wait_for_the_exchange, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(the_same_when_the_inode_was_out_of_memory, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(cut_anywhere_it_is_all_or_nothing, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_same_within_one_file, setup, teardown),
 		cmocka_unit_test_setup_teardown(readers_wait_and_see_the_end, setup, teardown),
-		cmocka_unit_test_setup_teardown(a_read_only_mount_does_not_show_a_mix, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_read_only_mount_does_not_show_a_mix, setup,
+						teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -113,8 +113,8 @@ static void expect(unsigned file, const char *want)
 	for (unsigned i = 0; i < n; i++) {
 		assert_int_equal(look[i].ino, world.file[file]->ino);
 		assert_int_equal(look[i].generation, world.file[file]->core.generation);
-		at += (size_t)snprintf(got + at, sizeof(got) - at, "%s%llu:%llu-%lld%c", i ? " " : "",
-				       (unsigned long long)look[i].holder - 10,
+		at += (size_t)snprintf(got + at, sizeof(got) - at, "%s%llu:%llu-%lld%c",
+				       i ? " " : "", (unsigned long long)look[i].holder - 10,
 				       (unsigned long long)look[i].offset,
 				       look[i].length == UINT64_MAX ?
 					       -1ll : (long long)(look[i].offset + look[i].length),
@@ -308,7 +308,8 @@ static void many_segments(void **state)
 		}
 	assert_int_equal(at, 2 * MANY);
 	assert_true(seg_covered_locked(world.file[0], 10, 8 * BLOCK_SIZE, 9 * BLOCK_SIZE, &newest));
-	assert_false(seg_covered_locked(world.file[0], 10, 8 * BLOCK_SIZE, 10 * BLOCK_SIZE, &newest));
+	assert_false(seg_covered_locked(world.file[0], 10, 8 * BLOCK_SIZE, 10 * BLOCK_SIZE,
+					&newest));
 	assert_int_equal(cut(0, 0, RW, 0, UINT64_MAX), MANY * BLOCK_SIZE);
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_layout.c - LAYOUT_GET, LAYOUT_COMMIT, LAYOUT_RETURN: what holders are told, what of their writes
- * becomes part of the file and when, and that nobody ever reads a block that was not written to it.
+ * test_layout.c - LAYOUT_GET, LAYOUT_COMMIT, LAYOUT_RETURN: what holders are told, what of their
+ * writes becomes part of the file and when, and that nobody ever reads a block that was not written
+ * to it.
  */
 #include "layout_world.h"
 #include "tree_check.h"
@@ -70,7 +71,8 @@ static void written_and_unwritten(void **state)
 	OK(commit_ranges(0, h, NULL, 0, 0, 0, 0));
 }
 
-/* A file that shares blocks: pairs; the commit takes the new blocks, the other file keeps the old. */
+/* A file that shares blocks: pairs; the commit takes the new blocks, the other file keeps the
+ * old. */
 static void copy_on_write(void **state)
 {
 	uint64_t h = holder[0].id;
@@ -93,7 +95,8 @@ static void copy_on_write(void **state)
 	for (unsigned b = 0; b < 8; b++) {
 		struct extent e;
 
-		assert_int_equal(state_at(1, FORK_STAGING, b, &e), b >= 2 && b < 5 ? EXT_HOLE : EXT_UNWRITTEN);
+		assert_int_equal(state_at(1, FORK_STAGING, b, &e),
+				 b >= 2 && b < 5 ? EXT_HOLE : EXT_UNWRITTEN);
 	}
 	check_disk();
 	/* The rest goes back, and is free. */
@@ -323,7 +326,8 @@ static void bad_arguments(void **state)
 static void not_held(void **state)
 {
 	uint64_t a = holder[0].id, b = holder[1].id, seq;
-	struct layout_range ranges[3] = { { 0, BLOCKS(2) }, { BLOCKS(6), BLOCKS(4) }, { BLOCKS(3), BLOCKS(1) } };
+	struct layout_range ranges[3] =
+		{ { 0, BLOCKS(2) }, { BLOCKS(6), BLOCKS(4) }, { BLOCKS(3), BLOCKS(1) } };
 
 	OK(do_alloc(0, 0, BLOCKS(20)));
 	OK(get(0, a, IOMODE_RW, 0, BLOCKS(8), 0));

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_layout_crash.c - power cuts at every write and flush while a holder works: what was answered
- * is there afterwards, an ATOMIC commit is whole or nothing, nobody reads a block that was not written to
- * the file, and no block is lost.
+ * is there afterwards, an ATOMIC commit is whole or nothing, nobody reads a block that was not
+ * written to the file, and no block is lost.
  */
 #include "layout_fixture.h"
 #include "tree_check.h"

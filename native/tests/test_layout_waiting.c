@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_layout_waiting.c - who waits for a layout, and what becomes of the kernel's pages of its range.
+ * test_layout_waiting.c - who waits for a layout, and what becomes of the kernel's pages of its
+ * range.
  */
 #include "layout_world.h"
 #include "tree_check.h"
@@ -78,7 +79,8 @@ static struct kernel {
 	struct page_range dropped[32];
 	uint64_t locked;       /* if locks: a page that is */
 	bool locks;
-	struct flight *late;   /* whose request it is: it comes to us when somebody has waited for the page */
+	/* whose request it is: it comes to us when somebody has waited for the page */
+	struct flight *late;
 	struct todo arrives;
 	struct flight dirty; /* a page of a mapping that is written back before it is dropped */
 	bool write_back;
@@ -235,7 +237,8 @@ static void pages_around_a_late_writer(void **state)
 	kernel.locks = true;
 	kernel.locked = BLOCKS(7);
 	kernel.late = &f;
-	kernel.arrives = (struct todo){ .act = ACT_WRITE, .off = BLOCKS(7), .len = 9, .pattern = 3 };
+	kernel.arrives = (struct todo){ .act = ACT_WRITE, .off = BLOCKS(7), .len = 9,
+					.pattern = 3 };
 	OK(commit(0, h, BLOCKS(3), BLOCKS(1), 0));
 	assert_false(f.done);
 	assert_int_equal(kernel.timeouts, 2);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_revoke.c - holders that do not answer: what they could write moves away, what they knew is kept in quarantine until they
- * are fenced, over restarts and power cuts.
+ * test_revoke.c - holders that do not answer: what they could write moves away, what they knew is
+ * kept in quarantine until they are fenced, over restarts and power cuts.
  *
- * Time is the virtual clock of the layouts. Holders write the simulated device itself, before and after they lost their layouts.
+ * Time is the virtual clock of the layouts. Holders write the simulated device itself, before and
+ * after they lost their layouts.
  */
 #include "revoke_fixture.h"
 #include "tree_check.h"
@@ -106,7 +107,8 @@ static void many_extents(void **state)
 	for (unsigned i = 0; i < 2048; i++) {
 		struct flight f;
 
-		flight_start(&f, &(struct todo){ .act = ACT_READ, .file = 0, .off = i * B, .len = B });
+		flight_start(&f, &(struct todo){ .act = ACT_READ, .file = 0, .off = i * B,
+						 .len = B });
 		flight_wait(&f);
 		for (unsigned j = 0; j < B; j++)
 			assert_int_equal(((uint8_t *)f.fop.buf)[j],
@@ -491,7 +493,8 @@ static void preallocation_is_trimmed(void **state)
 	check_all_free();
 }
 
-/* ---- mutants: the tests above would see them ---------------------------------------------------- */
+/* ---- mutants: the tests above would see them
+ * ---------------------------------------------------- */
 
 static void mutants_are_caught(void **state)
 {
@@ -523,12 +526,14 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 #define CASE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 		CASE(writer_goes_on_elsewhere), CASE(quarantine_is_not_reused),
-		CASE(many_extents), CASE(reader_is_lost), CASE(reader_of_blocks_that_move), CASE(shared_blocks),
-		CASE(atomic_goes_whole), CASE(fenced_with_everything), CASE(ghost_after_restart), CASE(two_ghosts),
+		CASE(many_extents), CASE(reader_is_lost), CASE(reader_of_blocks_that_move),
+		CASE(shared_blocks),
+		CASE(atomic_goes_whole), CASE(fenced_with_everything), CASE(ghost_after_restart),
+		CASE(two_ghosts),
 		CASE(returned_while_it_waits), CASE(unlinked_file), CASE(copy_fails),
 		CASE(no_space_for_the_copy), CASE(never_space_for_the_copy),
-		CASE(fenced_while_it_waits), CASE(closed_in_the_middle), CASE(preallocation_is_trimmed),
-		CASE(mutants_are_caught),
+		CASE(fenced_while_it_waits), CASE(closed_in_the_middle),
+		CASE(preallocation_is_trimmed), CASE(mutants_are_caught),
 #undef CASE
 	};
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_revoke_crash.c - power cuts at every write while a range is taken back from a holder, and while what a fenced one had becomes
- * free: the next mount finds everything consistent, and the holder in nobody's way.
+ * test_revoke_crash.c - power cuts at every write while a range is taken back from a holder, and
+ * while what a fenced one had becomes free: the next mount finds everything consistent, and the
+ * holder in nobody's way.
  */
 #include "revoke_fixture.h"
 #include "tree_check.h"

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_revoke_random.c - random lives of four holders and three files: layouts, stale writes, recalls that nobody answers, truncates,
- * clones, restarts. Whatever was written through the filesystem stays what it was while every lost holder writes whatever it
- * ever knew; nothing shows what was never written; in the end every block is free again.
+ * test_revoke_random.c - random lives of four holders and three files: layouts, stale writes,
+ * recalls that nobody answers, truncates, clones, restarts. Whatever was written through the
+ * filesystem stays what it was while every lost holder writes whatever it ever knew; nothing shows
+ * what was never written; in the end every block is free again.
  *
- * REVOKE_SEEDS=n sets the number of runs; the last seed printed is that of a failure, REVOKE_SEED=n repeats it.
+ * REVOKE_SEEDS=n sets the number of runs; the last seed printed is that of a failure, REVOKE_SEED=n
+ * repeats it.
  */
 #include "revoke_fixture.h"
 #include "tree_check.h"
@@ -29,7 +31,8 @@ static enum holder_state state_of_holder(unsigned i)
 
 	if (!known[i].id)
 		return 0;
-	if (holder_list(world.fs, &from, &look, 1) && look.id == known[i].id && look.state != HOLDER_GONE)
+	if (holder_list(world.fs, &from, &look, 1) && look.id == known[i].id &&
+	    look.state != HOLDER_GONE)
 		return look.state;
 	event_sink_destroy(world.fs, holder[i].sink);
 	holder[i].sink = NULL;
@@ -67,7 +70,8 @@ static void take(unsigned file)
 	fileblk_t at = below(SPAN), len = 1 + below(SPAN - at);
 	unsigned flags = below(5) ? 0 : LAYOUT_F_ATOMIC;
 
-	if (k->n > KNOWN / 2 || get(file, k->id, below(3) ? IOMODE_RW : IOMODE_READ, at * B, len * B, flags))
+	if (k->n > KNOWN / 2 || get(file, k->id, below(3) ? IOMODE_RW : IOMODE_READ, at * B,
+				    len * B, flags))
 		return;
 	for (unsigned i = 0; i < args.count && args.iomode == IOMODE_RW; i++)
 		if (ext[i].state != READ_DATA && k->n < KNOWN)

@@ -55,7 +55,8 @@ static void an_insert_moves_no_block_too_far(void **state)
 	uint64_t far = FILE_MAX_BYTES & ~BLOCK_MASK;
 
 	OK(do_write(0, 0, BS, 1));
-	OK(do_one(&(struct todo){ .act = ACT_ALLOC, .keep_size = true, .off = far - 4 * BS, .len = BS }));
+	OK(do_one(&(struct todo){ .act = ACT_ALLOC, .keep_size = true, .off = far - 4 * BS,
+				  .len = BS }));
 	assert_int_equal(do_insert(0, 0, 8 * BS), -EFBIG);
 	assert_int_equal(do_insert(0, 0, 4 * BS), 0);
 	assert_int_equal(do_insert(0, 0, BS), -EFBIG);
@@ -92,8 +93,8 @@ static bool random_shift(void)
 	valid = collapse ? off + len < m->size : off < m->size;
 	if (rc != (valid ? 0 : -EINVAL))
 		fail_msg("%s at %llu, %llu bytes, of %llu: %lld", collapse ? "collapse" : "insert",
-			 (unsigned long long)off, (unsigned long long)len, (unsigned long long)m->size,
-			 (long long)rc);
+			 (unsigned long long)off, (unsigned long long)len,
+			 (unsigned long long)m->size, (long long)rc);
 	if (valid && collapse)
 		model_collapse(m, off, len);
 	else if (valid)
@@ -343,11 +344,15 @@ int main(void)
 		cmocka_unit_test(random_operations),
 		cmocka_unit_test_setup_teardown(moves_blocks_and_copies_none, setup, teardown),
 		cmocka_unit_test_setup_teardown(shared_blocks_lose_one_user, setup, teardown),
-		cmocka_unit_test_setup_teardown(writes_in_place_wait_for_the_collapse, setup, teardown),
-		cmocka_unit_test_setup_teardown(the_tail_is_zero_when_the_file_grows, setup, teardown),
-		cmocka_unit_test_setup_teardown(a_collapse_cut_anywhere_is_all_or_nothing, setup, teardown),
+		cmocka_unit_test_setup_teardown(writes_in_place_wait_for_the_collapse, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(the_tail_is_zero_when_the_file_grows, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(a_collapse_cut_anywhere_is_all_or_nothing, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(the_same_of_shared_blocks, setup, teardown),
-		cmocka_unit_test_setup_teardown(an_insert_cut_anywhere_is_all_or_nothing, setup, teardown),
+		cmocka_unit_test_setup_teardown(an_insert_cut_anywhere_is_all_or_nothing, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(nobody_reads_in_the_middle, setup, teardown),
 	};
 
