@@ -8,8 +8,8 @@ restarts, its *verifier* does not. A *record* here is a `Client`: one client ID.
     COURTESY   its lease has run out, nobody needed what it holds yet (RFC 8881 8.4.2.4).
     GONE       nothing knows it any more.
 
-Edges: `ClientTable.add` -> PENDING; `confirm` PENDING -> CONFIRMED; `renew` COURTESY -> CONFIRMED;
-`Lease` CONFIRMED -> COURTESY; `drop` any -> GONE.
+Edges: `ClientTable.add` -> PENDING; `confirm` PENDING -> CONFIRMED; `Client.renew` COURTESY ->
+CONFIRMED; `Lease` CONFIRMED -> COURTESY; `drop` any -> GONE.
 
 Invariants: 1. an owner has at most one PENDING and one living other record. 2. A record that is not
 PENDING is durable (`records.py`), but while CREATE_SESSION of its owner waits for that. 3. A record
@@ -114,6 +114,12 @@ class Client:
         """The holder is from before a restart: what it was granted then is given up by
         RECLAIM_COMPLETE, for layouts are not reclaimed (RFC 8881 12.7.4)."""
         self.wants_holder = False
+
+    def renew(self, now: float) -> None:
+        """Its lease begins anew; what it had by courtesy is its own again."""
+        self.renewed = now
+        if self.standing is Standing.COURTESY:
+            self.standing = Standing.CONFIRMED
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from extfs.nfs import constants as n
-from extfs.nfs.clients import Client, Standing
+from extfs.nfs.clients import Client
 from extfs.nfs.errors import NfsError
 from extfs.nfs.xdr import Reader, Writer, XdrError
 
@@ -260,9 +260,7 @@ class SessionTable:
         if slot is None:
             slot = slots[number] = Slot()
         client = session.client
-        client.renewed = self._clock()
-        if client.standing is Standing.COURTESY:
-            client.standing = Standing.CONFIRMED
+        client.renew(self._clock())
         pos = args.pos
         length = args.end - pos
         digest = zlib.crc32(

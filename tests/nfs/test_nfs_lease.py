@@ -96,6 +96,15 @@ def test_courtesy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not server.service.lease.conflict(client)
 
 
+def test_create_session_ends_a_courtesy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = server.session()
+    client = client_of(session)
+    holds(monkeypatch, server, client)
+    server.runner.advance(LEASE * 2)
+    assert session.wire.compound(create_session(session.clientid, 2)).status == n.NFS4_OK
+    assert not server.service.lease.conflict(client)
+
+
 def test_a_conflict_ends_a_courtesy_durably(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,17 @@ def test_new_owner_gets_an_unconfirmed_client_id(world: World) -> None:
     assert found.server_owner == found.server_scope == world.service.records.owner
 
 
+def test_pnfs_is_for_hosts_that_have_the_disk(world: World) -> None:
+    export = "/:rw,insecure,10.0.0.0/8,layouts=block@10.1.0.0/16"
+    service, _ = wire.make_service(world.fs, exports=(export,))
+    for host, expected in (
+        ("10.1.2.3", n.EXCHGID4_FLAG_USE_PNFS_MDS),
+        ("10.2.0.1", n.EXCHGID4_FLAG_USE_NON_PNFS),
+    ):
+        found = identify(wire.Wire(service, host), b"owner")
+        assert found.flags & n.EXCHGID4_FLAG_MASK_PNFS == expected
+
+
 def test_the_same_client_again_has_the_same_client_id(world: World) -> None:
     """Case 2: trunking, or a retransmission; the sequence number of CREATE_SESSION goes on."""
     session = world.session(b"owner", b"boot")

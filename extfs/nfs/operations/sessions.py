@@ -117,7 +117,8 @@ def exchange_id(c: Compound, args: Reader, out: Writer) -> None:
 
 
 def _server_flags(c: Compound) -> int:
-    if any(export.rules.layouts for export in c.service.exports.all):
+    host = c.connection.host
+    if any(export.offers_layouts(host) for export in c.service.exports.all):
         return n.EXCHGID4_FLAG_USE_PNFS_MDS
     return n.EXCHGID4_FLAG_USE_NON_PNFS
 
@@ -279,7 +280,7 @@ def create_session(c: Compound, args: Reader, out: Writer) -> Steps[None]:
         if flags & n.CREATE_SESSION4_FLAG_PERSIST and options.keep_clients:
             c.service.records.keep(client)
         yield from _confirm(c, client)
-    client.renewed = c.service.clock()
+    client.renew(c.service.clock())
     session = c.service.sessions.create(client, c.minor, fore, back, program, cb_auth or bytes(8))
     granted = 0
     wants_back = flags & n.CREATE_SESSION4_FLAG_CONN_BACK_CHAN and cb_auth is not None
