@@ -27,6 +27,8 @@ __all__ = ["PARALLEL", "Gate", "LayoutState", "Received", "Segment", "merged"]
 
 PARALLEL = 1 << 20
 """VALID_SEQID_RANGE of RFC 8881 12.5.5.2.1.4; more than a client can have under way."""
+SKIPPED = 256
+"""More than a client has requests under way in one session."""
 GATE_SECONDS = 30.0
 """Nobody is at a gate as long as this: device I/O is."""
 
@@ -137,6 +139,7 @@ class LayoutState(State):
         "restored",
         "segments",
         "serial",
+        "skipped",
         "wanted",
     )
     file: FileState
@@ -148,6 +151,7 @@ class LayoutState(State):
         self.export = export
         self.known = True
         self.restored = False
+        self.skipped = False
         self.segments: list[Segment] = []
         self.wanted: list[tuple[int, int]] = []
         self.recall: Recall | None = None
@@ -161,6 +165,14 @@ class LayoutState(State):
         stateid = self.stateid_of(self.serial)
         self.seqid = stateid.seqid
         return stateid
+
+    def bump_for_reply(self) -> Stateid:
+        """The same for LAYOUTGET and LAYOUTRETURN. The first one after a restart leaves seqids out:
+        the client may have learnt newer ones than the one it has just shown."""
+        if self.restored and not self.skipped:
+            self.serial += SKIPPED
+            self.skipped = True
+        return self.bump()
 
     def stateid_of(self, serial: int) -> Stateid:
         """As the client was told it with this serial."""

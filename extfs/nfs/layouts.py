@@ -53,7 +53,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extfs.core import BLOCK_SIZE, EventType, Filesystem, Iomode, Layout
+from extfs.core import BLOCK_SIZE, TO_THE_END, EventType, Filesystem, Iomode, Layout
 from extfs.nfs import constants as n
 from extfs.nfs.block_layout import EXTENT_BYTES, LAYOUT_HEAD_BYTES
 from extfs.nfs.clients import Standing
@@ -314,7 +314,7 @@ class LayoutTable:
             self._of_client.setdefault(client, set()).add(state)
             if len(self._states) > STATES_MAX:
                 self.recall_any()
-        stateid = state.bump()
+        stateid = state.bump_for_reply()
         reply = Received(self.service, c.session, c.slot)
         start, end = wanted.start, layout.next
         state.add(Segment(start, end, wanted.iomode, state.serial, reply))
@@ -389,6 +389,8 @@ class LayoutTable:
         assert client is not None
         stateid = self.service.states.actual(c, stateid)
         if self._revoked.get(client, {}).get(stateid.other) == ino:
+            if start or end != n.NFS4_MAXFILELEN or iomode != n.LAYOUTIOMODE4_ANY:
+                raise NfsError(n.NFS4ERR_BAD_STATEID)
             yield from self._give_back_revoked(client, stateid.other, ino)
             return None
         state = self.believe(c, stateid, ino, Kind.LAYOUT)
@@ -397,14 +399,17 @@ class LayoutTable:
         yield from state.gate.enter(alone=True)
         with self._leaving(state):
             if self._states.get((client, ino)) is not state:
-                return None  # the last of it went meanwhile
+                raise NfsError(n.NFS4ERR_BAD_STATEID)  # it ended meanwhile
             yield from self._take(state, state.takes(start, end, iomode, serial))
-            return state.bump() if state.segments else None
+            return state.bump_for_reply() if state.segments else None
 
     def _take(self, state: LayoutState, parts: list[Segment]) -> Steps[None]:
         """The core takes them back; the gate is held."""
         layouts, ino, holder = self.service.fs.layouts, state.file.ino, state.client.holder_id
-        spans = [(p.start, p.end - p.start, p.iomode) for p in merged(parts)]
+        spans = [
+            (p.start, TO_THE_END if p.end >= TO_THE_END else p.end - p.start, p.iomode)
+            for p in merged(parts)
+        ]
 
         def give() -> None:
             for offset, length, iomode in spans:
