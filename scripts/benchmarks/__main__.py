@@ -65,10 +65,16 @@ def run_layout(rounds: int, seconds: float, extents: int, segments: int, output:
 @main.command("nfs")
 @click.option("--rounds", default=3, show_default=True, help="Rounds; medians are reported.")
 @click.option("--calls", default=4000, show_default=True, help="Calls of each kind in a round.")
+@click.option(
+    "--guest-seconds",
+    default=4.0,
+    show_default=True,
+    help="Duration of each fio run in a virtual machine; 0: none.",
+)
 @click.option("--output", default="bench-nfs", show_default=True, type=click.Path(path_type=Path))
-def run_nfs(rounds: int, calls: int, output: Path) -> None:
-    """What compounds of the layout server cost, NFS-Ganesha beside it."""
-    nfs.run(rounds=rounds, calls=calls, output=output)
+def run_nfs(rounds: int, calls: int, guest_seconds: float, output: Path) -> None:
+    """What compounds of the layout server cost; a kernel client's I/O through layouts."""
+    nfs.run(rounds=rounds, calls=calls, guest_seconds=guest_seconds, output=output)
 
 
 main()

@@ -28,6 +28,7 @@ from extfs.nfs import constants as n
 from extfs.nfs.rpc import RecordReader, marked
 from extfs.nfs.xdr import Reader
 
+from . import nfs_guest
 from .mount import machine
 from .targets import EXTFS, free_loop
 from .targets import run as command
@@ -390,7 +391,7 @@ def memory_of_clients(server: Extfs) -> float:
     return cost
 
 
-def run(*, rounds: int, calls: int, output: Path) -> None:
+def run(*, rounds: int, calls: int, guest_seconds: float, output: Path) -> None:
     """Measure, print, write OUTPUT.json. Servers are new in each round, in alternating order."""
     results: dict[str, list[dict[str, Any]]] = {"extfs": [], "ganesha": []}
     peers = [Extfs, Ganesha] if shutil.which("ganesha.nfsd") else [Extfs]
@@ -416,7 +417,8 @@ def run(*, rounds: int, calls: int, output: Path) -> None:
             finally:
                 server.stop()
                 shutil.rmtree(work, ignore_errors=True)
-    report(results, gets, commits, idle, output)
+    guests = nfs_guest.run(rounds, guest_seconds, Console().print) if guest_seconds else None
+    report(results, gets, commits, idle, guests, output)
 
 
 def _median(rounds: list[dict[str, Any]], key: str) -> float | None:
@@ -425,7 +427,7 @@ def _median(rounds: list[dict[str, Any]], key: str) -> float | None:
 
 def report(
     results: dict[str, list[dict[str, Any]]], gets: list[float], commits: list[float],
-    idle: float, output: Path,
+    idle: float, guests: dict[str, Any] | None, output: Path,
 ) -> None:  # fmt: skip
     """The table, and the figures as JSON."""
     medians = {
@@ -449,6 +451,8 @@ def report(
     table.add_row("LAYOUTCOMMIT, durable", text(statistics.median(commits)), "-", "< 250")
     table.add_row("memory of an idle client, KiB", f"{idle / 1024:.1f}", "-", "< 64")
     Console().print(table)
+    if guests is not None:
+        Console().print(nfs_guest.table(guests))
     output.with_suffix(".json").write_text(
         json.dumps(
             {
@@ -457,6 +461,7 @@ def report(
                 "layoutget_us": gets,
                 "layoutcommit_us": commits,
                 "idle_client_bytes": idle,
+                "guests": guests,
             },
             indent=1,
         )
