@@ -375,6 +375,7 @@ def run_one(run: Run) -> dict[str, int]:
     try:
         return _run_in(w, run)
     finally:
+        w.fs.abandon()  # nothing, but after a failure
         w.sim.close()
 
 
