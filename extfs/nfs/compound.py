@@ -208,7 +208,7 @@ class Compound:
                 steps, status = self._start(op)
                 if steps is not None:
                     status = yield from self._rest(op, steps)
-        if done and (records.staged != staged or records.revoking):
+        if done and records.owes(staged):
             status = yield from self._durable(begin, status)
         out.put_u32(0, status)
         out.put_u32(counted, done)

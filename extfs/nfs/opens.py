@@ -53,6 +53,11 @@ class OpenState(State):
         self.pairs = 0
         self.locks: set[LockState] = set()
 
+    @property
+    def urgent(self) -> bool:
+        """See `State`: without it the client opens the file again, unless it denied somebody."""
+        return self.deny != 0
+
     def to_record(self) -> bytes:
         """See `State`."""
         out = self.begin_record(self.mark)

@@ -11,7 +11,10 @@ What is durable when
     a client expired    before the request that needed what it held is answered (8.4.3, first edge)
     the end of grace    before anything that is no reclaim is granted: who has not reclaimed by then
                         may not do it after the next restart either (8.4.3, second edge)
-    of a *kept* client  its stateids and what they stand for, before the answer that tells them
+    of a *kept* client  its locks, delegations, layouts, and opens that deny anything: before the
+                        answer that tells them; other opens within a second or so: a client whose
+                        open is unknown after a restart opens the file again by itself, nobody could
+                        be in its way, and no OPEN and CLOSE waits for a flush of the device
 
 A change is *staged* in the protocol's thread, and `commit`, which blocks, writes all that is staged
 in one transaction (or, when they are too many for it, one after the other in the order in which
@@ -188,6 +191,11 @@ class DurableState(Protocol):
     client: Any
     mark: int
 
+    @property
+    def urgent(self) -> bool:
+        """Whether a client that was told of it could not do without it after a restart."""
+        ...
+
     def to_record(self) -> bytes:
         """All that its restorer needs; `other` and seqid are to be the same afterwards."""
         ...
@@ -229,14 +237,15 @@ class Records:
         self._numbers: dict[Client, int] = {}
         self._of_client: dict[Client, dict[DurableState, int]] = {}
         self._changed: dict[DurableState, None] = {}
+        self._urgent: set[DurableState] = set()
+        """Those whose record is of an urgent one."""
         self.restorers: dict[int, Restorer] = {}
         """By kind of state."""
         self._lock = threading.Lock()
         self._committing = threading.Lock()
         self._staged: dict[int, bytes | None] = {}
         self.staged = 0
-        """How often something was staged: a COMPOUND that finds another number than at its
-        beginning commits before it is answered."""
+        """How often something urgent was staged; see `owes`."""
         self._revoked = 0
         self._settled = 0
         """Of `staged`: the last change that took something from a client; and how far all is
@@ -262,11 +271,15 @@ class Records:
         last = self._last[kind] = self._last.get(kind, 0) + 1
         return kind << _KIND_SHIFT | last
 
-    def stage(self, number: int, value: bytes | None) -> None:
-        """Write the record at the next commit; None: delete it."""
+    def stage(self, number: int, value: bytes | None, *, urgent: bool = True) -> None:
+        """Write the record at the next commit; None: delete it.
+
+        What is not urgent waits for a commit of somebody else, or of `Lease`, every second.
+        """
         with self._lock:
             self._staged[number] = value
-        self.staged += 1
+        if urgent:
+            self.staged += 1
 
     def stage_client(self, client: Client) -> None:
         """The client as it is now."""
@@ -283,15 +296,13 @@ class Records:
             self._revoked = self.staged
         for state, one in self._of_client.pop(client, {}).items():
             self._changed.pop(state, None)
+            self._urgent.discard(state)
             self.stage(one, None)
 
     def state_changed(self, state: DurableState) -> None:
         """A state was made, or is not as it was; of a client that is not kept this does nothing."""
         if state.client.kept:
             self._changed[state] = None
-            self.staged += 1
-            if state.mark:
-                self._revoked = self.staged
 
     def state_dropped(self, state: DurableState) -> None:
         """A state is no more. One that has no record is no error."""
@@ -299,7 +310,9 @@ class Records:
         of_client = self._of_client.get(state.client)
         number = None if of_client is None else of_client.pop(state, None)
         if number is not None:
-            self.stage(number, None)
+            urgent = state.urgent or state in self._urgent
+            self._urgent.discard(state)
+            self.stage(number, None, urgent=urgent)
 
     def keep(self, client: Client) -> None:
         """The client, which has no state yet, is to be kept."""
@@ -317,13 +330,24 @@ class Records:
             if number is None:
                 number = of_client[state] = self.new_number(Kind.STATE)
             record = StateRecord(state.client.clientid, int(state.kind), state.to_record())
-            self.stage(number, record.encode())
+            urgent = bool(state.urgent or state.mark or state in self._urgent)
+            if state.urgent:
+                self._urgent.add(state)
+            else:
+                self._urgent.discard(state)
+            self.stage(number, record.encode(), urgent=urgent)
+            if state.mark:
+                self._revoked = self.staged
 
-    @property
-    def revoking(self) -> bool:
-        """Whether it is not durable yet that a client lost something: what others were given
-        instead must not be told them before."""
-        return self._revoked > self._settled
+    def owes(self, staged: int) -> bool:
+        """Whether a COMPOUND that began when `self.staged` was that has to commit at its end.
+
+        It has staged something; or it is not durable yet that a client lost something: what others
+        were given instead must not be told them before.
+        """
+        if self._changed:
+            self._stage_changed()
+        return self.staged != staged or self._revoked > self._settled
 
     @property
     def pending(self) -> bool:
@@ -363,7 +387,8 @@ class Records:
 
     def durable(self) -> Steps[None]:
         """Wait until all that is staged now is durable."""
-        self._stage_changed()
+        if self._changed:
+            self._stage_changed()
         reached = self.staged
         if self._staged or self._committing.locked():
             yield Blocking(self.commit)
@@ -430,6 +455,8 @@ class Records:
         if state is None:
             return False
         self._of_client[client][state] = number
+        if state.urgent:
+            self._urgent.add(state)
         self._changed.pop(state, None)
         self._service.count("states_kept")
         return True

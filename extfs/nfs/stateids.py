@@ -138,6 +138,11 @@ class State:
         self.seqid = next_seqid(self.seqid)
         return Stateid(self.seqid, self.other)
 
+    @property
+    def urgent(self) -> bool:
+        """Whether it is to be durable before the client is told (see records.py)."""
+        return True
+
     def to_record(self) -> bytes:
         """What is to be known of it after a restart, for a client that is kept over one.
 

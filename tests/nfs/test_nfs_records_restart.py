@@ -28,7 +28,10 @@ class Machine:
         self.fs = Filesystem.open(sim.device())
         self.server = Server(self.fs)
 
-    def restart(self, cut: bool) -> None:
+    def restart(self, cut: bool, *, at_once: bool = False) -> None:
+        """`at_once`: opens have no time to become durable."""
+        if not at_once:
+            self.server.runner.advance(1.5)
         if cut:
             self.sim.crash_at(0)
         self.fs.abandon()
@@ -111,6 +114,7 @@ def test_a_layout_is_committed_after_the_restart(machine: Machine, cut: bool) ->
     assert machine.fs.read(ino, 0, LENGTH) == CONTENT
     assert file.give_back() is None
     file.do(layouts.close(file.opened))
+    machine.server.runner.advance(1.5)
     assert len(machine.fs.records.load()) == 1 + 1
 
 
@@ -145,11 +149,14 @@ def test_many_opens_cost_one_record_each(machine: Machine) -> None:
     session = kept(machine)
     client = FileClient(session)
     files = [client.create(b"%d" % number) for number in range(200)]
+    machine.server.runner.advance(1.5)
     service = machine.server.service
     written: list[int] = []
     put = service.records._put
     service.records._put = lambda changes: (written.append(len(changes)), put(changes))[1]  # type: ignore[method-assign,func-returns-value]
     client.close(files[0].fh, files[0].stateid)
+    assert sum(written) == 0
+    machine.server.runner.advance(1.5)
     assert sum(written) == 1
     machine.restart(False)
     again(machine, session)
@@ -214,3 +221,50 @@ def test_what_a_timer_took_is_durable_before_others_are_told(machine: Machine) -
     machine.restart(True)
     again(machine, session)
     assert client.test(opened.stateid) == [n.NFS4ERR_ADMIN_REVOKED]
+
+
+def test_opens_do_not_wait_for_the_device(machine: Machine) -> None:
+    """OPEN and CLOSE of a file that is there, denying nothing, are not a transaction each."""
+    session = kept(machine)
+    client = FileClient(session)
+    client.create(b"file")
+    machine.server.runner.advance(1.5)
+    before = machine.fs.records.load()
+    opened = client.open(b"file", READ | NO_DELEG, owner=b"again")
+    assert machine.fs.records.load() == before
+    # A lock takes its open along; its end waits for nothing.
+    lock = client.lock(opened.fh, opened.stateid, b"locker", 0, 10, n.READ_LT)
+    assert len(machine.fs.records.load()) == len(before) + 2
+    client.free(client.locku(opened.fh, lock, 0, 10))
+    client.close(opened.fh, opened.stateid)
+    machine.server.runner.advance(1.5)
+    assert machine.fs.records.load() == before
+
+
+def test_an_open_that_was_too_late(machine: Machine) -> None:
+    """The client is told so, and opens again."""
+    session = kept(machine)
+    client = FileClient(session)
+    client.create(b"file")
+    machine.restart(True)
+    again(machine, session)
+    opened = client.open(b"file", READ | NO_DELEG, owner=b"again")
+    machine.restart(True, at_once=True)
+    again(machine, session)
+    assert client.test(opened.stateid) == [n.NFS4ERR_STALE_STATEID]
+    found = client.open(b"file", READ | NO_DELEG, owner=b"again")
+    client.close(found.fh, found.stateid)
+
+
+def test_what_denies_is_durable_at_once(machine: Machine) -> None:
+    session = kept(machine)
+    client = FileClient(session)
+    file = client.create(b"file", READ | NO_DELEG)
+    denying = client.open(b"file", READ | NO_DELEG, n.OPEN4_SHARE_DENY_WRITE, owner=b"denying")
+    machine.restart(True, at_once=True)
+    again(machine, session)
+    assert client.test(file.stateid, denying.stateid) == [n.NFS4_OK, n.NFS4_OK]
+    client.close(denying.fh, denying.stateid)
+    machine.restart(True, at_once=True)
+    again(machine, session)
+    assert client.test(denying.stateid) == [n.NFS4ERR_STALE_STATEID]

@@ -13,6 +13,7 @@ from extfs.nfs.locks import STORED_MAX
 from extfs.nfs.stateids import Stateid
 from nfs.conftest import DEVICE_BYTES
 from nfs.file_calls import (
+    ANONYMOUS,
     BOTH,
     DENY_WRITE,
     NO_DELEG,
@@ -23,9 +24,11 @@ from nfs.file_calls import (
     StatusError,
     by_name,
     open_op,
+    putfh,
+    stateid,
 )
 from nfs.handshake import created, identify
-from nfs.wire import Session, Wire, create_session, make_service, op, u32
+from nfs.wire import Session, Wire, bitmap, create_session, make_service, op, opaque, u32
 
 PERSIST = n.CREATE_SESSION4_FLAG_PERSIST | n.CREATE_SESSION4_FLAG_CONN_BACK_CHAN
 RECLAIM_COMPLETE = op(n.OP_RECLAIM_COMPLETE, u32(0))
@@ -40,7 +43,8 @@ class Host:
         self.service, self.runner = make_service(self.fs)
 
     def restart(self, seed: int = 1) -> None:
-        """As after a power cut: what was not durable may be lost."""
+        """As after a power cut: what was not durable may be lost; opens had a second for it."""
+        self.runner.advance(1.5)
         self.sim.crash_at(0)
         self.fs.abandon()
         self.sim.restart(seed)
@@ -224,6 +228,31 @@ def test_a_client_that_is_not_kept_has_to_reclaim(host: Host) -> None:
     assert late.status == n.NFS4_OK
     status = status_of(one.lock, back.fh, back.stateid, b"p", 20, 10, reclaim=True)
     assert status == n.NFS4ERR_NO_GRACE
+
+
+def test_what_could_be_in_conflict_with_a_reclaim_waits(host: Host) -> None:
+    """8.4.2.1: GRACE also for who has no stateid, and for changes of names and attributes."""
+    one, plain = kept(host), FileClient(Session(host.service, b"plain"))
+    mine = one.create(b"f")
+    plain.open(b"f")
+    again(host, one)
+    remove = op(n.OP_PUTROOTFH), op(n.OP_REMOVE, opaque(b"f"))
+    values = bitmap(n.FATTR4_MODE) + opaque(u32(0o600))
+    setattr_mode = op(n.OP_SETATTR, stateid(ANONYMOUS), values)
+
+    def outcomes() -> list[int]:
+        return [
+            one.run(*remove).status,
+            one.run(putfh(mine.fh), setattr_mode).status,
+            one.run(putfh(mine.fh), op(n.OP_READ, stateid(ANONYMOUS), bytes(12))).status,
+        ]
+
+    assert outcomes() == [n.NFS4ERR_GRACE] * 3
+    one.write(mine.fh, mine.stateid, 0, b"x")
+    for _ in range(3 * int(host.service.lease.seconds)):
+        host.runner.advance(1)
+        one.test()
+    assert outcomes() == [n.NFS4_OK] * 3
 
 
 def test_reclaims_in_conflict_with_what_was_kept(host: Host) -> None:
