@@ -4,15 +4,15 @@
  *
  * A request that would not leave a file as a client may count on begins a use of the inode, which
  * lasts until the request is answered; then it looks. While a delegation is in the way it is parked
- * (WAIT_DELEGATION); it goes on from its beginning, or where request_admit_then() was told, and finds
- * none, since its use keeps new ones away.
+ * (WAIT_DELEGATION); it goes on from its beginning, or where request_admit_then() was told, and
+ * finds none, since its use keeps new ones away.
  *
  * OPEN and CREATE of a file without delegations need no use: the open file itself is counted before
- * the look. UNLINK and RENAME, which know their inodes only in the transaction, look there, and come
- * here for the inode that was delegated.
+ * the look. UNLINK and RENAME, which know their inodes only in the transaction, look there, and
+ * come here for the inode that was delegated.
  *
- * The kernel holds locks of its own while it waits for an answer: of the directory for a name, of the
- * file for its attributes. Other local users of these wait with it, for recall_ms at most.
+ * The kernel holds locks of its own while it waits for an answer: of the directory for a name, of
+ * the file for its attributes. Other local users of these wait with it, for recall_ms at most.
  */
 #include <fcntl.h>
 
@@ -39,7 +39,8 @@ void request_uses_end(struct request_uses *uses)
 static bool has_use(const struct request_uses *uses, const struct inode *in, enum delegation_op op)
 {
 	for (unsigned i = 0; i < uses->n; i++)
-		if (uses->use[i].in == in && (delegation_op_changes(uses->use[i].op) || !delegation_op_changes(op)))
+		if (uses->use[i].in == in &&
+		    (delegation_op_changes(uses->use[i].op) || !delegation_op_changes(op)))
 			return true;
 	return false;
 }
@@ -48,7 +49,7 @@ static void begin_use(struct request_uses *uses, struct inode *in, enum delegati
 {
 	if (has_use(uses, in, op))
 		return;
-	/* Names that others change meanwhile: the oldest inode is no longer the one that is meant. */
+	/* Names that others change meanwhile: the oldest inode is no longer what is meant. */
 	if (uses->n == REQUEST_USES)
 		end_first(uses);
 	local_use_begin(in, op);

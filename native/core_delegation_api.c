@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * core_delegation_api.c - the calls of extfs_core.h about delegations: inodes by number, structs of that header.
+ * core_delegation_api.c - the calls of extfs_core.h about delegations: inodes by number, structs of
+ * that header.
  */
 #include "types.h"
 
@@ -11,7 +12,8 @@
 
 _Static_assert(EXTFS_DELEGATION_OPEN_READ == (int)DELEGATION_OPEN_READ &&
 	       EXTFS_DELEGATION_OPEN_WRITE == (int)DELEGATION_OPEN_WRITE &&
-	       EXTFS_DELEGATION_READ == (int)DELEGATION_READ && EXTFS_DELEGATION_WRITE == (int)DELEGATION_WRITE &&
+	       EXTFS_DELEGATION_READ == (int)DELEGATION_READ &&
+	       EXTFS_DELEGATION_WRITE == (int)DELEGATION_WRITE &&
 	       EXTFS_DELEGATION_SETATTR == (int)DELEGATION_SETATTR &&
 	       EXTFS_DELEGATION_NAMESPACE == (int)DELEGATION_NAMESPACE, "operations");
 _Static_assert(EXTFS_EV_DELEGATION_RECALL == (int)EVENT_DELEGATION_RECALL &&
@@ -77,20 +79,23 @@ int extfs_local_opens(struct fs *fs, uint64_t ino, uint32_t *readers, uint32_t *
 	return 0;
 }
 
-unsigned extfs_delegation_list(struct fs *fs, uint64_t holder, uint64_t *seq, struct extfs_delegation_look *out, unsigned n)
+unsigned extfs_delegation_list(struct fs *fs, uint64_t holder, uint64_t *seq,
+			       struct extfs_delegation_look *out, unsigned n)
 {
 	unsigned count = 0;
 
 	while (count < n) {
 		struct delegation_look look[64];
-		unsigned got = delegation_list(fs, holder, seq, look, MIN(n - count, (unsigned)ARRAY_LEN(look)));
+		unsigned room = MIN(n - count, (unsigned)ARRAY_LEN(look));
+		unsigned got = delegation_list(fs, holder, seq, look, room);
 
 		if (!got)
 			break;
 		for (unsigned i = 0; i < got; i++)
 			out[count++] = (struct extfs_delegation_look){
-				.ino = look[i].ino, .generation = look[i].generation, .write = look[i].write,
-				.recalled = look[i].recalled, .seq = look[i].seq, .left_ms = look[i].left_ms,
+				.ino = look[i].ino, .generation = look[i].generation,
+				.write = look[i].write, .recalled = look[i].recalled,
+				.seq = look[i].seq, .left_ms = look[i].left_ms,
 			};
 	}
 	return count;

@@ -3,13 +3,14 @@
  * delegation.c - delegations: granting, recalling, ending.
  *
  * Definitions.
- *   to leave   a record goes out of all its lists; what is left of it is the reference of its inode,
- *              put with no lock held: by who asked for it to go, or by the thread.
- *   dropped    it left without having been returned or revoked: its holder is GONE, or the mount ends.
+ *   to leave   a record goes out of all its lists; what is left of it is the reference of its
+ *              inode, put with no lock held: by who asked for it to go, or by the thread.
+ *   dropped    it left without having been returned or revoked: its holder is GONE, or the mount
+ *              ends.
  *
  * Invariants, under layouts->mutex:
- *  1. A record is on the lists of its inode and of its holder until it leaves; on layouts->recalled,
- *     by (due, seq), exactly while due is set.
+ *  1. A record is on the lists of its inode and of its holder until it leaves; on
+ *     layouts->recalled, by (due, seq), exactly while due is set.
  *  2. A record's holder is there: whoever makes a holder GONE has its records dropped before the
  *     object is freed.
  *  3. A wait is on the list of its inode exactly while it is parked, and only while a delegation of
@@ -344,7 +345,8 @@ static int client(struct layouts *ls, uint64_t id, struct holder **out)
 }
 
 /* d: its record, or memory for it, with which the reference goes over. */
-static void give(struct layouts *ls, struct inode *in, struct holder *h, struct delegation *d, bool write)
+static void give(struct layouts *ls, struct inode *in, struct holder *h, struct delegation *d,
+		 bool write)
 {
 	if (d->holder) { /* the newest of its holder from now on */
 		TAILQ_REMOVE(&h->delegations, d, of_holder);
@@ -365,7 +367,8 @@ static void give(struct layouts *ls, struct inode *in, struct holder *h, struct 
 	}
 }
 
-static int grant(struct inode *in, uint64_t holder, bool write, struct delegation **spare, uint64_t *seq)
+static int grant(struct inode *in, uint64_t holder, bool write, struct delegation **spare,
+		 uint64_t *seq)
 {
 	struct layouts *ls = layouts_of(in);
 	struct delegation *d;
@@ -461,8 +464,8 @@ void delegation_looked(struct inode *in)
 	pthread_mutex_lock(&ls->mutex);
 	d = in->delegations;
 	now = layouts_now(ls->fs);
-	if (d && d->write && d->holder->state == HOLDER_LIVE && (!d->told || now - d->told >= ATTRS_NS) &&
-	    !event_crowded(d->holder->sink)) {
+	if (d && d->write && d->holder->state == HOLDER_LIVE &&
+	    (!d->told || now - d->told >= ATTRS_NS) && !event_crowded(d->holder->sink)) {
 		d->told = MAX(now, 1);
 		COUNT(ls, delegation_attrs);
 		post(ls, d, EVENT_DELEGATION_ATTRS, 0);
@@ -558,8 +561,9 @@ uint64_t delegations_due(struct layouts *ls, uint64_t now)
 	return next;
 }
 
-void delegations_shift(struct layouts *ls, uint64_t (*shift)(uint64_t at, uint64_t from, uint64_t to),
-		       uint64_t from, uint64_t to)
+void delegations_shift(struct layouts *ls,
+		       uint64_t (*shift)(uint64_t at, uint64_t from, uint64_t to), uint64_t from,
+		       uint64_t to)
 {
 	struct delegation *d;
 	struct holder *h;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * delegation_priv.h - private to delegation.c and the modules of layouts: the record of a delegation, and
- * what holders and the thread have to do with it. Rules and locks as in delegation.h.
+ * delegation_priv.h - private to delegation.c and the modules of layouts: the record of a
+ * delegation, and what holders and the thread have to do with it. Rules and locks as in
+ * delegation.h.
  */
 #ifndef EXTFS_DELEGATION_PRIV_H
 #define EXTFS_DELEGATION_PRIV_H
@@ -32,7 +33,8 @@ void delegations_hurry(struct layouts *ls, struct holder *h);
 /* Thread, no lock held: revokes what is due at `now`. The next deadline, UINT64_MAX: none. */
 uint64_t delegations_due(struct layouts *ls, uint64_t now);
 /* mutex held: the clock is another one now: see recalls_shift(). */
-void delegations_shift(struct layouts *ls, uint64_t (*shift)(uint64_t at, uint64_t from, uint64_t to),
-		       uint64_t from, uint64_t to);
+void delegations_shift(struct layouts *ls,
+		       uint64_t (*shift)(uint64_t at, uint64_t from, uint64_t to), uint64_t from,
+		       uint64_t to);
 
 #endif
