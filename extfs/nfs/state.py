@@ -376,16 +376,20 @@ class States:
 
     def _check_special(self, c: Compound, ino: int, access: Conflict, bypass: bool) -> None:
         file = self._files.get(ino)
-        if file is None:
-            return
-        if not bypass:
+        if file is not None and not bypass:
             for holder in file.share_conflicts(None, _SHARE[access], 0):
                 if not self.expire_courtesy(holder.client):
                     raise NfsError(n.NFS4ERR_LOCKED)
         self.about_to_change(c, ino, access)
 
     def about_to_change(self, c: Compound, ino: int, what: Conflict) -> None:
-        """Before an operation of kind `what`: DELAY while delegations of others are recalled."""
+        """Before an operation of kind `what`: DELAY while delegations of others are recalled.
+
+        GRACE: somebody may yet reclaim a delegation or an open that would be in conflict (RFC 8881
+        8.4.2.1). OPEN has asked for itself.
+        """
+        if what not in (OPEN_READ, OPEN_WRITE) and self.service.lease.in_grace():
+            raise NfsError(n.NFS4ERR_GRACE)
         file = self._files.get(ino)
         if file is not None and file.delegations:
             self.delegations.make_way(c.client, file, what)
