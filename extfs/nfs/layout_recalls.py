@@ -129,12 +129,22 @@ class Recalls:
         else:
             body.u32(n.LAYOUT4_RET_REC_ALL)  # after a restart the seqid is not known
         self._service.count("layout_recalls_sent")
+        referred = state.unproven()
+
+        def answered(reply: CallbackReply | None) -> None:
+            self._answered(state, recall, serial, reply)
+            if reply is not None:
+                # After the answer was judged: the client may have had the reply, but not yet the
+                # layout that it brought. What it says the next time is about that, too.
+                for one in referred:
+                    one.settled()
+
         self._service.callbacks.call(
             state.client,
             bytes(body.buffer),
             1,
-            lambda reply: self._answered(state, recall, serial, reply),
-            state.unproven(),
+            answered,
+            [one.referring() for one in referred],
         )
 
     # -- answers --

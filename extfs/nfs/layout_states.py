@@ -54,6 +54,11 @@ class Received:
             )
         return self._known
 
+    def settled(self) -> None:
+        """The client has answered a callback that referred to it: it has received it, or never
+        will believe that it did (RFC 8881 2.10.6.3)."""
+        self._known = True
+
     def referring(self) -> Referring:
         """For callbacks about what it said."""
         return Referring(self._session.id, self._sequence, self._session.slots.index(self._slot))
@@ -266,10 +271,10 @@ class LayoutState(State):
         """Whether there is a segment in the range."""
         return any(s.start < end and start < s.end for s in self.segments)
 
-    def unproven(self) -> list[Referring]:
-        """Referring calls (invariant 7)."""
+    def unproven(self) -> list[Received]:
+        """Replies that a callback has to refer to (invariant 7)."""
         replies = {id(s.reply): s.reply for s in self.segments if s.reply is not None}
-        return [reply.referring() for reply in replies.values() if not reply.proven()]
+        return [reply for reply in replies.values() if not reply.proven()]
 
 
 def _outside(segment: Segment, start: int, end: int) -> list[Segment]:

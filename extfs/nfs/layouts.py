@@ -4,7 +4,8 @@ Words. A *segment* is a byte range of a file with an iomode that one LAYOUTGET g
 a grant for it (native/layout.h). The *layout state* of a client and a file has all its segments of
 that file and one stateid. Its *serial* is the seqid without wrap-around. A reply is *proven* when
 the client is known to have received it: it has sent the next request on the same slot, or given up
-the session. A recall is *out* from the core's event until what was wanted is back, or revoked.
+the session, or answered a callback that had it as a referring call. A recall is *out* from the
+core's event until what was wanted is back, or revoked.
 
 Invariants. The core's grants are the truth about the blocks; these make sure that client, server
 and core do not mean different things by a stateid:
@@ -346,7 +347,9 @@ class LayoutTable:
         try:
             after: int = yield Blocking(lambda: _commit(fs, ino, holder, ranges, size, mtime))
         except OSError as error:
-            raise self._uncommitted(error, bool(ranges) or size > before) from None
+            state = self._states.get((client, ino))
+            writes = state is None or any(s.iomode is Iomode.RW for s in state.segments)
+            raise self._uncommitted(error, bool(ranges) or size > before or writes) from None
         self.service.count("layoutcommits")
         return after
 

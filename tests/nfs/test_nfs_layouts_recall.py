@@ -223,11 +223,14 @@ def test_a_layout_whose_reply_is_not_proven_is_not_believed_to_be_forgotten(
     try_get(world, two, 0, 4096)
     callback, _ = take_recall(one.session)
     assert callback.referring == [(one.session.id, one.session.numbers[0], 0)]
+    answer(one.session.wire, callback, 0, n.NFS4ERR_DELAY)
+    world.runner.advance(0.1)
+    callback, _ = take_recall(one.session)
     answer(one.session.wire, callback, n.NFS4ERR_NOMATCHING_LAYOUT)
     assert held(world) == [(0, 4096)], "it may not have got it yet"
     world.runner.advance(0.1)
     callback, _ = take_recall(one.session)
-    prove(one)
+    assert callback.referring == [], "but now it has: it would not have answered before"
     answer(one.session.wire, callback, n.NFS4ERR_NOMATCHING_LAYOUT)
     assert held(world) == []
     call = layoutcommit([(0, 4096)], layout.stateid, 4095)

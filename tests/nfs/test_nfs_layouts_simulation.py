@@ -5,12 +5,18 @@ A failure prints the seed; ``python -m nfs.test_nfs_layouts_simulation SEED`` in
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from extfs.core import Mutant
+from extfs.nfs import constants as n
+from extfs.nfs.errors import NfsError
+from extfs.nfs.layout_states import LayoutState, Received
+from extfs.nfs.layouts import LayoutTable
 from nfs.reference_client import Violation
 from nfs.simulated_client import SimClient
 from nfs.simulated_world import FILE_BLOCKS, FILES, World
@@ -45,9 +51,9 @@ def _simulate(world: World) -> None:
             world.local_read(file, range(FILE_BLOCKS))
         elif what < 0.63:
             world.random.choice(clients).reboot()
-        elif what < 0.65:
+        elif what < 0.67:
             world.kill()
-        elif what < 0.72:
+        elif what < 0.74:
             client = world.random.choice(clients)
             if client.wire.open:
                 client.disconnect()
@@ -82,7 +88,7 @@ def test_no_promise_is_broken(batch: int, caplog: pytest.LogCaptureFixture) -> N
     logging.getLogger("extfs.nfs").setLevel(logging.CRITICAL)
     total: dict[str, int] = {}
     try:
-        for seed in range(batch * 20, batch * 20 + 20):
+        for seed in range(batch * 12, batch * 12 + 12):
             try:
                 for name, count in simulate(seed).items():
                     total[name] = total.get(name, 0) + count
@@ -92,6 +98,63 @@ def test_no_promise_is_broken(batch: int, caplog: pytest.LogCaptureFixture) -> N
         logging.getLogger("extfs.nfs").setLevel(logging.NOTSET)
     for happened in ("commit", "return", "disk write", "disk read", "power cut", "kill", "revoked"):
         assert total.get(happened, 0) > 2, f"{happened} hardly ever happens: {total}"
+
+
+# ---- rules of `extfs.nfs.layouts` that are broken on purpose -------------------------------------
+
+
+def _believes_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 9: who says it has nothing may not have received it yet."""
+    monkeypatch.setattr(Received, "proven", lambda self: True)
+
+
+def _commits_like_linux_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 10: a refusal that loses data must not be one that counts as success."""
+    monkeypatch.setattr(
+        LayoutTable, "_uncommitted", lambda self, error, loses: NfsError(n.NFS4ERR_BADLAYOUT)
+    )
+    drop = LayoutTable.revoked
+
+    def revoked(self: LayoutTable, state: LayoutState) -> None:
+        drop(self, state)
+        state.client.wants_callbacks = True
+
+    monkeypatch.setattr(LayoutTable, "revoked", revoked)
+    monkeypatch.setattr(LayoutTable, "_check_commit", lambda self, c, stateid, ino, reclaim: None)
+
+
+def _forgets_the_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 11: what was not returned is still in somebody's hands."""
+    seen = LayoutTable.revoked
+
+    def revoked(self: LayoutTable, state: LayoutState) -> None:
+        seen(self, state)
+        holder = state.client.holder_id
+        with contextlib.suppress(OSError):
+            self.service.fs.layouts.give_all_back(holder)
+
+    monkeypatch.setattr(LayoutTable, "revoked", revoked)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [_believes_everybody, _commits_like_linux_wants, _forgets_the_lost],
+)
+def test_broken_rules_are_seen(
+    broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logging.getLogger("extfs.nfs").setLevel(logging.CRITICAL)
+    broken(monkeypatch)
+    try:
+        for seed in range(60):
+            try:
+                simulate(seed)
+            except Violation as violation:
+                print(seed, violation)
+                return
+    finally:
+        logging.getLogger("extfs.nfs").setLevel(logging.NOTSET)
+    pytest.fail("nothing was noticed")
 
 
 if __name__ == "__main__":
