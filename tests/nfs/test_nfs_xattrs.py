@@ -9,7 +9,7 @@ import pytest
 from extfs.nfs import constants as n
 from nfs.conftest import World
 from nfs.file_calls import FileClient, Opened, StatusError, putfh
-from nfs.wire import auth_sys, op, opaque, u32, u64
+from nfs.wire import Session, auth_sys, make_service, op, opaque, u32, u64
 
 EITHER, CREATE, REPLACE = n.SETXATTR4_EITHER, n.SETXATTR4_CREATE, n.SETXATTR4_REPLACE
 
@@ -140,3 +140,16 @@ def test_they_are_of_4_2(one: FileClient, file: Opened) -> None:
     """RFC 8276 5"""
     reply = one.run(putfh(file.fh), op(n.OP_GETXATTR, opaque(b"a")), minor=1)
     assert reply.status == n.NFS4ERR_OP_ILLEGAL
+
+
+def test_pseudo_directories_have_none(world: World) -> None:
+    """They are read-only, and empty of attributes."""
+    world.fs.mkdir(1, b"exported", 0o755)
+    service, _ = make_service(world.fs, ("/exported:rw,insecure,no_root_squash",))
+    client = FileClient(Session(service, b"pseudo"))
+    root = op(n.OP_PUTROOTFH)
+    body = client.last(root, op(n.OP_LISTXATTRS, u64(0), u32(8192)))
+    assert (body.u64(), body.u32(), body.boolean()) == (0, 0, True)
+    assert status_of(client.last, root, op(n.OP_GETXATTR, opaque(b"a"))) == n.NFS4ERR_NOXATTR
+    setting = op(n.OP_SETXATTR, u32(0), opaque(b"a"), opaque(b"1"))
+    assert status_of(client.last, root, setting) == n.NFS4ERR_ROFS

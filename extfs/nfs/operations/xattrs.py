@@ -61,6 +61,8 @@ def _file(c: Compound, mask: int) -> Stat:
 def getxattr(c: Compound, args: Reader, out: Writer) -> None:
     """GETXATTR (RFC 8276 8.4.1). NOXATTR; TOOSMALL: the reply has no room for the value."""
     name = _name(args)
+    if c.current is not None and c.current.pseudo:
+        raise NfsError(n.NFS4ERR_NOXATTR)
     file = _file(c, credentials.READ)
     value = c.service.fs.getxattr(file.ino, name)
     if len(value) + 8 > c.room():
@@ -108,6 +110,15 @@ def setxattr(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     yield from _change(c, out, set_it)
 
 
+def _names(c: Compound) -> list[bytes]:
+    """Of the current file's attributes, in order; a directory of the pseudo filesystem has none."""
+    if c.current is not None and c.current.pseudo:
+        return []
+    file = _file(c, credentials.READ)
+    found = c.service.fs.listxattr(file.ino)
+    return sorted(name[len(PREFIX) :] for name in found if name.startswith(PREFIX))
+
+
 def listxattrs(c: Compound, args: Reader, out: Writer) -> None:
     """LISTXATTRS (RFC 8276 8.4.3).
 
@@ -116,10 +127,7 @@ def listxattrs(c: Compound, args: Reader, out: Writer) -> None:
     """
     cookie = args.u64()
     limit = args.u32()
-    file = _file(c, credentials.READ)
-    names = sorted(
-        name[len(PREFIX) :] for name in c.service.fs.listxattr(file.ino) if name.startswith(PREFIX)
-    )
+    names = _names(c)
     if cookie > len(names):
         raise NfsError(n.NFS4ERR_BAD_COOKIE)
     room = min(limit, c.room()) - _LIST_AROUND
