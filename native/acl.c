@@ -271,7 +271,8 @@ static unsigned mask_of(const struct acl_head *acl, size_t len)
 	return 7;
 }
 
-/* For who is not the owner. The entries come in the order of acl(5): named users, groups, mask, others. */
+/* For who is not the owner. The entries come in the order of acl(5): named users, groups, mask,
+ * others. */
 static unsigned acl_allows(const struct inode_core *core, const struct acl_head *acl, size_t len,
 			   uint32_t uid, const uint32_t *gids, unsigned n, unsigned want)
 {
@@ -325,7 +326,8 @@ int acl_access(struct inode *in, uint32_t uid, const uint32_t *gids, unsigned n,
 
 	fs_rdlock(in->fs);
 	if (uid == 0)
-		allowed = inode_is_dir(in) || (in->core.mode & 0111) ? mask : mask & ~ACCESS_EXECUTE;
+		allowed = inode_is_dir(in) || (in->core.mode & 0111) ? mask :
+									mask & ~ACCESS_EXECUTE;
 	else if (uid == in->core.uid || !(in->core.flags & INODE_F_ACL))
 		allowed = mode_allows(&in->core, uid, gids, n, mask);
 	else if ((len = read_acl(in, NAME_ACCESS, value)) >= 0)

@@ -33,11 +33,13 @@ int acl_set_in(struct trans *t, struct inode *in, const char *name, const void *
 #define ACCESS_READ 4u
 #define ACCESS_WRITE 2u
 #define ACCESS_EXECUTE 1u
-/* What of mask somebody with this uid and these groups (the first and the supplementary ones alike) may do, as acl(5) says:
- * the greatest part of mask that is allowed as a whole. Bits that only different groups grant are not allowed together; of
- * parts of equal size reading goes first, then writing. uid 0 may do everything, but execute only directories and what has an
- * execute bit. Stricter than the kernel in one case: with an empty mask entry the kernel does not look at the ACL and treats
- * those who have an entry of their own as others. Takes fs->lock shared. A negative code: the ACL could not be read. */
+/* What of mask somebody with this uid and these groups (the first and the supplementary ones
+ * alike) may do, as acl(5) says: the greatest part of mask that is allowed as a whole. Bits that
+ * only different groups grant are not allowed together; of parts of equal size reading goes
+ * first, then writing. uid 0 may do everything, but execute only directories and what has an
+ * execute bit. Stricter than the kernel in one case: with an empty mask entry the kernel does
+ * not look at the ACL and treats those who have an entry of their own as others. Takes fs->lock
+ * shared. A negative code: the ACL could not be read. */
 int acl_access(struct inode *in, uint32_t uid, const uint32_t *gids, unsigned n, unsigned mask);
 /* Blocks that acl_inherit() may change: for a directory it writes two ACLs. */
 #define ACL_BYTES_MAX (4u + 8u * ACL_ENTRIES_MAX)

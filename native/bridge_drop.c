@@ -3,9 +3,10 @@
  * bridge_drop.c - names and bytes that the kernel is told about later.
  *
  * Invariants, under the mutex:
- *  1. A pending drop is on the list of its lane and in the table; one that is being sent is in neither, so what changes
- *     then is pending anew.
- *  2. No two pending drops of a lane are of the same name or inode, but after an INC_EPOCH that failed.
+ *  1. A pending drop is on the list of its lane and in the table; one that is being sent is in
+ *     neither, so what changes then is pending anew.
+ *  2. No two pending drops of a lane are of the same name or inode, but after an INC_EPOCH that
+ *     failed.
  */
 #include "bridge_drop.h"
 
@@ -121,7 +122,7 @@ static void free_all(struct drop *d)
 	}
 }
 
-/* ---- saying it: without the mutex ------------------------------------------------------------- */
+/* ---- saying it: without the mutex ----------------------------------------------------------- */
 
 struct message {
 	struct fuse_out_header head;
@@ -139,7 +140,8 @@ static size_t compose(const struct drop *d, struct message *m)
 	if (d->name_len) {
 		char *name = (char *)&m->entry + sizeof(m->entry);
 
-		m->entry = (struct fuse_notify_inval_entry_out){ .parent = d->ino, .namelen = d->name_len };
+		m->entry = (struct fuse_notify_inval_entry_out){ .parent = d->ino,
+								 .namelen = d->name_len };
 		memcpy(name, d->name, d->name_len);
 		name[d->name_len] = '\0';
 		len = sizeof(m->head) + sizeof(m->entry) + d->name_len + 1;
@@ -148,7 +150,8 @@ static size_t compose(const struct drop *d, struct message *m)
 		bool to_the_end = d->end > FILE_MAX_BYTES;
 
 		m->inode = (struct fuse_notify_inval_inode_out){
-			.ino = d->ino, .off = (int64_t)d->start, .len = to_the_end ? 0 : (int64_t)(d->end - d->start),
+			.ino = d->ino, .off = (int64_t)d->start,
+			.len = to_the_end ? 0 : (int64_t)(d->end - d->start),
 		};
 		len = sizeof(m->head) + sizeof(m->inode);
 		m->head = (struct fuse_out_header){ .error = FUSE_NOTIFY_INVAL_INODE };
@@ -191,7 +194,7 @@ static void *run(void *arg)
 	return NULL;
 }
 
-/* ---- too many names --------------------------------------------------------------------------- */
+/* ---- too many names ------------------------------------------------------------------------- */
 
 static bool inc_epoch(struct drops *d)
 {
@@ -200,8 +203,8 @@ static bool inc_epoch(struct drops *d)
 	return d->send(d->fd, &head, sizeof(head)) >= 0 || bridge_nobody_waits(errno);
 }
 
-/* mutex held, and free for a moment. True: the kernel will ask for every name anew, also for those that have changed just now
- * and are not pending yet. */
+/* mutex held, and free for a moment. True: the kernel will ask for every name anew, also for
+ * those that have changed just now and are not pending yet. */
 static bool drop_all_names(struct drops *d)
 {
 	struct lane *l = &d->lane[NAMES];
@@ -233,11 +236,13 @@ static void forget(struct drops *d)
 {
 	d->forgotten++;
 	if (!d->warned)
-		log_msg(LOG_WARN, "too many names changed over NFS while a directory was in use: some may look unchanged here");
+		log_msg(LOG_WARN,
+			"too many names changed over NFS while a directory was in use: some may "
+			"look unchanged here");
 	d->warned = true;
 }
 
-/* ---- interface -------------------------------------------------------------------------------- */
+/* ---- interface ------------------------------------------------------------------------------ */
 
 static int start(struct drops *d, unsigned i)
 {
@@ -252,7 +257,8 @@ static int start(struct drops *d, unsigned i)
 	return err;
 }
 
-int drops_create(int fd, unsigned names_max, ssize_t (*send)(int fd, const void *message, size_t len), struct drops **out)
+int drops_create(int fd, unsigned names_max,
+		 ssize_t (*send)(int fd, const void *message, size_t len), struct drops **out)
 {
 	struct drops *d = calloc(1, sizeof(*d));
 	int err = 0;
@@ -342,7 +348,8 @@ void drops_bytes(struct drops *d, inum_t ino, uint64_t start, uint64_t end)
 void drops_get(struct drops *d, struct drops_look *out)
 {
 	pthread_mutex_lock(&d->mutex);
-	*out = (struct drops_look){ .names = d->lane[NAMES].n, .inodes = d->lane[BYTES].n, .sent = d->sent,
+	*out = (struct drops_look){ .names = d->lane[NAMES].n, .inodes = d->lane[BYTES].n,
+				    .sent = d->sent,
 				    .epochs = d->epochs, .forgotten = d->forgotten };
 	pthread_mutex_unlock(&d->mutex);
 }

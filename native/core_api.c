@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * core_api.c - the calls of extfs_core.h about devices, the whole filesystem, names and attributes: each finds the
- * inodes that it is given by number, does one operation of the core, and lets go of them. No policy, no state.
+ * core_api.c - the calls of extfs_core.h about devices, the whole filesystem, names and attributes:
+ * each finds the inodes that it is given by number, does one operation of the core, and lets go of
+ * them. No policy, no state.
  */
 #include "core_api.h"
 
@@ -28,7 +29,8 @@ int extfs_log_fd(void) { return log_eventfd(); }
 
 int extfs_device_open(const char *path, unsigned flags, struct device **out)
 {
-	_Static_assert(EXTFS_DEV_READ_ONLY == DEV_READ_ONLY && EXTFS_DEV_SHARED == DEV_SHARED, "flags");
+	_Static_assert(EXTFS_DEV_READ_ONLY == DEV_READ_ONLY && EXTFS_DEV_SHARED == DEV_SHARED,
+		       "flags");
 	return dev_open(path, flags, out);
 }
 void extfs_device_close(struct device *dev) { dev_close(dev); }
@@ -97,7 +99,8 @@ int extfs_open(struct device *dev, const struct extfs_mount_options *opt, struct
 		.mutant = opt->mutant,
 	};
 
-	_Static_assert(EXTFS_ATIME_NONE == ATIME_NONE && EXTFS_ATIME_STRICT == ATIME_STRICT, "atime");
+	_Static_assert(EXTFS_ATIME_NONE == ATIME_NONE && EXTFS_ATIME_STRICT == ATIME_STRICT,
+		       "atime");
 	_Static_assert(EXTFS_MUTANT_READ_UNHELD == MUTANT_READ_UNHELD, "mutants");
 	switch (opt->atime) {
 	case EXTFS_ATIME_RELATIME: o.atime = ATIME_RELATIME; break;
@@ -288,7 +291,8 @@ int extfs_lookup(struct fs *fs, uint64_t dir, const char *name, size_t len, stru
 	return put_with_stat(err, in, out);
 }
 
-int extfs_mknod(struct fs *fs, uint64_t dir, const char *name, size_t len, uint32_t mode, uint64_t rdev,
+int extfs_mknod(struct fs *fs, uint64_t dir, const char *name, size_t len, uint32_t mode,
+		uint64_t rdev,
 		const struct extfs_cred *cred, struct extfs_stat *out)
 {
 	struct cred c = cred_in(cred);
@@ -355,7 +359,8 @@ int extfs_tmpfile(struct fs *fs, uint64_t dir, uint32_t mode, const struct extfs
 	return 0;
 }
 
-int extfs_link(struct fs *fs, uint64_t ino, uint64_t dir, const char *name, size_t len, struct extfs_stat *out)
+int extfs_link(struct fs *fs, uint64_t ino, uint64_t dir, const char *name, size_t len,
+	       struct extfs_stat *out)
 {
 	struct inode *d, *in;
 	int err = core_inode(fs, dir, &d);
@@ -478,7 +483,8 @@ int extfs_setattr(struct fs *fs, uint64_t ino, unsigned valid, const struct extf
 	struct inode *in;
 	int err;
 
-	_Static_assert(EXTFS_ATTR_MTIME == ATTR_MTIME && EXTFS_ATTR_KILL_PRIV == ATTR_KILL_PRIV, "bits");
+	_Static_assert(EXTFS_ATTR_MTIME == ATTR_MTIME && EXTFS_ATTR_KILL_PRIV == ATTR_KILL_PRIV,
+		       "bits");
 	if (valid & ~(ATTR_MODE | ATTR_UID | ATTR_GID | ATTR_ATIME | ATTR_MTIME | ATTR_KILL_PRIV))
 		return -EINVAL;
 	err = core_inode(fs, ino, &in);
@@ -559,7 +565,8 @@ int extfs_handle_check(struct fs *fs, uint64_t ino, uint32_t generation)
 	return err;
 }
 
-int extfs_access(struct fs *fs, uint64_t ino, uint32_t uid, const uint32_t *gids, unsigned n, unsigned mask)
+int extfs_access(struct fs *fs, uint64_t ino, uint32_t uid, const uint32_t *gids, unsigned n,
+		 unsigned mask)
 {
 	struct inode *in;
 	int res;
@@ -588,7 +595,8 @@ ssize_t extfs_xattr_get(struct fs *fs, uint64_t ino, const char *name, void *val
 	return n;
 }
 
-int extfs_xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *value, size_t len, unsigned flags)
+int extfs_xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *value, size_t len,
+		    unsigned flags)
 {
 	struct inode *in;
 	int err = core_inode(fs, ino, &in);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * core_api.h - private to core_*api.c: what the calls of extfs_core.h have in common. Any thread; takes fs->lock.
- * extfs_core.h, which has no guard against a second time, is included here only.
+ * core_api.h - private to core_*api.c: what the calls of extfs_core.h have in common. Any thread;
+ * takes fs->lock. extfs_core.h, which has no guard against a second time, is included here only.
  */
 #ifndef EXTFS_CORE_API_H
 #define EXTFS_CORE_API_H
@@ -16,13 +16,16 @@
 int core_inode(struct fs *fs, uint64_t ino, struct inode **out);
 void core_stat(struct inode *in, struct extfs_stat *out);
 
-/* core_tell.c. The kernel's caches follow what these calls change: attributes at once, names and bytes later, so no call waits
- * for the kernel. Not when the calling thread speaks for the mount itself (extfs_of_mount()): the kernel knows, and holds locks
- * until it has its answer. After the change; the inodes are referenced. */
+/* core_tell.c. The kernel's caches follow what these calls change: attributes at once, names and
+ * bytes later, so no call waits for the kernel. Not when the calling thread speaks for the mount
+ * itself (extfs_of_mount()): the kernel knows, and holds locks until it has its answer. After
+ * the change; the inodes are referenced. */
 bool core_tells(struct fs *fs);
 void core_tell_attributes(struct inode *in);
-void core_tell_name(struct inode *dir, const char *name, size_t len); /* of dir: it, its listing, its attributes */
-void core_tell_bytes(struct inode *in, uint64_t start, uint64_t end); /* end UINT64_MAX: to the end; attributes, too */
+/* The name, the listing and the attributes of dir. */
+void core_tell_name(struct inode *dir, const char *name, size_t len);
+/* [start, end), end UINT64_MAX: to the end; the attributes, too. */
+void core_tell_bytes(struct inode *in, uint64_t start, uint64_t end);
 struct file_op;
 void core_tell_operation(const struct file_op *fop); /* that has ended */
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * core_file_api.c - the calls of extfs_core.h about the contents of files: each is one file operation (file.h), run in
- * the calling thread.
+ * core_file_api.c - the calls of extfs_core.h about the contents of files: each is one file
+ * operation (file.h), run in the calling thread.
  */
 #include "core_api.h"
 
@@ -38,19 +38,23 @@ _Static_assert(EXTFS_F_APPEND == FILE_F_APPEND && EXTFS_F_DSYNC == FILE_F_DSYNC 
 	       EXTFS_F_KILL_PRIV == FILE_F_KILL_PRIV && EXTFS_F_NOWAIT == FILE_F_NOWAIT, "flags");
 #define CHANGE_FLAGS ((unsigned)(FILE_F_DSYNC | FILE_F_KILL_PRIV | FILE_F_NOWAIT))
 
-int64_t extfs_read(struct fs *fs, uint64_t ino, uint64_t offset, void *buf, size_t len, unsigned flags)
+int64_t extfs_read(struct fs *fs, uint64_t ino, uint64_t offset, void *buf, size_t len,
+		   unsigned flags)
 {
 	if (flags & ~(unsigned)FILE_F_NOWAIT)
 		return -EINVAL;
-	return run_file_op(fs, FILE_OP(ino, .kind = FILE_READ, .offset = offset, .buf = buf, .len = len,
+	return run_file_op(fs, FILE_OP(ino, .kind = FILE_READ, .offset = offset, .buf = buf,
+				       .len = len,
 				       .flags = flags));
 }
 
-int64_t extfs_write(struct fs *fs, uint64_t ino, uint64_t offset, const void *buf, size_t len, unsigned flags)
+int64_t extfs_write(struct fs *fs, uint64_t ino, uint64_t offset, const void *buf, size_t len,
+		    unsigned flags)
 {
 	if (flags & ~(CHANGE_FLAGS | FILE_F_APPEND))
 		return -EINVAL;
-	return run_file_op(fs, FILE_OP(ino, .kind = FILE_WRITE, .offset = offset, .buf = (void *)buf,
+	return run_file_op(fs, FILE_OP(ino, .kind = FILE_WRITE, .offset = offset,
+				       .buf = (void *)buf,
 				       .len = len, .flags = flags));
 }
 
@@ -58,18 +62,22 @@ int extfs_truncate(struct fs *fs, uint64_t ino, uint64_t size, unsigned flags)
 {
 	if (flags & ~CHANGE_FLAGS)
 		return -EINVAL;
-	return (int)run_file_op(fs, FILE_OP(ino, .kind = FILE_TRUNCATE, .offset = size, .flags = flags));
+	return (int)run_file_op(fs, FILE_OP(ino, .kind = FILE_TRUNCATE, .offset = size,
+					    .flags = flags));
 }
 
-int extfs_fallocate(struct fs *fs, uint64_t ino, unsigned mode, uint64_t offset, uint64_t len, unsigned flags)
+int extfs_fallocate(struct fs *fs, uint64_t ino, unsigned mode, uint64_t offset, uint64_t len,
+		    unsigned flags)
 {
 	if (flags & ~CHANGE_FLAGS)
 		return -EINVAL;
-	return (int)run_file_op(fs, FILE_OP(ino, .kind = FILE_FALLOCATE, .mode = mode, .offset = offset,
+	return (int)run_file_op(fs, FILE_OP(ino, .kind = FILE_FALLOCATE, .mode = mode,
+					    .offset = offset,
 					    .len = len, .flags = flags));
 }
 
-static int64_t run_pair(struct fs *fs, enum file_op_kind kind, unsigned flags, uint64_t ino, uint64_t offset,
+static int64_t run_pair(struct fs *fs, enum file_op_kind kind, unsigned flags, uint64_t ino,
+			uint64_t offset,
 			uint64_t dst, uint64_t dst_offset, uint64_t len)
 {
 	struct inode *to;
@@ -77,13 +85,15 @@ static int64_t run_pair(struct fs *fs, enum file_op_kind kind, unsigned flags, u
 
 	if (res)
 		return res;
-	res = run_file_op(fs, FILE_OP(ino, .kind = kind, .flags = flags, .offset = offset, .len = len, .dst = to,
+	res = run_file_op(fs, FILE_OP(ino, .kind = kind, .flags = flags, .offset = offset,
+				      .len = len, .dst = to,
 				      .dst_offset = dst_offset));
 	inode_put(to);
 	return res;
 }
 
-int64_t extfs_copy(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len,
+int64_t extfs_copy(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset,
+		   uint64_t len,
 		   unsigned flags)
 {
 	if (flags & ~CHANGE_FLAGS)
@@ -91,22 +101,26 @@ int64_t extfs_copy(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, u
 	return run_pair(fs, FILE_COPY, flags, ino, offset, dst, dst_offset, len);
 }
 
-int extfs_exchange(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t other, uint64_t other_offset, uint64_t len)
+int extfs_exchange(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t other,
+		   uint64_t other_offset, uint64_t len)
 {
 	return (int)run_pair(fs, FILE_EXCHANGE, 0, ino, offset, other, other_offset, len);
 }
 
 int extfs_collapse(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t len)
 {
-	return (int)run_file_op(fs, FILE_OP(ino, .kind = FILE_COLLAPSE, .offset = offset, .len = len));
+	return (int)run_file_op(fs, FILE_OP(ino, .kind = FILE_COLLAPSE, .offset = offset,
+					    .len = len));
 }
 
 int extfs_insert(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t len)
 {
-	return (int)run_file_op(fs, FILE_OP(ino, .kind = FILE_INSERT, .offset = offset, .len = len));
+	return (int)run_file_op(fs, FILE_OP(ino, .kind = FILE_INSERT, .offset = offset,
+					    .len = len));
 }
 
-int64_t extfs_clone(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len,
+int64_t extfs_clone(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset,
+		    uint64_t len,
 		    unsigned flags)
 {
 	if (flags & ~CHANGE_FLAGS)
@@ -114,7 +128,8 @@ int64_t extfs_clone(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, 
 	return run_pair(fs, FILE_COPY, flags | FILE_F_CLONE, ino, offset, dst, dst_offset, len);
 }
 
-int64_t extfs_dedupe(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst, uint64_t dst_offset, uint64_t len)
+int64_t extfs_dedupe(struct fs *fs, uint64_t ino, uint64_t offset, uint64_t dst,
+		     uint64_t dst_offset, uint64_t len)
 {
 	return run_pair(fs, FILE_DEDUPE, 0, ino, offset, dst, dst_offset, len);
 }
@@ -162,7 +177,8 @@ static int map_shared(struct inode *in, struct extent *ext, bool *shared)
 	return err;
 }
 
-int extfs_map(struct fs *fs, uint64_t ino, uint64_t at, uint64_t end, int with_holes, struct extfs_extent *out,
+int extfs_map(struct fs *fs, uint64_t ino, uint64_t at, uint64_t end, int with_holes,
+	      struct extfs_extent *out,
 	      unsigned n)
 {
 	struct inode *in;

@@ -7,9 +7,11 @@
 #include "plock.h"
 
 /* -EINVAL: no byte, or beyond the last one of 64 bits. */
-static int lock_in(uint64_t owner, uint64_t start, uint64_t length, enum plock_type type, struct plock *lock)
+static int lock_in(uint64_t owner, uint64_t start, uint64_t length, enum plock_type type,
+		   struct plock *lock)
 {
-	*lock = (struct plock){ .start = start, .end = UINT64_MAX, .type = type, .owner = owner, .domain = PLOCK_NFS };
+	*lock = (struct plock){ .start = start, .end = UINT64_MAX, .type = type, .owner = owner,
+				.domain = PLOCK_NFS };
 	if (length == UINT64_MAX)
 		return 0;
 	return !length || __builtin_add_overflow(start, length - 1, &lock->end) ? -EINVAL : 0;
@@ -20,11 +22,13 @@ static void lock_out(const struct plock *lock, struct extfs_lock *out)
 	*out = (struct extfs_lock){
 		.owner = lock->owner, .start = lock->start,
 		.length = lock->end == UINT64_MAX ? UINT64_MAX : lock->end - lock->start + 1,
-		.write = lock->type == PLOCK_WRITE, .pid = lock->pid, .local = lock->domain == PLOCK_LOCAL,
+		.write = lock->type == PLOCK_WRITE, .pid = lock->pid,
+		.local = lock->domain == PLOCK_LOCAL,
 	};
 }
 
-int extfs_lock_set(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start, uint64_t length, int write,
+int extfs_lock_set(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start, uint64_t length,
+		   int write,
 		   struct extfs_lock *conflict)
 {
 	struct plock in_the_way;
@@ -59,7 +63,8 @@ int extfs_lock_clear(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start
 	return err;
 }
 
-int extfs_lock_test(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start, uint64_t length, int write,
+int extfs_lock_test(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start, uint64_t length,
+		    int write,
 		    struct extfs_lock *conflict)
 {
 	struct plock lock;
@@ -90,7 +95,8 @@ int extfs_lock_release(struct fs *fs, uint64_t ino, uint64_t owner)
 	return 0;
 }
 
-int extfs_lock_watch(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start, uint64_t length, int write)
+int extfs_lock_watch(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start, uint64_t length,
+		     int write)
 {
 	struct plock lock;
 	struct inode *in;

@@ -10,9 +10,11 @@
 _Static_assert(EXTFS_NFS_VALUE_MAX == NFS_VALUE_MAX, "length of a value");
 _Static_assert(sizeof(struct extfs_nfs_record) == sizeof(struct nfs_record) &&
 	       offsetof(struct extfs_nfs_record, value) == offsetof(struct nfs_record, value) &&
-	       offsetof(struct extfs_nfs_record, len) == offsetof(struct nfs_record, len), "a record is a record");
+	       offsetof(struct extfs_nfs_record, len) == offsetof(struct nfs_record,
+								  len), "a record is a record");
 
-int extfs_nfs_put(struct fs *fs, const struct extfs_nfs_record *put, unsigned n, const uint64_t *del, unsigned m)
+int extfs_nfs_put(struct fs *fs, const struct extfs_nfs_record *put, unsigned n,
+		  const uint64_t *del, unsigned m)
 {
 	xid_t xid;
 	int err = nfs_record_put(fs, (const struct nfs_record *)put, n, del, m, &xid);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * core_tell.c - what a call of extfs_core.h has changed, for the kernel that caches it (core_api.h).
+ * core_tell.c - what a call of extfs_core.h has changed, for the kernel that caches it
+ * (core_api.h).
  */
 #include "core_api.h"
 
@@ -39,7 +40,8 @@ void core_tell_bytes(struct inode *in, uint64_t start, uint64_t end)
 	if (!core_tells(in->fs))
 		return;
 	ops->attributes(in->fs->cache_arg, in->ino);
-	/* Before it reads the first page the kernel asks for it; what it asks for from now on it gets as it is now. */
+	/* Without the mark the kernel has no page yet, and those that it asks for from now on it
+	 * gets as they are now. */
 	if (start < end && atomic_load(&in->pages_cached))
 		ops->bytes_changed(in->fs->cache_arg, in->ino, start, end);
 }
@@ -47,7 +49,8 @@ void core_tell_bytes(struct inode *in, uint64_t start, uint64_t end)
 /* As far as it may have come: operations that fail have changed nothing, or something. */
 static bool did_nothing(int64_t result)
 {
-	return result == -EAGAIN || result == -ERR_JOURNAL_FULL || result == -EINVAL || result == -EROFS;
+	return result == -EAGAIN || result == -ERR_JOURNAL_FULL || result == -EINVAL ||
+	       result == -EROFS;
 }
 
 void core_tell_operation(const struct file_op *fop)
@@ -71,7 +74,8 @@ void core_tell_operation(const struct file_op *fop)
 		/* fallthrough */
 	case FILE_COPY:
 		end = fop->dst_offset + fop->len;
-		core_tell_bytes(fop->dst, fop->dst_offset, end < fop->dst_offset ? UINT64_MAX : end);
+		core_tell_bytes(fop->dst, fop->dst_offset,
+				end < fop->dst_offset ? UINT64_MAX : end);
 		break;
 	default:
 		break;

@@ -21,13 +21,14 @@
  *     segment.
  *  5. The size grows in the transaction that converts, after the data is on the device.
  *
- * FILE_F_NOWAIT, of READ, WRITE, TRUNCATE, FALLOCATE, COPY, DEDUPE, EXCHANGE, COLLAPSE and INSERT: the
- * operation waits for the device, the journal and other operations that wait for no more than these, and
- * never for a holder of grants. Where it would, it asks the holders in its way to return what it needs,
- * and ends with -EAGAIN. Then nothing was changed, seen through the file or on a second attempt: all its
- * segments, in the kinds that it needs to the end, are acquired before its first change; only zeros behind
- * EOF may have been written, which nobody sees. So it ends with -EAGAIN or runs to its end, and an
- * operation of many transactions never stops between two of them because of a holder.
+ * FILE_F_NOWAIT, of READ, WRITE, TRUNCATE, FALLOCATE, COPY, DEDUPE, EXCHANGE, COLLAPSE and INSERT:
+ * the operation waits for the device, the journal and other operations that wait for no more than
+ * these, and never for a holder of grants. Where it would, it asks the holders in its way to return
+ * what it needs, and ends with -EAGAIN. Then nothing was changed, seen through the file or on a
+ * second attempt: all its segments, in the kinds that it needs to the end, are acquired before its
+ * first change; only zeros behind EOF may have been written, which nobody sees. So it ends with
+ * -EAGAIN or runs to its end, and an operation of many transactions never stops between two of them
+ * because of a holder.
  */
 #ifndef EXTFS_FILE_H
 #define EXTFS_FILE_H
@@ -78,10 +79,11 @@ struct file_op {
 void file_op_init(struct file_op *fop, enum file_op_kind kind, struct inode *in, struct ioctx *ctx);
 /* Begin. READ: bytes up to EOF; len <= 1 MiB + anything reasonable (limit FILE_IO_MAX). -EINVAL,
  * -EFBIG (beyond 2^63-1), -EISDIR, -ENOSPC, -EIO, ... come in result. COPY: shares whole blocks
- * where offsets agree modulo the block size, copies the rest; result: bytes.
- * EXCHANGE: [offset, +len) of in and [dst_offset, +len) of dst change places, whole blocks below both EOFs; DEDUPE: shares
- * in's blocks with dst as far as the bytes are the same, result: so many bytes (at most 16 MiB in one operation), -EBADE: not
- * even the first block; COLLAPSE, INSERT: as fallocate(2) says, whole blocks. */
+ * where offsets agree modulo the block size, copies the rest; result: bytes. EXCHANGE: [offset,
+ * +len) of in and [dst_offset, +len) of dst change places, whole blocks below both EOFs; DEDUPE:
+ * shares in's blocks with dst as far as the bytes are the same, result: so many bytes (at most
+ * 16 MiB in one operation), -EBADE: not even the first block; COLLAPSE, INSERT: as fallocate(2)
+ * says, whole blocks. */
 void file_start(struct file_op *fop);
 #define FILE_IO_MAX (16u << 20)
 /* Interrupt a parked operation: true: done() has been or will be called with -EINTR and nothing was

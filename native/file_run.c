@@ -216,7 +216,8 @@ enum step run_acquire(struct file_run *r, unsigned i, enum seg_kind kind, uint64
 	s->holder = r->fop->layout ? r->fop->layout->holder : 0;
 	s->nowait = r->fop->flags & FILE_F_NOWAIT;
 	rc = seg_acquire(r->seg_in[i], s);
-	/* Resumed in this thread only: it is still parked, or will be held, as far as others can see. */
+	/* Resumed in this thread only: it is still parked, or will be held, as far as others can
+	 * see. */
 	if (rc == ERR_PARKED && i == 1)
 		seg_stall(r->seg_in[0], &r->seg[0], true);
 	if (rc == ERR_PARKED)

@@ -112,8 +112,8 @@ static enum step write_again(struct file_run *r, enum seg_kind kind)
 	return STEP_NEXT;
 }
 
-/* What write_look() would find later, when privileges are gone: that the map changes. 0: the segment
- * allows all that is to come. */
+/* What write_look() would find later, when privileges are gone: that the map changes. 0: the
+ * segment allows all that is to come. */
 static int convert_early(struct file_run *r)
 {
 	struct file_op *fop = r->fop;
@@ -123,7 +123,8 @@ static int convert_early(struct file_run *r)
 	if (r->seg[0].kind != SEG_WRITE_IO)
 		return 0;
 	fs_rdlock(r->fs);
-	rc = range_written(fop->in, block_floor(fop->offset), block_ceil(fop->offset + fop->len), &written);
+	rc = range_written(fop->in, block_floor(fop->offset), block_ceil(fop->offset + fop->len),
+			   &written);
 	fs_unlock(r->fs);
 	if (rc || written)
 		return rc;

@@ -14,8 +14,9 @@
 
 #define PARTS_MAX (NFS_VALUE_MAX / NFS_PART_BYTES + 1)
 
-/* Parts of one value are neighbours; at worst each of them lies in a leaf of its own, and each leaf that is made or given
- * back changes a block more (branch or free tree). One way down the tree and one allocation for all of them. */
+/* Parts of one value are neighbours; at worst each of them lies in a leaf of its own, and each
+ * leaf that is made or given back changes a block more (branch or free tree). One way down the
+ * tree and one allocation for all of them. */
 static unsigned blocks_for(unsigned parts)
 {
 	return 2 * parts + TRANS_TREE_OP + TRANS_ALLOC_OP;
@@ -169,7 +170,8 @@ static int put_once(const struct putting *p, xid_t *xid, bool *again)
 	return rc;
 }
 
-int nfs_record_put(struct fs *fs, const struct nfs_record *put, unsigned n, const uint64_t *del, unsigned m, xid_t *xid)
+int nfs_record_put(struct fs *fs, const struct nfs_record *put, unsigned n, const uint64_t *del,
+		   unsigned m, xid_t *xid)
 {
 	struct putting p = { fs, put, n, del, m };
 	bool again;

@@ -13,8 +13,8 @@
  *  4. owner->held counts the held locks of the owner in all inodes; an owner record exists while it
  *     holds or waits;
  *  5. a watch conflicts with a held lock. Its number is not of an owner record;
- *  6. a set is pinned, on the list of such sets and with a reference of its inode (to be taken or put
- *     right after the mutex was free), as long as an NFS owner has a lock or a watch in it.
+ *  6. a set is pinned, on the list of such sets and with a reference of its inode (to be taken or
+ *     put right after the mutex was free), as long as an NFS owner has a lock or a watch in it.
  *
  * No deadlock comes from invariant 3's second case: who waits behind a request holds nothing, so
  * nobody waits for a lock of his, and along a queue everybody waits for earlier ones. The first

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * plock_impl.h - private to plock*.c: the table of locks. Everything here is under plock_mutex; plock.c has its
- * invariants.
+ * plock_impl.h - private to plock*.c: the table of locks. Everything here is under plock_mutex;
+ * plock.c has its invariants.
  */
 #ifndef EXTFS_PLOCK_IMPL_H
 #define EXTFS_PLOCK_IMPL_H
@@ -62,11 +62,13 @@ extern pthread_mutex_t plock_mutex;
 struct plock_held *plock_conflict_from(struct plock_held *h, const struct plock *lock);
 /* NULL: there is none, or (make) no memory. */
 struct plock_set *plock_set_of(struct inode *in, bool make);
-/* All locks of one owner, or of everybody of a domain; the second leaves the rest to plock_look_round(). */
+/* All locks of one owner, or of everybody of a domain; the second leaves the rest to
+ * plock_look_round(). */
 void plock_release(struct plock_set *set, bool flock, enum plock_domain domain, uint64_t id,
 		   struct aftermath *after);
 void plock_drop_domain(struct plock_held **at, enum plock_domain domain);
-/* Locks or watches have changed: who may go on or is to be told. Once before each unlock of the mutex that follows a change. */
+/* Locks or watches have changed: who may go on or is to be told. Once before each unlock of the
+ * mutex that follows a change. */
 void plock_look_round(struct plock_set *set, struct aftermath *after);
 /* The part of it that is about NFS owners. */
 void plock_settle_nfs(struct plock_set *set, struct aftermath *after);

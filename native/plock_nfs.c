@@ -74,7 +74,8 @@ static int settle_pin(struct plock_set *set)
 		return 0;
 	set->pinned = !set->pinned;
 	if (!set->pinned) {
-		*(set->pinned_prev ? &set->pinned_prev->pinned_next : &pinned_sets) = set->pinned_next;
+		*(set->pinned_prev ? &set->pinned_prev->pinned_next : &pinned_sets) =
+			set->pinned_next;
 		if (set->pinned_next)
 			set->pinned_next->pinned_prev = set->pinned_prev;
 		return -1;

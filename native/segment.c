@@ -20,8 +20,8 @@
  * through the queue once, in order, and lets in what invariant 2 no longer holds back.
  *
  * A search for an overlap goes down one path of a treap, whatever is in it: of the nodes that begin
- * before the range ends, one whose subtree reaches past the start of the range has an overlap in it.
- * Only a search for a foreign holder may have to look at more: at each of its own segments that
+ * before the range ends, one whose subtree reaches past the start of the range has an overlap in
+ * it. Only a search for a foreign holder may have to look at more: at each of its own segments that
  * overlaps the start of the range.
  */
 #include "segment.h"
@@ -269,8 +269,9 @@ static bool held_clashes(const struct seg_tree *st, const struct seg *s)
 	return false;
 }
 
-/* Does s clash with one of the parked segments from the head up to, not including, stop? What others wait for must not wait for
- * them: a revoke lets only other revokes go first, whoever got in front of it since. */
+/* Does s clash with one of the parked segments from the head up to, not including, stop? What
+ * others wait for must not wait for them: a revoke lets only other revokes go first, whoever got
+ * in front of it since. */
 static bool queue_clashes(const struct seg_tree *st, const struct seg *s, const struct seg *stop)
 {
 	for (const struct seg *q = st->queue_head; q != stop; q = q->queue_next)
@@ -413,8 +414,9 @@ static bool stalled_clashes(const struct seg_tree *st, const struct seg *s)
 	return false;
 }
 
-/* Would s, parked behind all of the queue up to `stop`, wait for a holder? Of one that it is parked behind it is not asked what
- * that one is parked behind: that anybody before it waits for a holder is enough. */
+/* Would s, parked behind all of the queue up to `stop`, wait for a holder? Of one that it is
+ * parked behind it is not asked what that one is parked behind: that anybody before it waits for
+ * a holder is enough. */
 static bool waits_for_holder(const struct seg_tree *st, const struct seg *s, const struct seg *stop)
 {
 	bool somebody = st->stalled > 0, behind = false;
@@ -428,8 +430,8 @@ static bool waits_for_holder(const struct seg_tree *st, const struct seg *s, con
 	return somebody && behind;
 }
 
-/* Somebody who is held or parked has begun to wait for a holder: out of the queue with those who would wait for him. The grants
- * in their way stay recalled. */
+/* Somebody who is held or parked has begun to wait for a holder: out of the queue with those who
+ * would wait for him. The grants in their way stay recalled. */
 static void fail_nowait(struct inode *in)
 {
 	struct seg_tree *st = in->segs;

@@ -45,11 +45,11 @@
  * cycle of waiters; what a grant makes us wait for ends by the recall deadline.
  *
  * Who does not wait (seg->nowait): it parks behind segments of operations that need nothing but the
- * device, the journal and the kernel's pages, and never where it would wait for a holder, be it that a
- * parked segment in front of it does, or a held one whose operation waits for a segment of another
- * inode (stalled). Then, on arrival, when it changes its kind, or later, when what it is parked behind
- * begins to wait for a holder, it ends with -EAGAIN; the grants in its own way are recalled. Where that
- * is hard to tell it errs on the side of -EAGAIN.
+ * device, the journal and the kernel's pages, and never where it would wait for a holder, be it
+ * that a parked segment in front of it does, or a held one whose operation waits for a segment of
+ * another inode (stalled). Then, on arrival, when it changes its kind, or later, when what it is
+ * parked behind begins to wait for a holder, it ends with -EAGAIN; the grants in its own way are
+ * recalled. Where that is hard to tell it errs on the side of -EAGAIN.
  *
  * Concurrency: inode->lock, taken inside. fs->lock may be held shared or not at all; grants are
  * removed by a revoke with fs->lock held exclusively.
@@ -123,8 +123,8 @@ int seg_try_recall(struct inode *in, struct seg *s);
  * a parked segment does, and its old kind does not. -EAGAIN: nowait; it is held with its old kind. */
 int seg_change(struct inode *in, struct seg *s, enum seg_kind kind);
 void seg_release(struct inode *in, struct seg *s);
-/* While it holds s, the op of s waits for a segment of another inode, and so may wait for a holder; or
- * (!stalled) it does no more. */
+/* While it holds s, the op of s waits for a segment of another inode, and so may wait for a
+ * holder; or (!stalled) it does no more. */
 void seg_stall(struct inode *in, struct seg *s, bool stalled);
 /* Make a held segment smaller, keeping its kind; wakes who waited for the rest. */
 void seg_shrink(struct inode *in, struct seg *s, uint64_t start, uint64_t end);

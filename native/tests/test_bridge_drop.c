@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_bridge_drop.c - what the kernel is told later: once for each name and inode, by two threads that do not wait for
- * each other, in bounded memory.
+ * test_bridge_drop.c - what the kernel is told later: once for each name and inode, by two threads
+ * that do not wait for each other, in bounded memory.
  *
- * The kernel here is a function that remembers what it was told, and can be made to hold on to a message.
+ * The kernel here is a function that remembers what it was told, and can be made to hold on to a
+ * message.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -169,7 +170,8 @@ static void they_are_told(void **state)
 	until(&kernel.names, 4);
 }
 
-/* While the one is held up, by a directory's lock or a page's, the other goes on; and what comes often is told once. */
+/* While the one is held up, by a directory's lock or a page's, the other goes on; and what comes
+ * often is told once. */
 static void they_merge(void **state)
 {
 	hold(true, true);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_file_nowait.c - FILE_F_NOWAIT: whatever would wait for a holder, itself or behind somebody who does, ends
- * with -EAGAIN at once, the holder is asked, nothing has changed; and what waits for the device alone just waits.
+ * test_file_nowait.c - FILE_F_NOWAIT: whatever would wait for a holder, itself or behind somebody
+ * who does, ends with -EAGAIN at once, the holder is asked, nothing has changed; and what waits for
+ * the device alone just waits.
  */
 #include "file_fixture.h"
 
@@ -165,7 +166,8 @@ static void in_front_of_grants(void **state)
 /* Blocks that are shared need another segment than the first one that a write takes. */
 static void shared_blocks(void **state)
 {
-	assert_int_equal(do_one(&(struct todo){ .act = ACT_COPY, .len = WRITTEN, .dst = 2 }), WRITTEN);
+	assert_int_equal(do_one(&(struct todo){ .act = ACT_COPY, .len = WRITTEN, .dst = 2 }),
+			 WRITTEN);
 	set_mode(04755);
 	give(0, SEG_GRANT_READ, 0, UINT64_MAX);
 	refused(&(struct todo)IN_PLACE, true);
@@ -242,7 +244,8 @@ static void behind_device_io(void **state)
 	flight_end(&f);
 }
 
-/* What it is parked behind is a grant in the end: it hears of it, and so does the holder. Who came behind it is let in. */
+/* What it is parked behind is a grant in the end: it hears of it, and so does the holder. Who
+ * came behind it is let in. */
 static void a_grant_comes_in_between(void **state)
 {
 	struct todo t = IN_PLACE, elsewhere = INTO_HOLE;
@@ -307,7 +310,8 @@ static void behind_who_waits_elsewhere(void **state)
 	allowed(&t, 0);
 }
 
-/* It was parked first, behind I/O; then an operation that is parked before it gets its segment and waits on. */
+/* It was parked first, behind I/O; then an operation that is parked before it gets its segment
+ * and waits on. */
 static void somebody_begins_to_wait(void **state)
 {
 	struct todo t = { .act = ACT_TRUNCATE, .off = WRITTEN / 2, .flags = FILE_F_NOWAIT };

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_nfs_record.c - records of the NFS server: values of all lengths against a model, what is refused, several
- * threads, and power cuts: each put is there whole or not at all, and what was durable stays.
+ * test_nfs_record.c - records of the NFS server: values of all lengths against a model, what is
+ * refused, several threads, and power cuts: each put is there whole or not at all, and what was
+ * durable stays.
  *
  * RECORD_CUTS=n sets the number of cuts; a failure names the cut.
  */
@@ -39,7 +40,8 @@ static uint8_t byte_of(unsigned i, uint32_t version, size_t at)
 
 static long random_length(void)
 {
-	static const long edges[] = { 0, 1, PART - 1, PART, PART + 1, 2 * PART, NFS_VALUE_MAX - 1, NFS_VALUE_MAX };
+	static const long edges[] = { 0, 1, PART - 1, PART, PART + 1, 2 * PART, NFS_VALUE_MAX - 1,
+				      NFS_VALUE_MAX };
 
 	switch (below(4)) {
 	case 0:
@@ -124,7 +126,8 @@ static void random_step(struct value *want, uint32_t version)
 
 static void lengths(void **state)
 {
-	static const long steps[] = { 0, PART - 1, PART, PART + 1, 0, 3 * PART, NFS_VALUE_MAX, 5, NFS_VALUE_MAX - 1,
+	static const long steps[] = { 0, PART - 1, PART, PART + 1, 0, 3 * PART, NFS_VALUE_MAX, 5,
+				      NFS_VALUE_MAX - 1,
 				      -1, -1, 7 };
 	struct value want[IDS];
 	xid_t xid;
@@ -162,7 +165,8 @@ static void refusals(void **state)
 	assert_int_equal(nfs_record_put(world.fs, NULL, 0, NULL, 0, &xid), 0);
 	assert_int_equal(xid, 0);
 	assert_int_equal(nfs_record_put(world.fs, many, 26, NULL, 0, &xid), -E2BIG);
-	assert_int_equal(nfs_record_put(world.fs, &(struct nfs_record){ 1, big, sizeof(big) }, 1, NULL, 0, &xid), -EINVAL);
+	assert_int_equal(nfs_record_put(world.fs, &(struct nfs_record){ 1, big, sizeof(big) }, 1,
+					NULL, 0, &xid), -EINVAL);
 	assert_int_equal(nfs_record_put(world.fs, NULL, 0, twice, 2, &xid), -EINVAL);
 	assert_int_equal(nfs_record_put(world.fs, many, 6, twice, 1, &xid), -EINVAL);
 	assert_int_equal(nfs_record_next(world.fs, &id, big, 1), -ENOENT);
@@ -199,7 +203,8 @@ static void damage(void **state)
 		trans_commit(&t);
 		assert_int_equal(nfs_record_next(world.fs, &id, NULL, 0), -ERR_RECORD_SHAPE);
 		OK(trans_begin(world.fs, &t, 64));
-		OK(bt_insert(&t, fs_tree(world.fs, TREE_NFS_CLIENT), KEY(9, part), big, part < 3 ? PART : 0));
+		OK(bt_insert(&t, fs_tree(world.fs, TREE_NFS_CLIENT), KEY(9, part), big,
+			     part < 3 ? PART : 0));
 		trans_commit(&t);
 		assert_int_equal(nfs_record_next(world.fs, &id, NULL, 0), sizeof(big));
 	}
@@ -282,7 +287,8 @@ static void threads(void **state)
 	void *said;
 
 	for (unsigned i = 0; i < THREADS; i++)
-		assert_int_equal(pthread_create(&thread[i], NULL, put_pairs, (void *)(uintptr_t)i), 0);
+		assert_int_equal(pthread_create(&thread[i], NULL, put_pairs, (void *)(uintptr_t)i),
+				 0);
 	for (unsigned i = 0; i < THREADS; i++) {
 		pthread_join(thread[i], &said);
 		assert_null(said);
@@ -330,11 +336,13 @@ static int power_teardown(void **state)
 	return 0;
 }
 
-/* What the tree was after each step since the last durable one, that one first, and what was under way. */
+/* What the tree was after each step since the last durable one, that one first, and what was
+ * under way. */
 static struct value states[STEPS + 1][IDS];
 static unsigned nstates;
 
-/* Some steps are made durable, the others go with them, together. Ends early when the device dies. */
+/* Some steps are made durable, the others go with them, together. Ends early when the device
+ * dies. */
 static void script(void)
 {
 	xid_t xid;
@@ -376,7 +384,8 @@ static void cut_at(uint64_t n, uint64_t seed)
 	while (found < nstates && !holds(states[found]))
 		found++;
 	if (found == nstates)
-		fail_msg("cut %llu, seed %llu: none of %u states that may be there", (unsigned long long)n,
+		fail_msg("cut %llu, seed %llu: none of %u states that may be there",
+			 (unsigned long long)n,
 			 (unsigned long long)seed, nstates);
 	check_tree(world.fs, fs_tree(world.fs, TREE_NFS_CLIENT), NULL);
 	check_space(world.fs, NULL);

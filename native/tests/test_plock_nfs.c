@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_plock_nfs.c - locks of NFS owners among those of local ones: two domains, ranges of 64 bits, watches, and
- * inodes that stay in memory.
+ * test_plock_nfs.c - locks of NFS owners among those of local ones: two domains, ranges of 64 bits,
+ * watches, and inodes that stay in memory.
  */
 #include "names_fixture.h"
 
@@ -43,15 +43,26 @@ static int teardown_file(void **state)
 	return teardown(state);
 }
 
-static struct plock lock_of(enum plock_domain domain, uint64_t owner, enum plock_type type, uint64_t start, uint64_t end)
+static struct plock lock_of(enum plock_domain domain, uint64_t owner, enum plock_type type,
+			    uint64_t start, uint64_t end)
 {
-	return (struct plock){ .start = start, .end = end, .type = type, .owner = owner, .domain = domain,
+	return (struct plock){ .start = start, .end = end, .type = type, .owner = owner,
+			       .domain = domain,
 			       .pid = domain == PLOCK_LOCAL ? 77 : 0 };
 }
 
-static int set(enum plock_domain domain, uint64_t owner, enum plock_type type, uint64_t start, uint64_t end)
+static int set(enum plock_domain domain, uint64_t owner, enum plock_type type, uint64_t start,
+	       uint64_t end)
 {
 	struct plock_request req = { .lock = lock_of(domain, owner, type, start, end) };
+
+	return plock_set(file, &req);
+}
+
+static int set_flock(enum plock_domain domain)
+{
+	struct plock_request req = { .flock = true,
+				     .lock = lock_of(domain, 9, PLOCK_WRITE, 0, LAST) };
 
 	return plock_set(file, &req);
 }
@@ -82,7 +93,8 @@ static void on_resume(struct op *op)
 	container_of(op, struct waiter, op)->resumed = true;
 }
 
-static int wait_for(struct waiter *w, uint64_t owner, enum plock_type type, uint64_t start, uint64_t end)
+static int wait_for(struct waiter *w, uint64_t owner, enum plock_type type, uint64_t start,
+		    uint64_t end)
 {
 	*w = (struct waiter){ .op = { .resume = on_resume, .ctx = ctx },
 			      .req = { .lock = lock_of(PLOCK_LOCAL, owner, type, start, end) } };
@@ -100,7 +112,8 @@ static bool resumed(struct waiter *w)
 static void two_domains(void **state)
 {
 	struct plock in_the_way = { 0 };
-	struct plock_request req = { .lock = lock_of(PLOCK_NFS, 5, PLOCK_READ, 3, 4), .conflict = &in_the_way };
+	struct plock_request req = { .lock = lock_of(PLOCK_NFS, 5, PLOCK_READ, 3, 4),
+				     .conflict = &in_the_way };
 
 	assert_int_equal(set(PLOCK_LOCAL, 5, PLOCK_WRITE, 0, 9), 0);
 	assert_int_equal(plock_set(file, &req), -EAGAIN);
@@ -123,11 +136,8 @@ static void two_domains(void **state)
 	assert_int_equal(set(PLOCK_LOCAL, 1, PLOCK_READ, 4, 4), 0);
 	assert_int_equal(set(PLOCK_LOCAL, 1, PLOCK_READ, 3, 4), -EAGAIN);
 	/* flock is another kind, and local. */
-	assert_int_equal(plock_set(file, &(struct plock_request){
-						 .flock = true, .lock = lock_of(PLOCK_LOCAL, 9, PLOCK_WRITE, 0, LAST) }), 0);
-	assert_int_equal(plock_set(file, &(struct plock_request){
-						 .flock = true, .lock = lock_of(PLOCK_NFS, 9, PLOCK_WRITE, 0, LAST) }),
-			 -EINVAL);
+	assert_int_equal(set_flock(PLOCK_LOCAL), 0);
+	assert_int_equal(set_flock(PLOCK_NFS), -EINVAL);
 	plock_drop_local(file);
 	assert_int_equal(probe(PLOCK_NFS, 6, 4, 4).domain, PLOCK_NFS);
 	plock_release_nfs(file, 5);
