@@ -470,7 +470,7 @@ class Filesystem(Closing):
     ) -> int:
         """Write; returns the count of bytes. `append`: at the end of the file, not at `offset`."""
         flags = _flags(append=append, dsync=dsync, kill_priv=kill_priv, nowait=nowait)
-        # An exported memoryview in a cycle, which a traceback can make, crashes CPython's collector.
+        # An exported memoryview in a cycle, as a traceback may make, crashes CPython's collector.
         with ffi.from_buffer(content) as memory:
             return self.change(
                 lambda: lib.extfs_write(self.raw, ino, offset, memory, len(memory), flags)
