@@ -27,8 +27,8 @@ __all__ = ["PARALLEL", "Gate", "LayoutState", "Received", "Segment", "merged"]
 
 PARALLEL = 1 << 20
 """VALID_SEQID_RANGE of RFC 8881 12.5.5.2.1.4; more than a client can have under way."""
-SKIPPED = 256
-"""More than a client has requests under way in one session."""
+SKIPPED = 1024
+"""Serials between a record and what may have been told since it was written."""
 GATE_SECONDS = 30.0
 """Nobody is at a gate as long as this: device I/O is."""
 
@@ -141,6 +141,7 @@ class LayoutState(State):
         "gate",
         "known",
         "recall",
+        "recorded",
         "restored",
         "segments",
         "serial",
@@ -151,7 +152,7 @@ class LayoutState(State):
 
     def __init__(self, client: Any, file: FileState, other: bytes, fh: bytes, export: int) -> None:
         super().__init__(client, file, other)
-        self.serial = 0
+        self.serial = self.recorded = 0
         self.fh = fh
         self.export = export
         self.known = True
@@ -171,13 +172,20 @@ class LayoutState(State):
         self.seqid = stateid.seqid
         return stateid
 
-    def bump_for_reply(self) -> Stateid:
-        """The same for LAYOUTGET and LAYOUTRETURN. The first one after a restart leaves seqids out:
-        the client may have learnt newer ones than the one it has just shown."""
+    def bump_for_reply(self) -> tuple[Stateid, bool]:
+        """The same for LAYOUTGET and LAYOUTRETURN; and whether the record is to be written anew.
+
+        The first one after a restart leaves out all that may have been told since the record was
+        written, and that the client has not shown yet.
+        """
         if self.restored and not self.skipped:
             self.serial += SKIPPED
             self.skipped = True
-        return self.bump()
+        stateid = self.bump()
+        outdated = self.serial >= self.recorded + SKIPPED // 2
+        if outdated:
+            self.recorded = self.serial
+        return stateid, outdated
 
     def stateid_of(self, serial: int) -> Stateid:
         """As the client was told it with this serial."""
@@ -211,7 +219,7 @@ class LayoutState(State):
 
     def to_record(self) -> bytes:
         """See `State`. Segments are the core's to remember; the seqid is not worth a transaction
-        for each LAYOUTGET, the client knows it."""
+        for each LAYOUTGET: see `bump_for_reply`."""
         out = self.begin_record(self.mark)
         out.opaque(self.fh)
         out.u32(self.export)
@@ -224,7 +232,7 @@ class LayoutState(State):
         """The state, without segments."""
         fh = record.opaque(n.NFS4_FHSIZE)
         state = cls(client, file, head.other, fh, record.u32())
-        state.serial = state.seqid = head.seqid
+        state.serial = state.seqid = state.recorded = head.seqid
         state.known, state.restored = False, True
         return state
 

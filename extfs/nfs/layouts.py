@@ -54,7 +54,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extfs.core import BLOCK_SIZE, TO_THE_END, EventType, Filesystem, Iomode, Layout
+from extfs.core import TO_THE_END, EventType, Iomode, Layout
 from extfs.nfs import constants as n
 from extfs.nfs.block_layout import EXTENT_BYTES, LAYOUT_HEAD_BYTES
 from extfs.nfs.clients import Standing
@@ -292,7 +292,8 @@ class LayoutTable:
             self.service.count("holders_resumed")
             return
         if error.errno == errno.ENOSPC:
-            self.recall_any()
+            if self.recall_any():
+                raise NfsError(n.NFS4ERR_LAYOUTTRYLATER, TRY_LATER)
             raise NfsError(n.NFS4ERR_NOSPC)
         if error.errno in (errno.EFBIG, errno.ENOENT, errno.EBUSY):
             raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
@@ -315,69 +316,19 @@ class LayoutTable:
             self._of_client.setdefault(client, set()).add(state)
             if len(self._states) > STATES_MAX:
                 self.recall_any()
-        stateid = state.bump_for_reply()
+        stateid = self._bump(state)
         reply = Received(self.service, c.session, c.slot)
         start, end = wanted.start, layout.next
         state.add(Segment(start, end, wanted.iomode, state.serial, reply))
         self.service.count("layoutgets")
         return Granted(stateid, start, end, wanted.iomode, layout)
 
-    # -- LAYOUTCOMMIT --
-
-    def commit(
-        self,
-        c: Compound,
-        stateid: Stateid,
-        ranges: list[tuple[int, int]],
-        size: int,
-        mtime: tuple[int, int] | None,
-        *,
-        reclaim: bool,
-    ) -> Steps[int]:
-        """RFC 8881 18.42: what the client wrote becomes part of the file; its size after that."""
-        client, ino = c.client, c.regular().ino
-        assert client is not None
-        self._check_commit(c, stateid, ino, reclaim=reclaim)
-        c.writable()
-        holder = client.holder_id
-        if not holder:
-            raise NfsError(n.NFS4ERR_BAD_STATEID)
-        fs = self.service.fs
-        before = fs.getattr(ino).size
-        try:
-            after: int = yield Blocking(lambda: _commit(fs, ino, holder, ranges, size, mtime))
-        except OSError as error:
-            state = self._states.get((client, ino))
-            writes = state is None or any(s.iomode is Iomode.RW for s in state.segments)
-            raise self._uncommitted(error, bool(ranges) or size > before or writes) from None
-        self.service.count("layoutcommits")
-        return after
-
-    def _check_commit(self, c: Compound, stateid: Stateid, ino: int, *, reclaim: bool) -> None:
-        """The stateid is of a layout. In grace it may be one of before the restart: the core knows
-        what the client was told, and a client that does not say reclaim means it all the same."""
-        grace = self.service.lease.in_grace()
-        if reclaim and not grace:
-            raise NfsError(n.NFS4ERR_NO_GRACE)
-        try:
-            self.believe(c, stateid, ino, Kind.LAYOUT)
-        except NfsError as error:
-            if not grace or error.status not in (n.NFS4ERR_STALE_STATEID, n.NFS4ERR_BAD_STATEID):
-                raise
-            assert c.client is not None
-            if not c.client.holder_old:
-                raise
-
-    def _uncommitted(self, error: OSError, loses: bool) -> Exception:
-        """What the client is told: BADLAYOUT, success for Linux, only where nothing is lost."""
-        self.service.count("layoutcommit_refused")
-        if error.errno == errno.EINVAL:
-            return NfsError(n.NFS4ERR_INVAL)
-        if error.errno in (errno.ENXIO, errno.EOWNERDEAD, errno.ERANGE):
-            if loses or error.errno == errno.EOWNERDEAD:
-                return NfsError(n.NFS4ERR_BAD_STATEID)
-            return NfsError(n.NFS4ERR_BADLAYOUT)
-        return error
+    def _bump(self, state: LayoutState) -> Stateid:
+        """The stateid of a reply."""
+        stateid, outdated = state.bump_for_reply()
+        if outdated:
+            self.service.states.changed(state)
+        return stateid
 
     # -- LAYOUTRETURN --
 
@@ -404,7 +355,7 @@ class LayoutTable:
             if self._states.get((client, ino)) is not state:
                 raise NfsError(n.NFS4ERR_BAD_STATEID)  # it ended meanwhile
             yield from self._take(state, state.takes(start, end, iomode, serial))
-            return state.bump_for_reply() if state.segments else None
+            return self._bump(state) if state.segments else None
 
     def _take(self, state: LayoutState, parts: list[Segment]) -> Steps[None]:
         """The core takes them back; the gate is held."""
@@ -459,6 +410,7 @@ class LayoutTable:
                 yield from self._take(state, list(state.segments))
         if export is None:
             self._revoked.pop(client, None)
+            self._unclean.add(client)  # of before a restart, too
         self.settle(client)
 
     def settle(self, client: Client) -> None:
@@ -528,12 +480,17 @@ class LayoutTable:
         self.service.driver.run(steps(), _logged("return on close"))
 
     def _restore(self, client: Client, body: bytes) -> LayoutState | None:
-        """After a restart: a layout of a kept client, with what the core remembers of it."""
+        """After a restart: a layout of a kept client, with what the core remembers of it.
+
+        Nothing of a client that has blocks in quarantine: one of its layouts was revoked, perhaps
+        so shortly before the restart that the record of this one does not know it.
+        """
         record = Reader(body)
         head = RecordHead.read(record)
-        grants = self.service.fs.layouts.grants(head.ino)
-        mine = [grant for grant in grants if grant.holder == client.holder_id]
-        if head.mark or not mine:
+        layouts = self.service.fs.layouts
+        holder = layouts.holder(client.holder_id)
+        mine = [g for g in layouts.grants(head.ino) if g.holder == client.holder_id]
+        if head.mark or not mine or holder is None or holder.quarantined:
             return None
         states = self.service.states
         file = states.file(head.ino, head.generation)
@@ -575,14 +532,18 @@ class LayoutTable:
         elif state is not None:
             self.recalls.wanted(state, event.offset, event.offset + event.length)
 
-    def recall_any(self) -> None:
-        """Space or memory is short: clients are asked to return what they can spare (20.6)."""
+    def recall_any(self) -> bool:
+        """Space or memory is short: clients are asked to return what they can spare (20.6).
+
+        False: there is nobody to ask, or they were asked a moment ago.
+        """
         now = self.service.clock()
-        if now < self._asked_any + RECALL_ANY_SECONDS:
-            return
+        if now < self._asked_any + RECALL_ANY_SECONDS or not self._of_client:
+            return False
         self._asked_any = now
         for client, states in list(self._of_client.items()):
             self.recalls.recall_any(client, min(RECALL_ANY_KEEP, len(states) // 2))
+        return True
 
     def __iter__(self) -> Iterator[LayoutState]:
         return iter([state for state in self._states.values() if state.serial])
@@ -613,29 +574,6 @@ LAYOUTGET_HEAD_BYTES = 4 + 16 + 4 + 8 + 8 + 4 + 4 + 4 + LAYOUT_HEAD_BYTES
 """LAYOUTGET4resok with one layout, before its extents."""
 TRY_LATER = bytes(4)
 """logr_will_signal_layout_avail: false."""
-
-
-def _commit(
-    fs: Filesystem,
-    ino: int,
-    holder: int,
-    ranges: list[tuple[int, int]],
-    size: int,
-    mtime: tuple[int, int] | None,
-) -> int:
-    """LAYOUT_COMMIT in the core; the file's size. Blocks.
-
-    Nothing becomes written behind the end of file, though a client whose pages are larger than our
-    blocks says that it has written the rest of its last page. It believes from now on that this is
-    committed, so that is recalled: with the next layout it will know better.
-    """
-    limit = -(-max(size, fs.getattr(ino).size) // BLOCK_SIZE) * BLOCK_SIZE
-    inside = [(offset, min(length, limit - offset)) for offset, length in ranges if offset < limit]
-    after = fs.layouts.commit(ino, holder, inside, size=size, mtime=mtime)
-    end = max((offset + length for offset, length in ranges), default=0)
-    if end > limit:
-        fs.layouts.recall(ino, limit, -(-(end - limit) // BLOCK_SIZE) * BLOCK_SIZE, holder=holder)
-    return after
 
 
 def _logged(what: str) -> Any:

@@ -12,6 +12,7 @@ from conftest import LogWatch
 from extfs.core import ROOT_INODE, CoreError, HolderState
 from extfs.nfs import constants as n
 from extfs.nfs.layout_recalls import LONGEST_PAUSE
+from extfs.nfs.layouts import RECALL_ANY_SECONDS
 from extfs.nfs.stateids import Stateid
 from nfs.calls import fails, putfh, putrootfh, status_of
 from nfs.conftest import World
@@ -497,6 +498,20 @@ def test_recall_any_when_space_is_short(world: World, one: File) -> None:
     assert callback.op == n.OP_CB_RECALL_ANY
     assert callback.body.u32() == 2
     assert callback.body.bitmap() == 1 << n.RCA4_TYPE_MASK_BLK_LAYOUT
+
+
+def test_when_space_is_short_others_are_asked_first(world: World, one: File, two: File) -> None:
+    one.get(0, 4096)
+    big = 40 * MIB
+    assert try_get(world, one, 0, 4096) == "OK"
+    take_callbacks(one.session.wire)
+    call = layoutget(MIB, big, big, RW, two.opened)
+    world.fs.fallocate(world.fs.mknod(ROOT_INODE, b"big", 0o100644).ino, 0, 30 * MIB)
+    assert status_of(two.session, putfh(two.fh), call) == "LAYOUTTRYLATER"
+    assert [c.op for c in take_callbacks(one.session.wire)] == [n.OP_CB_RECALL_ANY]
+    assert status_of(two.session, putfh(two.fh), call) == "NOSPC"
+    world.runner.advance(RECALL_ANY_SECONDS)
+    assert status_of(two.session, putfh(two.fh), call) == "LAYOUTTRYLATER"
 
 
 def test_lost_events_are_made_good(world: World, one: File, log_watch: LogWatch) -> None:

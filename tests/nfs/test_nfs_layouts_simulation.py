@@ -14,6 +14,7 @@ import pytest
 
 from extfs.core import Mutant
 from extfs.nfs import constants as n
+from extfs.nfs import layout_commit
 from extfs.nfs.errors import NfsError
 from extfs.nfs.layout_states import LayoutState, Received
 from extfs.nfs.layouts import LayoutTable
@@ -110,17 +111,9 @@ def _believes_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _commits_like_linux_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 10: a refusal that loses data must not be one that counts as success."""
-    monkeypatch.setattr(
-        LayoutTable, "_uncommitted", lambda self, error, loses: NfsError(n.NFS4ERR_BADLAYOUT)
-    )
-    drop = LayoutTable.revoked
-
-    def revoked(self: LayoutTable, state: LayoutState) -> None:
-        drop(self, state)
-        state.client.wants_callbacks = True
-
-    monkeypatch.setattr(LayoutTable, "revoked", revoked)
-    monkeypatch.setattr(LayoutTable, "_check_commit", lambda self, c, stateid, ino, reclaim: None)
+    bad = NfsError(n.NFS4ERR_BADLAYOUT)
+    monkeypatch.setattr(layout_commit, "refusal", lambda error, loses: bad)
+    monkeypatch.setattr(layout_commit, "_check_stateid", lambda *given, **named: None)
 
 
 def _forgets_the_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from extfs.nfs.block_layout import decode_update, encode_layout
 from extfs.nfs.compound import Operation
 from extfs.nfs.effects import Steps
 from extfs.nfs.errors import NfsError
+from extfs.nfs.layout_commit import commit
 from extfs.nfs.layout_size import Wanted
 from extfs.nfs.stateids import Kind, Stateid, read_stateid, write_stateid
 from extfs.nfs.xdr import Reader, Writer
@@ -160,7 +161,8 @@ def layoutcommit(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     ranges = decode_update(body)
     size = 0 if last is None else last + 1
     before = c.service.fs.getattr(c.regular().ino).size
-    after = yield from c.service.layouts.commit(c, stateid, ranges, size, mtime, reclaim=reclaim)
+    table = c.service.layouts
+    after = yield from commit(table, c, stateid, ranges, size, mtime, reclaim=reclaim)
     out.boolean(after > before)
     if after > before:
         out.u64(after)

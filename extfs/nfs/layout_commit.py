@@ -1,0 +1,110 @@
+"""LAYOUTCOMMIT (RFC 8881 18.42): what clients wrote becomes part of files.
+
+The core checks every range against the grants that the client has now. What is decided here is
+which stateids are believed, and what the client is told when the core refuses: invariant 10 of
+`extfs.nfs.layouts`.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from extfs.core import BLOCK_SIZE, Filesystem, Iomode
+from extfs.nfs import constants as n
+from extfs.nfs.effects import Blocking, Steps
+from extfs.nfs.errors import NfsError
+from extfs.nfs.stateids import Kind, Stateid
+
+if TYPE_CHECKING:
+    from extfs.nfs.compound import Compound
+    from extfs.nfs.layouts import LayoutTable
+
+__all__ = ["commit", "refusal"]
+
+
+def commit(
+    table: LayoutTable,
+    c: Compound,
+    stateid: Stateid,
+    ranges: list[tuple[int, int]],
+    size: int,
+    mtime: tuple[int, int] | None,
+    *,
+    reclaim: bool,
+) -> Steps[int]:
+    """Commit (offset, length) pairs of the current file; its size after that.
+
+    `size`: the last byte written + 1, or 0; `mtime` in seconds and nanoseconds.
+    """
+    client, ino = c.client, c.regular().ino
+    assert client is not None
+    _check_stateid(table, c, stateid, ino, reclaim=reclaim)
+    c.writable()
+    holder = client.holder_id
+    if not holder:
+        raise NfsError(n.NFS4ERR_BAD_STATEID)
+    fs = table.service.fs
+    before = fs.getattr(ino).size
+    try:
+        after: int = yield Blocking(lambda: _commit(fs, ino, holder, ranges, size, mtime))
+    except OSError as error:
+        # Blocks that were written before may have been rewritten: no range says so.
+        state = table.find(client, ino)
+        writes = state is None or any(s.iomode is Iomode.RW for s in state.segments)
+        table.service.count("layoutcommit_refused")
+        raise refusal(error, bool(ranges) or size > before or writes) from None
+    table.service.count("layoutcommits")
+    return after
+
+
+def _check_stateid(
+    table: LayoutTable, c: Compound, stateid: Stateid, ino: int, *, reclaim: bool
+) -> None:
+    """The stateid is of a layout. In grace it may be one of before the restart: the core knows what
+    the client was told, and a client that does not say reclaim means it all the same."""
+    grace = table.service.lease.in_grace()
+    if reclaim and not grace:
+        raise NfsError(n.NFS4ERR_NO_GRACE)
+    try:
+        table.believe(c, stateid, ino, Kind.LAYOUT)
+    except NfsError as error:
+        if not grace or error.status not in (n.NFS4ERR_STALE_STATEID, n.NFS4ERR_BAD_STATEID):
+            raise
+        assert c.client is not None
+        if not c.client.holder_old:
+            raise
+
+
+def refusal(error: OSError, loses: bool) -> Exception:
+    """What the client is told. BADLAYOUT, success for Linux, only where nothing is lost."""
+    if error.errno == errno.EINVAL:
+        return NfsError(n.NFS4ERR_INVAL)
+    if error.errno in (errno.ENXIO, errno.EOWNERDEAD, errno.ERANGE):
+        if loses or error.errno == errno.EOWNERDEAD:
+            return NfsError(n.NFS4ERR_BAD_STATEID)
+        return NfsError(n.NFS4ERR_BADLAYOUT)
+    return error
+
+
+def _commit(
+    fs: Filesystem,
+    ino: int,
+    holder: int,
+    ranges: list[tuple[int, int]],
+    size: int,
+    mtime: tuple[int, int] | None,
+) -> int:
+    """LAYOUT_COMMIT in the core; the file's size. Blocks.
+
+    Nothing becomes written behind the end of file, though a client whose pages are larger than our
+    blocks says that it has written the rest of its last page. It believes from now on that this is
+    committed, so that is recalled: with the next layout it will know better.
+    """
+    limit = -(-max(size, fs.getattr(ino).size) // BLOCK_SIZE) * BLOCK_SIZE
+    inside = [(offset, min(length, limit - offset)) for offset, length in ranges if offset < limit]
+    after = fs.layouts.commit(ino, holder, inside, size=size, mtime=mtime)
+    end = max((offset + length for offset, length in ranges), default=0)
+    if end > limit:
+        fs.layouts.recall(ino, limit, -(-(end - limit) // BLOCK_SIZE) * BLOCK_SIZE, holder=holder)
+    return after
