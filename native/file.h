@@ -51,6 +51,7 @@ enum file_op_kind {
 #define FILE_F_PRIV_KILLED 0x20u /* set by the operation: KILL_PRIV found something to clear */
 #define FILE_F_NOPIN 0x40u       /* WRITE: -EBUSY instead of waiting for a pinned range */
 #define FILE_F_NOWAIT 0x80u      /* -EAGAIN instead of waiting for a holder; see below */
+#define FILE_F_RETURNS_ALL 0x200u /* LAYOUT_RETURN: one of all that return everything of a holder */
 #define FILE_F_CLONE 0x100u      /* COPY: share or fail: -EINVAL unless both offsets, and len or the source's end, are whole blocks */
 
 #define FALLOC_KEEP_SIZE 0x1u

@@ -163,15 +163,29 @@ static enum step return_pages(struct file_run *r)
 	return STEP_NEXT;
 }
 
-/* Nothing on disk says anything about the range. fs->lock exclusive when t, else shared. */
-static int forget(struct file_run *r, struct trans *t, bool *needed)
+/* Must the record stay that the holder had something of the inode? It must while it has a grant, and
+ * while it is lost: then it reaches blocks that a revoke left in the map for the reaper, and after a
+ * restart nothing but the record tells it. Unless it returns everything, which ends that. */
+static bool keeps_record(struct file_run *r)
 {
 	struct inode *in = r->fop->in;
 	bool any;
 
+	if (!(r->fop->flags & FILE_F_RETURNS_ALL) &&
+	    holder_state_of(r->fs->layouts, r->fop->layout->holder) == HOLDER_LOST)
+		return true;
 	pthread_mutex_lock(&in->lock);
 	any = keeps_any(r);
 	pthread_mutex_unlock(&in->lock);
+	return any;
+}
+
+/* Nothing on disk says anything about the range. fs->lock exclusive when t, else shared. */
+static int forget(struct file_run *r, struct trans *t, bool *needed)
+{
+	struct inode *in = r->fop->in;
+	bool any = keeps_record(r);
+
 	*needed = !any;
 	return any || !t ? 0 : exposure_forget_inode(t, in->ino, r->fop->layout->holder);
 }
@@ -331,6 +345,7 @@ static enum step return_each(struct file_run *r)
 	*lr->one_args = (struct layout_args){ .holder = holder, .iomode = IOMODE_ANY,
 					      .length = UINT64_MAX };
 	file_op_init(lr->one, FILE_LAYOUT_RETURN, in, r->fop->op.ctx);
+	lr->one->flags = FILE_F_RETURNS_ALL;
 	lr->one->layout = lr->one_args;
 	lr->one->done = one_done;
 	lr->one->user = &r->fop->op;
