@@ -92,7 +92,9 @@ class Lease:
     def is_courtesy(self, client: Client) -> bool:
         """Whether its lease has run out, and what it holds is there for whoever needs it."""
         if client.standing is Standing.CONFIRMED:
-            return self._service.clock() - client.renewed > self.seconds
+            over = self._service.clock() - client.renewed > self.seconds
+            # Who waits for an answer of ours is not away.
+            return over and not any(session.busy() for session in client.sessions)
         return client.standing is Standing.COURTESY
 
     def conflict(self, client: Client) -> bool:

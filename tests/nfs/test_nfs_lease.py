@@ -11,7 +11,7 @@ from extfs.core import ROOT_INODE, Filesystem, HolderKind, HolderState, Iomode, 
 from extfs.nfs import constants as n
 from extfs.nfs.clients import Client, Standing
 from extfs.nfs.compound import Operation
-from extfs.nfs.effects import run_here
+from extfs.nfs.effects import Waiting, run_here
 from extfs.nfs.errors import NfsError
 from extfs.nfs.lease import COURTESY_SECONDS, IDLE_SECONDS, Grace
 from extfs.nfs.records import Records
@@ -94,6 +94,29 @@ def test_courtesy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert session.run().status == n.NFS4_OK
     assert client.standing is Standing.CONFIRMED
     assert not server.service.lease.conflict(client)
+
+
+def test_who_waits_for_an_answer_is_not_away(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = server.session()
+    client = client_of(session)
+    holds(monkeypatch, server, client)
+    waiting = Waiting(1e9)
+
+    def slow(c: Any, args: Any, out: Any) -> Any:
+        yield waiting
+
+    operations = {**server.service.operations, n.OP_IO_ADVISE: Operation(slow)}
+    monkeypatch.setattr(server.service, "operations", operations)
+    request = wire.encode(wire.sequence(session.id, 2), wire.op(n.OP_IO_ADVISE))
+    xid = session.wire.send(request)
+    server.runner.advance(LEASE * 3)
+    assert not server.service.lease.conflict(client)
+    waiting.wake()
+    assert wire.read_compound(session.wire.results(xid)).status == n.NFS4_OK
+    server.runner.advance(2)
+    assert server.service.lease.conflict(client)
 
 
 def test_create_session_ends_a_courtesy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
