@@ -365,6 +365,36 @@ static void unlinked_file(void **state)
 	check_all_free();
 }
 
+/* What it had is taken, a PIN by a return in its name, but its blocks are still to be unmapped when
+ * the power goes: who comes up knows that it reaches them. */
+static void unlinked_then_a_power_cut(void **state)
+{
+	uint64_t h = half_committed();
+	struct inode *in = inode_ref(world.file[0]);
+
+	OK(get(0, h, IOMODE_PIN, 16 * B, B, 0));
+	OK(do_fsync(0));
+	OK(holder_lost(world.fs, h));
+	OK(namei_unlink(world.root, name_of(0), strlen(name_of(0)), NULL));
+	pass(1); /* our reference keeps the reaper away */
+	assert_int_equal(look_at(h).grants, 0);
+	inode_put(world.file[0]);
+	OK(namei_create(world.root, name_of(0), strlen(name_of(0)), S_IFREG | 0644, 0, &root_cred,
+			&world.file[0]));
+	OK(do_fsync(0));
+	inode_put(in);
+	lose_power(false);
+	set_clock();
+	layouts_settle(world.fs);
+	reaper_drain(world.fs);
+	assert_int_equal(look_at(h).state, HOLDER_LOST);
+	assert_int_equal(quarantined(), 8);
+	write_stale(0xdd);
+	fence(h);
+	assert_int_equal(quarantined(), 0);
+	check_all_free();
+}
+
 static void copy_fails(void **state)
 {
 	uint64_t h = half_committed();
@@ -530,7 +560,8 @@ int main(void)
 		CASE(shared_blocks),
 		CASE(atomic_goes_whole), CASE(fenced_with_everything), CASE(ghost_after_restart),
 		CASE(two_ghosts),
-		CASE(returned_while_it_waits), CASE(unlinked_file), CASE(copy_fails),
+		CASE(returned_while_it_waits), CASE(unlinked_file),
+		CASE(unlinked_then_a_power_cut), CASE(copy_fails),
 		CASE(no_space_for_the_copy), CASE(never_space_for_the_copy),
 		CASE(fenced_while_it_waits), CASE(closed_in_the_middle),
 		CASE(preallocation_is_trimmed), CASE(mutants_are_caught),
