@@ -4,7 +4,8 @@ The rules are numbered in `extfs.nfs.layouts`. The states of a recall, and who t
 
     wanted    `Recalls.wanted`: the core wants something back; LAYOUTGETs get RECALLCONFLICT now
     asked     `_send`, when nothing of the layout state is under way: CB_LAYOUTRECALL is out
-    agreed    `_answered` with NFS4_OK: the client will send LAYOUTRETURN
+    agreed    `_answered` with NFS4_OK: the client will send LAYOUTRETURN; it is asked again only
+              when it takes long, and then it may have forgotten what it agreed to
     over      `go_on`: nothing of what was wanted is left in the layout state; or `ended`: that is
               revoked, or its client is gone
 
@@ -37,20 +38,21 @@ log = logging.getLogger("extfs.nfs")
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 1.0
 """Between two attempts; it doubles."""
+AGREED_PAUSE = 5.0
+"""A client that agreed to return a layout is asked again after this time."""
 ANSWERS_KEPT = 4
 
 
 class Recall:
     """A recall that is out: of [start, end), of all iomodes, with the layout state's `serial`."""
 
-    __slots__ = ("agreed", "answers", "asked", "end", "pause", "serial", "since", "start", "timer")
+    __slots__ = ("answers", "asked", "end", "pause", "serial", "since", "start", "timer")
 
     def __init__(self, since: float) -> None:
         self.since = since
         self.start = self.end = 0
         self.serial = 0
         self.asked = False
-        self.agreed = False
         self.pause = FIRST_PAUSE
         self.timer: Timer | None = None
         self.answers: deque[str] = deque(maxlen=ANSWERS_KEPT)
@@ -105,7 +107,7 @@ class Recalls:
         recall.end = max(end for _, end in state.wanted)
         state.bump()
         recall.serial = state.serial
-        recall.asked, recall.agreed, recall.pause = True, False, FIRST_PAUSE
+        recall.asked, recall.pause = True, FIRST_PAUSE
         if recall.timer is not None:
             recall.timer.cancel()
             recall.timer = None
@@ -157,7 +159,8 @@ class Recalls:
         status = None if reply is None else reply.status
         recall.answers.append("none" if status is None else n.STATUS_NAMES.get(status, str(status)))
         if status == n.NFS4_OK:
-            recall.agreed = True
+            recall.pause = AGREED_PAUSE
+            self._again(state, recall)  # in case it forgets: it will say so
             return
         if status in (n.NFS4ERR_NOMATCHING_LAYOUT, n.NFS4ERR_BAD_STATEID):
             self._has_nothing(state, recall)
@@ -181,10 +184,13 @@ class Recalls:
 
     def _again(self, state: LayoutState, recall: Recall) -> None:
         """The same once more after a pause."""
-        pause, recall.pause = recall.pause, min(2 * recall.pause, LONGEST_PAUSE)
+        pause = recall.pause
+        recall.pause = min(2 * pause, LONGEST_PAUSE)
+        if recall.timer is not None:
+            recall.timer.cancel()
 
         def send() -> None:
-            if state.recall is recall and not recall.agreed:
+            if state.recall is recall:
                 self._send(state, recall)
 
         recall.timer = self._service.timers.after(pause, send)

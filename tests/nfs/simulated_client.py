@@ -619,7 +619,7 @@ class SimClient:
                 raise Violation(f"LAYOUTRETURN: {n.STATUS_NAMES[status]}")
         barrier = file.header.barrier
         file.draining = False
-        if file.header.lsegs and barrier and start:
+        if file.header.lsegs and barrier and (start, end) != (0, ALL):
             file.draining = True  # a recall came meanwhile: that wants all
             self.start(self._drain(file))
 

@@ -11,7 +11,7 @@ from conftest import LogWatch
 
 from extfs.core import ROOT_INODE, CoreError, HolderState
 from extfs.nfs import constants as n
-from extfs.nfs.layout_recalls import LONGEST_PAUSE
+from extfs.nfs.layout_recalls import AGREED_PAUSE, LONGEST_PAUSE
 from extfs.nfs.layouts import RECALL_ANY_SECONDS
 from extfs.nfs.stateids import Stateid
 from nfs.calls import fails, putfh, putrootfh, status_of
@@ -187,6 +187,21 @@ def test_delay_and_silence_are_asked_again_with_the_same_seqid(
     assert second == first
     world.runner.advance(world.service.options.callback_seconds + LONGEST_PAUSE + 1)
     assert held(world) == [(0, 4096)], "the deadline is the core's"
+
+
+def test_who_agreed_and_forgot_is_asked_again(world: World, one: File, two: File) -> None:
+    one.get(0, 4096)
+    prove(one)
+    try_get(world, two, 0, 4096)
+    callback, first = take_recall(one.session)
+    answer(one.session.wire, callback, n.NFS4_OK)
+    world.runner.advance(AGREED_PAUSE - 0.1)
+    assert take_callbacks(one.session.wire) == []
+    world.runner.advance(0.2)
+    callback, again = take_recall(one.session)
+    assert again == first
+    answer(one.session.wire, callback, n.NFS4ERR_NOMATCHING_LAYOUT)
+    assert held(world) == []
 
 
 def test_old_stateid_is_answered_with_a_newer_one(world: World, one: File, two: File) -> None:
