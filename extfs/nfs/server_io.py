@@ -1,12 +1,12 @@
 """I/O that came through the server, counted by why it did not go to the device, as far as is known.
 
-    not_offered     the export or the client's host has no layouts, or they cannot be recalled
-    unaligned       not whole blocks of the file, which a client with a block layout would have to
-                    read or zero around
-    recalled        the client's layout is being recalled
-    layout_held     the client has a layout of just this range and came here all the same: it could
-                    not find the device, or its I/O to it failed
-    no_layout       the client has none there: it did not ask, or was told to try later
+not_offered     the export or the client's host has no layouts, or they cannot be recalled
+unaligned       not whole blocks of the file, which a client with a block layout would have to
+                read or zero around
+recalled        the client's layout is being recalled
+layout_held     the client has a layout of just this range and came here all the same: it could
+                not find the device, or its I/O to it failed
+no_layout       the client has none there: it did not ask, or was told to try later
 """
 
 from __future__ import annotations
