@@ -26,7 +26,8 @@ _Static_assert(EXTFS_HOLDER_CLIENT_KIND == (int)HOLDER_CLIENT &&
 	       EXTFS_HOLDER_GONE == (int)HOLDER_GONE, "holders");
 _Static_assert(EXTFS_EV_HOLDER_GONE == (int)EVENT_HOLDER_GONE &&
 	       EXTFS_EV_OVERFLOW == (int)EVENT_OVERFLOW &&
-	       EXTFS_EV_LOCK_FREE == (int)EVENT_LOCK_FREE, "events");
+	       EXTFS_EV_LOCK_FREE == (int)EVENT_LOCK_FREE &&
+	       EXTFS_EV_LOCK_WANTED == (int)EVENT_LOCK_WANTED, "events");
 _Static_assert(EXTFS_LATENCY_BUCKETS == LATENCY_BUCKETS &&
 	       EXTFS_LATENCY_RECALL == (int)LATENCY_RECALL, "latencies");
 _Static_assert(sizeof(struct extfs_core_range) == sizeof(struct layout_range) &&

@@ -313,6 +313,7 @@ unsigned extfs_grant_inodes(struct fs *fs, uint64_t *ino, uint64_t *out, unsigne
 #define EXTFS_EV_DELEGATION_RECALL 9
 #define EXTFS_EV_DELEGATION_REVOKED 10
 #define EXTFS_EV_DELEGATION_ATTRS 11
+#define EXTFS_EV_LOCK_WANTED 12
 struct extfs_layout_event {
 	int type;
 	uint64_t seq, holder, ino;

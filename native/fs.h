@@ -72,6 +72,8 @@ struct layout_hooks {
 	void (*map_changed)(struct inode *in);
 	/* A lock that an NFS owner watches for could be had. No locks held. */
 	void (*lock_free)(struct inode *in, uint64_t owner);
+	/* A local process wants what this NFS owner has locked; once for an owner. No locks held. */
+	void (*lock_wanted)(struct inode *in, uint64_t owner);
 };
 
 struct fs_options {

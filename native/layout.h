@@ -120,6 +120,8 @@ enum layout_event_type {
 	EVENT_DELEGATION_REVOKED = 10, /* it is gone */
 	/* a local user looked at the attributes of a write-delegated file */
 	EVENT_DELEGATION_ATTRS = 11,
+	/* to the daemon's sink: a local process waits for what the NFS lock owner `holder` has */
+	EVENT_LOCK_WANTED = 12,
 };
 struct layout_event {
 	enum layout_event_type type;
@@ -217,8 +219,9 @@ int layout_watch(struct inode *in, uint64_t holder, bool on);
 void layout_map_changed(struct inode *in);
 void layout_map_asked(struct inode *in);
 
-/* An event LOCK_FREE. */
+/* An event LOCK_FREE, or LOCK_WANTED. */
 void layout_lock_free(struct inode *in, uint64_t owner);
+void layout_lock_wanted(struct inode *in, uint64_t owner);
 
 /* Under which name blocks unmapped from this inode go to quarantine; 0: nobody lost can reach them.
  * fs->lock held. QUARANTINE_ANY: more than one. */

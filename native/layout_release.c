@@ -111,6 +111,7 @@ static int quarantined(struct trans *t, uint64_t holder, int64_t blocks)
 const struct layout_hooks layouts_hooks = {
 	.drop_holder = drop_holder, .quarantined = quarantined, .unlinked = layout_unlinked,
 	.map_changed = layout_map_changed, .lock_free = layout_lock_free,
+	.lock_wanted = layout_lock_wanted,
 };
 
 /* ---- the machine ---------------------------------------------------------------------------- */

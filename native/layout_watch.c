@@ -66,15 +66,25 @@ static int add(struct layouts *ls, struct inode *in, struct holder *h, struct wa
 	return 0;
 }
 
-void layout_lock_free(struct inode *in, uint64_t owner)
+static void tell_of_lock(struct inode *in, uint64_t owner, enum layout_event_type type)
 {
 	struct layouts *ls = in->fs->layouts;
-	struct layout_event ev = { .type = EVENT_LOCK_FREE, .holder = owner, .ino = in->ino,
+	struct layout_event ev = { .type = type, .holder = owner, .ino = in->ino,
 				   .generation = in->core.generation };
 
 	pthread_mutex_lock(&ls->mutex);
 	event_post(ls, ls->sink, &ev);
 	pthread_mutex_unlock(&ls->mutex);
+}
+
+void layout_lock_free(struct inode *in, uint64_t owner)
+{
+	tell_of_lock(in, owner, EVENT_LOCK_FREE);
+}
+
+void layout_lock_wanted(struct inode *in, uint64_t owner)
+{
+	tell_of_lock(in, owner, EVENT_LOCK_WANTED);
 }
 
 int layout_watch(struct inode *in, uint64_t holder, bool on)

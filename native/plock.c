@@ -275,9 +275,27 @@ static bool is_deadlock(const struct plock_set *set, const struct plock *lock,
 	return false;
 }
 
-/* Grant what can be granted, in order of arrival; the granted, by `next`, to *granted, for
+/* NFS owners in the way of a local request are told of it, each once: whether they are still there
+ * is for the server to find out. */
+static void note_wanted(const struct plock_set *set, const struct plock_request *req,
+			struct aftermath *after)
+{
+	struct plock_held *h = set->held[0];
+
+	if (!set->nfs || req->flock || req->lock.domain != PLOCK_LOCAL)
+		return;
+	while (after->nwanted < WANTED_MAX && (h = plock_conflict_from(h, &req->lock))) {
+		if (h->owner->domain == PLOCK_NFS && !h->owner->wanted) {
+			h->owner->wanted = true;
+			after->wanted[after->nwanted++] = h->owner->id;
+		}
+		h = h->next;
+	}
+}
+
+/* Grant what can be granted, in order of arrival; the granted, by `next`, to after->granted, for
  * wake_all() without the mutex. */
-static void grant_parked(struct plock_set *set, struct plock_request **granted)
+static void grant_parked(struct plock_set *set, struct aftermath *after)
 {
 	struct plock_request *req = set->head, *last = NULL;
 
@@ -288,6 +306,7 @@ static void grant_parked(struct plock_set *set, struct plock_request **granted)
 
 		if (plock_conflict_from(set->held[req->flock], &req->lock) ||
 		    behind_waiter(set, req, owner, req)) {
+			note_wanted(set, req, after);
 			req = next;
 			continue;
 		}
@@ -295,7 +314,7 @@ static void grant_parked(struct plock_set *set, struct plock_request **granted)
 		apply(set, req, owner);
 		free_spares(req);
 		req->result = 0;
-		*(last ? &last->next : granted) = req;
+		*(last ? &last->next : &after->granted) = req;
 		last = req;
 		/* A conversion may have made room for an earlier one. */
 		req = converts ? set->head : next;
@@ -305,7 +324,7 @@ static void grant_parked(struct plock_set *set, struct plock_request **granted)
 void plock_look_round(struct plock_set *set, struct aftermath *after)
 {
 	after->in = set->in;
-	grant_parked(set, &after->granted);
+	grant_parked(set, after);
 	plock_settle_nfs(set, after);
 }
 
@@ -380,7 +399,8 @@ static int check_range(struct plock *lock, bool flock)
 }
 
 /* With the mutex, spares and owner record at hand. */
-static int set_or_park(struct plock_set *set, struct plock_request *req, struct plock_owner *owner)
+static int set_or_park(struct plock_set *set, struct plock_request *req, struct plock_owner *owner,
+		       struct aftermath *after)
 {
 	bool unlock = req->lock.type == PLOCK_UNLOCK;
 	struct plock_held *h;
@@ -393,6 +413,7 @@ static int set_or_park(struct plock_set *set, struct plock_request *req, struct 
 		apply(set, req, owner);
 		return 0;
 	}
+	note_wanted(set, req, after);
 	if (!req->op) {
 		if (req->conflict)
 			describe(h, req->conflict, req->lock.domain);
@@ -426,7 +447,7 @@ int plock_set(struct inode *in, struct plock_request *req)
 	owner = owner_make(in->fs, req->flock, &req->lock);
 	if (req->spare[0] && req->spare[1] && set && owner) {
 		set->nfs |= req->lock.domain == PLOCK_NFS;
-		err = set_or_park(set, req, owner);
+		err = set_or_park(set, req, owner, &after);
 		plock_look_round(set, &after);
 	}
 	if (owner)

@@ -16,6 +16,9 @@
  * and watches of NFS owners keep it there themselves, until they go, plock_drop_nfs() at the
  * latest.
  *
+ * That an NFS owner is in the way of a local one is told by layout_hooks->lock_wanted(), once as
+ * long as it has locks: its client may be away for good, which the server knows.
+ *
  * An NFS owner never waits. It may watch for a lock that it was refused: it is told once, by an
  * event, when the lock could be had, and has to ask again, like everybody else; those who wait here
  * go first.

@@ -16,6 +16,7 @@ struct plock_owner {
 	uint64_t id;
 	enum plock_domain domain;
 	bool flock;
+	bool wanted;                   /* NFS: a local owner waits for it, which was told */
 	uint64_t held;
 	struct plock_request *waiting; /* parked, by owner_next */
 	uint64_t visited;      /* by the search with this number */
@@ -48,12 +49,16 @@ struct plock_set {
 	struct plock_set *pinned_next, *pinned_prev;
 };
 
+#define WANTED_MAX 16u
+
 /* What is to be done when the mutex is free. */
 struct aftermath {
 	struct inode *in;
 	struct plock_request *granted; /* by next */
 	struct plock_watch *told;
 	int pins; /* 1: take a reference; -1: put one */
+	uint64_t wanted[WANTED_MAX]; /* NFS owners in the way of local ones; more are told later */
+	unsigned nwanted;
 };
 
 extern pthread_mutex_t plock_mutex;

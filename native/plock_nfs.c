@@ -116,6 +116,9 @@ void plock_finish(const struct aftermath *after)
 		free(w);
 		w = next;
 	}
+	for (unsigned i = 0; i < after->nwanted; i++)
+		if (after->in->fs->layout_hooks)
+			after->in->fs->layout_hooks->lock_wanted(after->in, after->wanted[i]);
 	if (after->pins < 0)
 		inode_put(after->in);
 }

@@ -83,6 +83,7 @@ class EventType(enum.IntEnum):
     """Events; FENCE_WANTED and HOLDER_GONE are for whoever decides about fences.
 
     LOCK_FREE: a lock that the NFS owner `holder` watches for could be had (see `Locks.watch`).
+    LOCK_WANTED: a local process wants what the NFS owner `holder` has locked; once for an owner.
 
     Those of delegations (`Delegations`) name the file and, as `grant_seq`, the delegation.
     DELEGATION_ATTRS: a local user looked at the attributes of a write-delegated file; at most once
@@ -100,6 +101,7 @@ class EventType(enum.IntEnum):
     DELEGATION_RECALL = 9
     DELEGATION_REVOKED = 10
     DELEGATION_ATTRS = 11
+    LOCK_WANTED = 12
 
 
 class Latency(enum.IntEnum):

@@ -1,10 +1,16 @@
-"""Lock-owners that were refused a blocking lock, and are told when it may be had (CB_NOTIFY_LOCK).
+"""Who waits for locks: lock-owners of clients, and local processes behind clients that are away.
+
+A lock-owner that was refused a blocking lock is told when it may be had (CB_NOTIFY_LOCK).
 
 A client that sent LOCK with READW_LT or WRITEW_LT asks again by itself sooner or later: telling it
 is a courtesy (RFC 8881 18.10.4, 20.11). So a waiter that is forgotten loses time and nothing else,
 and there are never more than `WAITERS_MAX`.
 
 The core sends one event LOCK_FREE for each `watch`; a waiter is told once, and then is none.
+
+A local process that waits for a lock of a client is not answered by anybody but the core, which
+says once that the lock is wanted (LOCK_WANTED). The client may lose its lease later: so that is
+remembered until the lock-owner is no more.
 """
 
 from __future__ import annotations
@@ -21,9 +27,11 @@ if TYPE_CHECKING:
     from extfs.nfs.opens import FileState
     from extfs.nfs.state import States
 
-__all__ = ["LockWaiters"]
+__all__ = ["LockWaiters", "WantedLocks"]
 
 WAITERS_MAX = 16384
+LOOK_SECONDS = 5.0
+"""Between two looks whether the owner of a wanted lock has lost its lease."""
 
 
 @dataclass(slots=True)
@@ -100,3 +108,30 @@ class LockWaiters:
         body.u64(waiter.client.clientid)
         body.opaque(waiter.owner)
         service.callbacks.call(waiter.client, bytes(body.buffer), 1, lambda reply: None)
+
+
+class WantedLocks:
+    """Lock-owners, by number, with locks that local processes want."""
+
+    def __init__(self, states: States) -> None:
+        self._states = states
+        self._numbers: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def add(self, number: int) -> None:
+        """The core's event."""
+        waits = bool(self._numbers)
+        self._numbers.add(number)
+        if not waits:
+            self._look()
+
+    def _look(self) -> None:
+        """A client that is there by courtesy goes; owners that are no more are forgotten."""
+        for number in list(self._numbers):
+            owner = self._states.owners.name(number)
+            if owner is None or self._states.expire_courtesy(owner[0]):
+                self._numbers.discard(number)
+        if self._numbers:
+            self._states.service.timers.after(LOOK_SECONDS, self._look)

@@ -26,7 +26,7 @@ from extfs.nfs.clients import Standing
 from extfs.nfs.core_tables import CoreDelegations, CoreLocks
 from extfs.nfs.delegations import Conflict, Delegations, DelegationState
 from extfs.nfs.errors import NfsError
-from extfs.nfs.lock_waiters import LockWaiters
+from extfs.nfs.lock_waiters import LockWaiters, WantedLocks
 from extfs.nfs.locks import LockOwners, LockState
 from extfs.nfs.opens import FileState, OpenState
 from extfs.nfs.stateids import (
@@ -106,6 +106,7 @@ class States:
         self.owners = LockOwners()
         self.locks = CoreLocks(service)
         self.waiters = LockWaiters(self)
+        self.wanted_locks = WantedLocks(self)
         self.delegations = Delegations(self, CoreDelegations(service))
         self._states: dict[bytes, State] = {}
         self._files: dict[int, FileState] = {}
@@ -460,9 +461,7 @@ class States:
         if kind == "LOCK_FREE":
             self.waiters.free(event.ino, event.holder)
         elif kind == "LOCK_WANTED":
-            owner = self.owners.name(event.holder)
-            if owner is not None:
-                self.expire_courtesy(owner[0])
+            self.wanted_locks.add(event.holder)
         elif kind.startswith("DELEGATION_"):
             self.delegations.core_event(event)
 

@@ -21,6 +21,14 @@ static void on_lock_free(struct inode *in, uint64_t owner)
 	told[atomic_fetch_add(&ntold, 1) % ARRAY_LEN(told)] = owner;
 }
 
+static uint64_t wanted[32];
+static _Atomic unsigned nwanted;
+
+static void on_lock_wanted(struct inode *in, uint64_t owner)
+{
+	wanted[atomic_fetch_add(&nwanted, 1) % ARRAY_LEN(wanted)] = owner;
+}
+
 static int setup_file(void **state)
 {
 	setup(state);
@@ -29,8 +37,10 @@ static int setup_file(void **state)
 	their_hooks = world.fs->layout_hooks;
 	hooks = *their_hooks;
 	hooks.lock_free = on_lock_free;
+	hooks.lock_wanted = on_lock_wanted;
 	world.fs->layout_hooks = &hooks;
 	ntold = 0;
+	nwanted = 0;
 	return 0;
 }
 
@@ -292,9 +302,50 @@ static int setup_small(void **state)
 	their_hooks = world.fs->layout_hooks;
 	hooks = *their_hooks;
 	hooks.lock_free = on_lock_free;
+	hooks.lock_wanted = on_lock_wanted;
 	world.fs->layout_hooks = &hooks;
 	ntold = 0;
+	nwanted = 0;
 	return 0;
+}
+
+/* Those in the way of local owners are told, each once, also of requests that wait. */
+static void wanted_by_local_ones(void **state)
+{
+	struct waiter w;
+
+	for (uint64_t owner = 1; owner <= 20; owner++)
+		assert_int_equal(set(PLOCK_NFS, owner, PLOCK_READ, owner, owner), 0);
+	assert_int_equal(set(PLOCK_NFS, 30, PLOCK_WRITE, 5, 5), -EAGAIN);
+	assert_int_equal(set(PLOCK_LOCAL, 7, PLOCK_READ, 0, LAST), 0);
+	assert_int_equal(nwanted, 0);
+	assert_int_equal(set(PLOCK_LOCAL, 8, PLOCK_WRITE, 100, 110), -EAGAIN);
+	assert_int_equal(nwanted, 0);
+	plock_release_owner(file, false, 7);
+	/* Some at a time; none twice. */
+	assert_int_equal(set(PLOCK_LOCAL, 8, PLOCK_WRITE, 5, 6), -EAGAIN);
+	assert_int_equal(nwanted, 2);
+	assert_int_equal(wanted[0], 5);
+	assert_int_equal(wanted[1], 6);
+	assert_int_equal(set(PLOCK_LOCAL, 8, PLOCK_WRITE, 5, 6), -EAGAIN);
+	assert_int_equal(nwanted, 2);
+	assert_int_equal(wait_for(&w, 8, PLOCK_WRITE, 0, LAST), ERR_PARKED);
+	assert_int_equal(nwanted, 18);
+	/* One that comes while somebody waits. */
+	assert_int_equal(set(PLOCK_NFS, 40, PLOCK_READ, 200, 200), 0);
+	assert_int_equal(nwanted, 21);
+	assert_int_equal(wanted[20], 40);
+	for (uint64_t owner = 1; owner <= 20; owner++)
+		plock_release_nfs(file, owner);
+	assert_false(resumed(&w));
+	plock_release_nfs(file, 40);
+	assert_true(resumed(&w));
+	/* It has begun anew. */
+	plock_release_owner(file, false, 8);
+	assert_int_equal(set(PLOCK_NFS, 5, PLOCK_READ, 5, 5), 0);
+	assert_int_equal(set(PLOCK_LOCAL, 8, PLOCK_WRITE, 5, 5), -EAGAIN);
+	assert_int_equal(nwanted, 22);
+	plock_release_nfs(file, 5);
 }
 
 /* ---- threads --------------------------------------------------------------------------------- */
@@ -355,6 +406,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(local_waiters, setup_file, teardown_file),
 		cmocka_unit_test_setup_teardown(watches, setup_file, teardown_file),
 		cmocka_unit_test_setup_teardown(many_watches, setup_file, teardown_file),
+		cmocka_unit_test_setup_teardown(wanted_by_local_ones, setup_file, teardown_file),
 		cmocka_unit_test_setup_teardown(they_keep_the_inode, setup_small, teardown_file),
 		cmocka_unit_test_setup_teardown(threads, setup_file, teardown_file),
 	};

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extfs.core import EventType, LayoutEvent
 from extfs.nfs import constants as n
 from extfs.nfs.locks import LAST, Ranges
 from extfs.nfs.stateids import Stateid
@@ -261,6 +262,40 @@ def test_local_locks_are_in_the_way_and_told(world: World, one: FileClient) -> N
     assert (found.owner, found.start, found.length, found.local) == (number, 0, 10, False)
     one.locku(made.fh, held, 0, 10)
     assert world.fs.locks.test(ino, number + 1, 0, 10, True) is None
+
+
+def wanted(world: World, one: FileClient, owner: bytes) -> None:
+    """As the core tells it."""
+    client = world.service.clients.get(one.session.clientid)
+    number = world.service.states.owners.number(client, owner)
+    world.service.layout_event(
+        LayoutEvent(EventType.LOCK_WANTED, 1, number, ino_of(world), 1, 0, 0, 0, 0, 0)
+    )
+
+
+def test_local_processes_take_locks_of_courtesy_clients(world: World, one: FileClient) -> None:
+    """8.4.2.4: also when the lease ends after somebody has begun to wait; live ones keep theirs."""
+    made = one.create(b"f")
+    held = one.lock(made.fh, made.stateid, b"o", 0, 10)
+    wanted(world, one, b"o")
+    for _ in range(10):
+        world.runner.advance(world.service.options.lease_seconds / 4)
+        assert one.test(held) == [n.NFS4_OK]
+    assert len(world.service.states.wanted_locks) == 1
+    world.runner.advance(world.service.options.lease_seconds + 10)
+    assert world.service.states.status()["locks"] == 0
+    assert len(world.service.states.wanted_locks) == 0
+    assert world.fs.locks.test(ino_of(world), 1 << 40, 0, 10, True) is None
+
+
+def test_wanted_locks_are_forgotten_with_their_owner(world: World, one: FileClient) -> None:
+    made = one.create(b"f")
+    one.lock(made.fh, made.stateid, b"o", 0, 10)
+    wanted(world, one, b"o")
+    one.close(made.fh, made.stateid)
+    world.runner.advance(10)
+    assert len(world.service.states.wanted_locks) == 0
+    assert one.open(b"f").stateid.seqid == 1
 
 
 # -- waiting --
