@@ -123,3 +123,7 @@ class CoreDelegations:
         except CoreError as error:
             if error.errno != errno.ENOENT:  # revoked by the core meanwhile
                 log.warning("inode %d: return of a delegation: %s", ino, error)
+
+    def recalled(self, holder: int) -> dict[int, bool]:
+        """By inode: what the holder has, and whether the core is recalling it."""
+        return {found.ino: found.left_ms is not None for found in self._table.of(holder)}

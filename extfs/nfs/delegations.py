@@ -267,17 +267,37 @@ class Delegations:
             return
         kind = event.type.name
         if kind == "DELEGATION_RECALL":
-            if not self._states.expire_courtesy(delegation.client):
-                self.recall(delegation)
+            self._wanted_locally(delegation)
         elif kind == "DELEGATION_REVOKED":
-            self._by_holder.pop((event.holder, event.ino), None)
-            delegation.holder = 0
-            self._service.count("delegations_revoked")
-            self._states.revoke(delegation, n.NFS4ERR_DELEG_REVOKED)
+            self._taken(delegation)
         elif kind == "DELEGATION_ATTRS":
             self._service.driver.run(
                 self._tell_core(delegation), lambda result, error: self._told(error)
             )
+
+    def events_lost(self) -> None:
+        """What the core recalls, or has revoked, is to be seen from its table."""
+        by_holder: dict[int, list[DelegationState]] = {}
+        for (holder, _), delegation in self._by_holder.items():
+            by_holder.setdefault(holder, []).append(delegation)
+        for holder, delegations in by_holder.items():
+            recalled = self._core.recalled(holder)
+            for delegation in delegations:
+                if delegation.file.ino not in recalled:
+                    self._taken(delegation)
+                elif recalled[delegation.file.ino]:
+                    self._wanted_locally(delegation)
+
+    def _wanted_locally(self, delegation: DelegationState) -> None:
+        if not self._states.expire_courtesy(delegation.client):
+            self.recall(delegation)
+
+    def _taken(self, delegation: DelegationState) -> None:
+        """The core has revoked it."""
+        self._by_holder.pop((delegation.holder, delegation.file.ino), None)
+        delegation.holder = 0
+        self._service.count("delegations_revoked")
+        self._states.revoke(delegation, n.NFS4ERR_DELEG_REVOKED)
 
     def _tell_core(self, delegation: DelegationState) -> Steps[None]:
         """A local user looks at the attributes: the holder's are set in the core."""

@@ -94,6 +94,12 @@ class LockWaiters:
             if other == ino:
                 self.remove(ino, waiter.client, waiter.owner)
 
+    def events_lost(self) -> None:
+        """All are told: who comes too early waits again."""
+        for ino, number in list(self._waiters):
+            self._states.locks.unwatch(ino, number)
+            self.free(ino, number)
+
     def free(self, ino: int, number: int) -> None:
         """The core's event: what the owner waits for may be had."""
         waiter = self._waiters.pop((ino, number), None)
@@ -119,6 +125,11 @@ class WantedLocks:
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    def events_lost(self) -> None:
+        """Each lock may be wanted."""
+        for number in self._states.owners.numbers():
+            self.add(number)
 
     def add(self, number: int) -> None:
         """The core's event."""

@@ -169,6 +169,10 @@ class LockOwners:
         owner = self._owners.get((client, name))
         return owner.number if owner is not None else 0
 
+    def numbers(self) -> list[int]:
+        """Of all owners."""
+        return list(self._names)
+
     def name(self, number: int) -> tuple[Any, bytes] | None:
         """(client, name) of a number; None: not one of ours."""
         return self._names.get(number)

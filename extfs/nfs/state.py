@@ -145,7 +145,6 @@ class States:
         if state.client.standing is Standing.GONE:
             raise NfsError(n.NFS4ERR_EXPIRED)
         if state.kind is not LAYOUT and not self.has_room(state.client):
-            self.service.count("states_refused")
             raise NfsError(n.NFS4ERR_DELAY)
         file = state.file
         if file is not None:
@@ -171,13 +170,14 @@ class States:
         A layout takes no room of its own: there is one at most for each file that is open.
         """
         options = self.service.options
-        if len(self._of_client.get(client, ())) >= options.states_of_client:
-            return False
-        if len(self._states) < options.states:
+        mine = len(self._of_client.get(client, ()))
+        if mine < options.states_of_client and len(self._states) >= options.states:
+            for other in list(self._of_client):
+                self.expire_courtesy(other)
+        if mine < options.states_of_client and len(self._states) < options.states:
             return True
-        for other in list(self._of_client):
-            self.expire_courtesy(other)
-        return len(self._states) < options.states
+        self.service.count("states_refused")
+        return False
 
     def _attach(self, file: FileState) -> None:
         self.service.fs.open_inode(file.ino)
@@ -456,12 +456,16 @@ class States:
     # -- events, status --
 
     def core_event(self, event: LayoutEvent) -> None:
-        """DELEGATION_RECALL, DELEGATION_REVOKED, DELEGATION_ATTRS, LOCK_FREE, LOCK_WANTED."""
+        """DELEGATION_RECALL, _REVOKED, _ATTRS, LOCK_FREE, LOCK_WANTED, OVERFLOW."""
         kind = event.type.name
         if kind == "LOCK_FREE":
             self.waiters.free(event.ino, event.holder)
         elif kind == "LOCK_WANTED":
             self.wanted_locks.add(event.holder)
+        elif kind == "OVERFLOW":
+            self.delegations.events_lost()
+            self.waiters.events_lost()
+            self.wanted_locks.events_lost()
         elif kind.startswith("DELEGATION_"):
             self.delegations.core_event(event)
 

@@ -327,6 +327,19 @@ def test_a_refused_blocking_lock_is_told_when_it_is_free(
     assert len(world.service.states.owners) == 2
 
 
+def test_lost_events_are_made_up_for(world: World, one: FileClient, two: FileClient) -> None:
+    """After OVERFLOW who waits asks again, and each lock may be wanted by somebody local."""
+    mine, theirs = open_two(one, two)
+    one.lock(mine.fh, mine.stateid, b"o", 0, 10)
+    with pytest.raises(StatusError):
+        two.lock(theirs.fh, theirs.stateid, b"w", 5, 1, n.WRITEW_LT)
+    world.service.layout_event(LayoutEvent(EventType.OVERFLOW, 1, 0, 0, 0, 0, 0, 1, 0, 0))
+    (call,) = two.session.wire.calls
+    assert call.endswith(u64(two.session.clientid) + opaque(b"w"))
+    assert len(world.service.states.waiters) == 0
+    assert len(world.service.states.wanted_locks) == 1
+
+
 def test_waiters_go_with_their_client_and_file(
     world: World, one: FileClient, two: FileClient
 ) -> None:
