@@ -19,6 +19,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +137,8 @@ class World:
         self._numbers = itertools.count()
         self._settled = 0.0
         self._timer_at: float | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._settling: Future[None] | None = None
         self.service: Any = None
         self.instant = False
         """Blocking calls take no time: for handshakes."""
@@ -152,16 +155,18 @@ class World:
         self.fs.sync()
 
     def _start(self) -> None:
-        self.fs = Filesystem.open(
-            self.sim.device(), recall_ms=RECALL_MS, no_heartbeat=True, mutant=self.mutant
-        )
+        with self.sim.device() as device:  # the filesystem takes it over if it can be opened
+            self.fs = Filesystem.open(
+                device, recall_ms=RECALL_MS, no_heartbeat=True, mutant=self.mutant
+            )
         self.fs.layouts.set_clock(int(self.now * 1e9))
         self._timer_at = None
         self.service: Service
         self.service, _ = make_service(self.fs, options=OPTIONS, runner=self)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        self.fs.abandon()
+        self._abandon()
+        self._thread.shutdown()
         self.sim.close()
 
     def count(self, what: str) -> None:
@@ -203,7 +208,23 @@ class World:
         if self.now - self._settled > 0.02:
             self._settled = self.now
             self.fs.layouts.set_clock(int(self.now * 1e9))
-            self.fs.layouts.settle()
+            self._settle()
+
+    def _settle(self) -> None:
+        """Let the core's thread do what is due. It may wait for what only a later time brings,
+        a revoke for another one that waits for somebody: then time goes on."""
+        if self._settling is None or self._settling.done():
+            self._settling = self._thread.submit(self.fs.layouts.settle)
+        if not wait([self._settling], timeout=0.3).done:
+            self.count("not settled")
+
+    def _abandon(self) -> None:
+        """Nobody may be in the core then."""
+        while self._settling is not None and not self._settling.done():
+            self.now += 0.5
+            self.fs.layouts.set_clock(int(self.now * 1e9))
+            wait([self._settling], timeout=0.1)
+        self.fs.abandon()
 
     def _look(self) -> None:
         """After each thing that happened: the core's events, and the power."""
@@ -291,7 +312,7 @@ class World:
 
     def _begin_again(self, *, power: bool) -> None:
         self.epoch += 1
-        self.fs.abandon()
+        self._abandon()
         if power:
             self.sim.crash_at(0)
             self.sim.restart(self.random.randrange(1 << 30))
