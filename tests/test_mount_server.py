@@ -110,6 +110,24 @@ def test_a_local_lock_waits_for_one_of_the_server(server: MountedCore) -> None:
     assert server(f"fs.locks.test({ino}, 5, 0, 1, True)") is None
 
 
+def test_a_lock_that_a_local_process_wants_is_told_once(server: MountedCore) -> None:
+    path = server.mountpoint / "file"
+    path.touch()
+    ino = path.stat().st_ino
+    server(f"fs.open_inode({ino})")
+    server(f"fs.locks.set({ino}, 5, 0, 10, True)")
+    told = "[e.holder for e in fs.layouts.events() if e.type.name == 'LOCK_WANTED']"
+    with path.open("r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 50)
+        assert server(told) == []
+        for expected in ([5], []):
+            with pytest.raises(BlockingIOError):
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 5)
+            assert server(told) == expected
+    server(f"fs.locks.release_owner({ino}, 5)")
+    server(f"fs.release({ino})")
+
+
 # -- permissions --
 
 USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 1, 2, 4, 8, 16, 32
