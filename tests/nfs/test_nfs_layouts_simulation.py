@@ -129,6 +129,7 @@ def _forgets_the_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LayoutTable, "revoked", revoked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     [_believes_everybody, _commits_like_linux_wants, _forgets_the_lost],
@@ -139,7 +140,7 @@ def test_broken_rules_are_seen(
     logging.getLogger("extfs.nfs").setLevel(logging.CRITICAL)
     broken(monkeypatch)
     try:
-        for seed in range(60):
+        for seed in range(200):
             try:
                 simulate(seed)
             except Violation as violation:
