@@ -75,13 +75,15 @@ class _Arguments:
 
 @dataclass(slots=True)
 class _Found:
-    """The file of an OPEN. `mine`: this OPEN made it, now or when it was sent before."""
+    """The file of an OPEN. `mine`: this OPEN made it. `again`: it looks as if it had done so when
+    it was sent before; but the times that say so are no secret, and anybody can repeat them."""
 
     stat: Stat
     before: int
     after: int
     atomic: bool = True
     mine: bool = False
+    again: bool = False
     truncate: bool = False
     attributes: int = 0
 
@@ -212,7 +214,7 @@ def _check_existing(found: _Found, creation: _Creation) -> None:
     if creation.exclusive:
         if not _made_with(found.stat, creation.verifier):
             raise NfsError(n.NFS4ERR_EXIST)
-        found.mine = True
+        found.again = True
         found.attributes = _VERIFIER_ATTRIBUTES
         if creation.wanted is not None:
             found.attributes |= creation.wanted.mask
@@ -235,6 +237,9 @@ def _create(
     c.writable()
     credentials.require(c, directory.ino, credentials.WRITE | credentials.EXECUTE)
     names.creatable(directory.ino, name)
+    assert c.client is not None
+    if not c.service.states.has_room(c.client):
+        raise NfsError(n.NFS4ERR_DELAY)  # before there is a file that the next try would find
     fs = c.service.fs
     wanted = creation.wanted if creation.wanted is not None else set_attributes.SetAttributes()
     mode, cred = set_attributes.creation(c, parent, wanted, DEFAULT_MODE)
@@ -304,7 +309,8 @@ def _check_permission(c: Compound, found: _Found, access: int) -> None:
         if not have:
             mask |= credentials.READ
     if mask:
-        credentials.require(c, found.stat.ino, mask)
+        # Who made it owns it, whatever mode it was made with.
+        credentials.require(c, found.stat.ino, mask, owner_override=found.again)
 
 
 # -- the open --
