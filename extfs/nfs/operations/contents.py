@@ -19,6 +19,8 @@ from extfs.nfs.delegations import Conflict
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.errors import NfsError
 from extfs.nfs.filehandles import Filehandle
+from extfs.nfs.locks import LockState
+from extfs.nfs.opens import OpenState
 from extfs.nfs.stateids import Stateid, read_stateid
 from extfs.nfs.xdr import Reader, Writer, XdrError
 
@@ -35,8 +37,13 @@ SEGMENTS_MAX = 64
 
 
 def may_read(c: Compound, stateid: Stateid, fh: Filehandle) -> None:
-    """RFC 8881 18.22.3: with a stateid of its own a client has asked already, in OPEN."""
-    if c.service.states.io(c, stateid, Conflict.READ, fh) is None:
+    """RFC 8881 18.22.3: with an open for reading a client has asked already.
+
+    An open for writing alone may be read with, too, by a user who may read the file.
+    """
+    state = c.service.states.io(c, stateid, Conflict.READ, fh)
+    opened = state.opened if isinstance(state, LockState) else state
+    if not isinstance(opened, OpenState) or not opened.access & n.OPEN4_SHARE_ACCESS_READ:
         have = credentials.allowed(c, fh.ino, credentials.READ | credentials.EXECUTE)
         if not have:
             credentials.require(c, fh.ino, credentials.READ, owner_override=True)
