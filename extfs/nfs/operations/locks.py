@@ -127,12 +127,23 @@ def _lock(c: Compound, state: LockState, wish: _Wish) -> Stateid:
     state.number = number
     state.ranges.set(wish.start, wish.last, wish.write)
     if new:
-        states.add(state)
+        _add(c, state)
     else:
         state.bump()
         states.changed(state)
     states.waiters.remove(fh.ino, client, state.owner)
     return state.stateid()
+
+
+def _add(c: Compound, state: LockState) -> None:
+    """A state whose lock is taken; without room for it the lock is let go."""
+    states = c.service.states
+    try:
+        states.add(state)
+    except (NfsError, OSError):
+        states.locks.release_owner(state.file, state.number)
+        states.owners.put(state.client, state.owner)
+        raise
 
 
 def lock(c: Compound, args: Reader, out: Writer) -> None:
