@@ -116,6 +116,11 @@ class Lease:
 
     # -- confirmation and reclaim --
 
+    def may_succeed(self, client: Client) -> bool:
+        """Whether its principal is who had the owner before the restart, if anybody had."""
+        old = self._old.get(client.owner)
+        return old is None or (old[1].flavor, old[1].uid) == client.principal
+
     def confirmed(self, client: Client) -> Steps[None]:
         """CREATE_SESSION is about to confirm it: it takes over what its owner had of before.
 
@@ -161,8 +166,10 @@ class Lease:
             client.reclaim_done, client.eligible = False, was_eligible
             raise
         if client.holder_old:
-            client.holder_old = False
-            yield Blocking(lambda: fs.layouts.give_all_back(client.holder_id))
+            try:
+                yield Blocking(lambda: fs.layouts.give_all_back(client.holder_id))
+            finally:
+                client.holder_old = False
         self._reclaiming.discard(client.owner)
         self._end_grace_if_due()
 

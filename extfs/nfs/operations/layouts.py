@@ -110,7 +110,9 @@ def layoutget(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     if least > length or offset + least > _ALL:
         raise NfsError(n.NFS4ERR_INVAL)
     _check_offered(c)
-    if c.service.lease.in_grace():
+    assert c.client is not None
+    if c.service.lease.in_grace() or c.client.holder_old:
+        # What RECLAIM_COMPLETE gives up is all that the core has of the client.
         raise NfsError(n.NFS4ERR_GRACE)
     if offset + least >= 1 << 63:
         raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)

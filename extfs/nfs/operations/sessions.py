@@ -145,6 +145,8 @@ def _identified(c: Compound, owner: bytes, verifier: bytes) -> Client:
             _take_over(c, client)
         elif client.verifier == verifier:
             pending = clients.pending(owner)
+            if pending is not None and pending.creating:
+                raise NfsError(n.NFS4ERR_DELAY)  # it is about to take this one's place
             if pending is not None:
                 clients.drop(pending)
             return client
@@ -280,6 +282,7 @@ def create_session(c: Compound, args: Reader, out: Writer) -> Steps[None]:
         if flags & n.CREATE_SESSION4_FLAG_PERSIST and options.keep_clients:
             c.service.records.keep(client)
         yield from _confirm(c, client)
+        fore = c.service.sessions.admitted(fore)  # others were admitted meanwhile
     client.renew(c.service.clock())
     session = c.service.sessions.create(client, c.minor, fore, back, program, cb_auth or bytes(8))
     granted = 0
@@ -309,6 +312,8 @@ def _confirm(c: Compound, client: Client) -> Steps[None]:
         raise NfsError(n.NFS4ERR_CLID_INUSE)
     service = c.service
     clients = service.clients
+    if not service.lease.may_succeed(client):
+        raise NfsError(n.NFS4ERR_CLID_INUSE)
     former = clients.living(client.owner)
     if former is not None and former.principal != client.principal:
         _take_over(c, former)
