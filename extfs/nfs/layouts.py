@@ -309,6 +309,9 @@ class LayoutTable:
         if self._states.get((client, state.file.ino)) is not state:
             raise NfsError(n.NFS4ERR_DELAY)
         if state.serial == 0:
+            known = self.service.states.known_file(state.file.ino)
+            if known is None or not _held_open(known, client):
+                raise NfsError(n.NFS4ERR_BAD_STATEID)  # closed meanwhile: nothing to go with it
             try:
                 self.service.states.add(state)
             except OSError:
@@ -395,8 +398,15 @@ class LayoutTable:
     def _give_back_revoked(self, client: Client, other: bytes, ino: int) -> Steps[None]:
         """The client has stopped using a layout that was revoked before it said so."""
         layouts, holder = self.service.fs.layouts, client.holder_id
-        if self.find(client, ino) is None:
-            yield Blocking(lambda: layouts.give_back(ino, holder))
+        gate = self._settling.setdefault(client, Gate())
+        yield from gate.enter(alone=True)  # no LAYOUTGET of the client runs
+        try:
+            if self.find(client, ino) is None:
+                yield Blocking(lambda: layouts.give_back(ino, holder))
+        finally:
+            gate.leave(alone=True)
+            if gate.idle and self._settling.get(client) is gate:
+                del self._settling[client]
         self._revoked.get(client, {}).pop(other, None)
         self.settle(client)
 
@@ -468,7 +478,7 @@ class LayoutTable:
         state = self._states.get((client, file.ino))
         if state is None or not state.serial:
             return
-        if any(owner is client for owner, _ in file.opens) or client in file.delegations:
+        if _held_open(file, client):
             return
 
         def steps() -> Steps[None]:
@@ -574,6 +584,11 @@ LAYOUTGET_HEAD_BYTES = 4 + 16 + 4 + 8 + 8 + 4 + 4 + 4 + LAYOUT_HEAD_BYTES
 """LAYOUTGET4resok with one layout, before its extents."""
 TRY_LATER = bytes(4)
 """logr_will_signal_layout_avail: false."""
+
+
+def _held_open(file: FileState, client: Client) -> bool:
+    """Whether the client has an open or a delegation of the file."""
+    return client in file.delegations or any(owner is client for owner, _ in file.opens)
 
 
 def _logged(what: str) -> Any:
