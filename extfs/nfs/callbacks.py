@@ -291,7 +291,8 @@ class Callbacks:
     def _refused(self, channel: _Channel, request: _Request) -> None:
         """The client did not execute it: this backchannel is of no use (RFC 8881 18.46, FAULT)."""
         channel.broken = True
-        channel.requests[request.number] = None
+        if channel.requests[request.number] is request:
+            channel.requests[request.number] = None
         self._end(request, None)
 
     def _read_results(self, channel: _Channel, request: _Request, results: Reader) -> None:
@@ -309,18 +310,33 @@ class Callbacks:
             channel.sequences[request.number] = 1  # one side has restarted: begin the slot anew
             self._send(channel, request)
             return
+        if sequence_status == n.NFS4ERR_RETRY_UNCACHED_REP:
+            # It was executed; what came of it was lost with a connection.
+            self._answered(channel, request, None)
+            return
         if sequence_status != n.NFS4_OK:
             log.info("a client refuses callbacks: %s", n.STATUS_NAMES.get(sequence_status))
             self._refused(channel, request)
             return
         results.unpack(_CB_SEQUENCE)
+        self._answered(channel, request, CallbackReply(status, results))
+
+    def _answered(self, channel: _Channel, request: _Request, reply: CallbackReply | None) -> None:
+        """It was executed: its slot is free, and at the next sequence number."""
         number = request.number
         channel.sequences[number] = (channel.sequences[number] + 1) & 0xFFFFFFFF
         channel.requests[number] = None
         channel.broken = False
-        self._end(request, CallbackReply(status, results))
-        self._pump(request.client)
+        try:
+            self._end(request, reply)
+        finally:
+            self._pump(request.client)
 
     def _again(self, channel: _Channel, request: _Request) -> None:
-        if self._channels.get(channel.session.id) is channel and request.connection is None:
+        """Unless it was sent, and answered, since: over a connection that was bound meanwhile."""
+        if (
+            self._channels.get(channel.session.id) is channel
+            and channel.requests[request.number] is request
+            and request.connection is None
+        ):
             self._send(channel, request)

@@ -220,10 +220,11 @@ class SessionTable:
         if fore or back:
             session.connections.add(connection)
             connection.sessions.add(session)
-        if back and connection not in session.back_connections:
-            session.back_connections.append(connection)
+        if back:
+            if connection not in session.back_connections:
+                session.back_connections.append(connection)
             session.client.wants_callbacks = True
-            self._service.callbacks.attach(session)
+            self._service.callbacks.attach(session)  # also when bound again: it is to be tried anew
 
     def connection_lost(self, connection: Connection) -> None:
         """It is closed."""
