@@ -94,7 +94,8 @@ class Fencing:
     """The fences of one mounted filesystem. `run` is its task.
 
     `grace`: seconds that a holder which a restart made lost has for coming back, before a driver
-    that harms is called.
+    that harms is called. `on_event` is called with the events that are not for fencing, and with
+    OVERFLOW: some of its own may be among the lost ones.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class Fencing:
             elif event.type is EventType.OVERFLOW:
                 log.info("%d layout events were lost; looking at all holders", event.length)
                 self._rescan()
+                self._on_event(event)
             else:
                 self._on_event(event)
 
