@@ -48,7 +48,7 @@ def test_nothing_fsynced_is_lost(
             served.kill()
         # Nobody but the guest's memory knows more than this.
         acked = {
-            name: int(client.guest.check(f"tail -n 1 /tmp/acked-{name}"))
+            name: int(client.guest.check(f"tail -n 1 /tmp/acked-{name}") or 0)
             for name in ("direct", "buffered")
         }
         served.start()

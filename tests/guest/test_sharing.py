@@ -25,10 +25,11 @@ LOST_HOLDER = r"revoke|fence|quarantine|did not answer|recall"
 
 def hold_layout(client: Client, name: str, seed: int, length: int) -> Job:
     """Write a file and keep it open, with its layout, until /tmp/release is made."""
+    client.guest.check("rm -f /tmp/release /tmp/held")
     job = client.guest.start(
-        f"rm -f /tmp/release\nexec 9<>{client.path(name)}\n"
+        f"exec 9<>{client.path(name)}\n"
         f"stamp write -d {client.path(name)} {seed} 0 {length} 65536 || exit 1\n"
-        "touch /tmp/held\nwhile [ ! -e /tmp/release ]; do usleep 50000; done\nrm -f /tmp/held",
+        "touch /tmp/held\nwhile [ ! -e /tmp/release ]; do usleep 50000; done",
         seconds=200,
     )
     client.guest.check("until [ -e /tmp/held ]; do usleep 20000; done", 90)
