@@ -6,6 +6,9 @@ read its replies, or sends more than `ServerOptions.running` requests at a time,
 until it has caught up (back pressure); one that leaves records half sent costs no more than a
 record.
 
+Nothing that goes wrong in a task ends the daemon: a bug that a request, a timer or an event meets is
+logged and counted, and costs one connection at most.
+
 No memoryview outlives the statement that needs it: one that ends in a cycle of garbage, as frames
 of cancelled tasks do, crashes the collector of CPython 3.11.
 """
@@ -18,7 +21,7 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +76,8 @@ class _Peer:
 
     def send(self, *pieces: bytes | bytearray) -> None:
         """Send now what the socket takes; the rest later. The pieces must not change any more."""
+        if not self.crowded():
+            self.room.set()  # this is the reply of a request that is over
         if self.sending:
             self._queue(b"".join(pieces))
             return
@@ -195,13 +200,23 @@ class Server:
             self._nursery.start_soon(task, *args)
 
     async def _blocking(self, call: Callable[[], Any], done: Done) -> None:
+        result, failed = None, None
         try:
             result = await trio.to_thread.run_sync(call, limiter=self._limiter)
         except Exception as error:
-            done(None, error)
-        else:
-            done(result, None)
+            failed = error
+        with self._contained("what follows a blocking call"):
+            done(result, failed)
         self._let_go_on()
+
+    @contextlib.contextmanager
+    def _contained(self, what: str) -> Iterator[None]:
+        """A bug ends here."""
+        try:
+            yield
+        except Exception:
+            log.exception("%s failed", what)
+            self.service.count("server_faults")
 
     def _let_go_on(self) -> None:
         for peer in self._peers:
@@ -212,7 +227,8 @@ class Server:
 
     def layout_event(self, event: LayoutEvent) -> None:
         """An event of a layout holder, from the task that takes them all."""
-        self.service.layout_event(event)
+        with self._contained("an event of the core"):
+            self.service.layout_event(event)
 
     def status(self) -> dict[str, Any]:
         """For /.extfs/status; from a thread that trio started, or from trio's own."""
@@ -245,11 +261,14 @@ class Server:
     async def run(self) -> None:
         """Serve until cancelled."""
         self._limiter = trio.CapacityLimiter(self.options.threads)
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._run_timers)
-            for listener in self._listeners:
-                nursery.start_soon(self._accept, listener)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._run_timers)
+                for listener in self._listeners:
+                    nursery.start_soon(self._accept, listener)
+        finally:
+            self._nursery = None  # nothing is begun any more
 
     @staticmethod
     def _listener(host: str, port: int) -> socket.socket:
@@ -276,7 +295,8 @@ class Server:
             else:
                 with trio.move_on_after(max(0.0, due - time.monotonic())):
                     await self._timers.wait()
-            timers.run()
+            with self._contained("a timer"):
+                timers.run()  # what a failure leaves is still due
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -292,7 +312,10 @@ class Server:
                         self._drop_idle()
                         await trio.sleep(0.1)
                     break  # else the peer was gone before it was accepted
-                self._admit(sock, (address[0], address[1]))
+                try:
+                    self._admit(sock, (address[0], address[1]))
+                except OSError:  # reset before its options were set
+                    sock.close()
 
     def _admit(self, sock: socket.socket, address: tuple[str, int]) -> None:
         sock.setblocking(False)
@@ -329,9 +352,13 @@ class Server:
             log.info("%s:%d dropped: %s", peer.connection.host, peer.connection.port, error)
         except OSError:
             pass  # reset by the peer
+        except Exception:
+            log.exception("connection %s:%d failed", peer.connection.host, peer.connection.port)
+            self.service.count("server_faults")
         finally:
             self._peers.discard(peer)
-            self.service.disconnected(peer.connection)
+            with self._contained("the end of a connection"):
+                self.service.disconnected(peer.connection)
             peer.room.set()
             trio.lowlevel.notify_closing(peer.sock)
             peer.sock.close()

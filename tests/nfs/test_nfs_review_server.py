@@ -1,0 +1,142 @@
+"""Failures in the middle of the layout server's tasks: each is of one client, or of nobody."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+from conftest import LogWatch
+
+from extfs.core import EventType, LayoutEvent
+from extfs.nfs import constants as n
+from extfs.nfs.compound import Compound, Operation
+from extfs.nfs.effects import Steps, Waiting
+from extfs.nfs.rpc import marked
+from extfs.nfs.xdr import Reader, Writer
+from nfs import wire
+from nfs.conftest import World
+from nfs.test_nfs_server import NULL, NULL_REPLY, Serve, call, connect, serve, with_session
+from nfs.wire import Session
+
+__all__ = ["serve"]
+
+
+class BugError(Exception):
+    """What nobody has thought of."""
+
+
+def fail(*_: Any) -> None:
+    raise BugError
+
+
+async def test_a_bug_in_one_connection_ends_that_one(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, log_watch: LogWatch
+) -> None:
+    log_watch.expect("failed")
+    async with serve() as server:
+        other = await connect(server)
+        assert await other.ask(NULL) == NULL_REPLY
+        unlucky = await connect(server)
+        assert await unlucky.ask(NULL) == NULL_REPLY
+        with monkeypatch.context() as patched:
+            patched.setattr(server.service, "receive", fail)
+            assert await unlucky.ask(NULL) == b""
+        assert await other.ask(NULL) == NULL_REPLY
+        assert server.status()["connections"] == 1
+
+
+async def test_a_bug_in_a_timer_ends_nothing(serve: Serve, log_watch: LogWatch) -> None:
+    log_watch.expect("failed")
+    async with serve() as server:
+        client = await connect(server)
+        called = trio.Event()
+        server.service.timers.after(0, fail)
+        server.service.timers.after(0, called.set)
+        with trio.fail_after(10):
+            await called.wait()
+        assert await client.ask(NULL) == NULL_REPLY
+
+
+async def test_a_bug_after_a_blocking_call_ends_nothing(serve: Serve, log_watch: LogWatch) -> None:
+    log_watch.expect("failed")
+    async with serve() as server:
+        client = await connect(server)
+        server.blocking(lambda: None, fail)
+        server.blocking(fail, fail)
+        assert await client.ask(NULL) == NULL_REPLY
+        for _ in range(10):
+            await trio.sleep(0.01)
+        assert await client.ask(NULL) == NULL_REPLY
+
+
+async def test_a_bug_in_an_event_of_the_core_is_not_its_readers(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, log_watch: LogWatch
+) -> None:
+    log_watch.expect("failed")
+    async with serve() as server:
+        monkeypatch.setattr(server.service, "layout_event", fail)
+        server.layout_event(LayoutEvent(EventType.OVERFLOW, 1, 0, 0, 0, 0, 0, 1, 0, 0))
+        client = await connect(server)
+        assert await client.ask(NULL) == NULL_REPLY
+
+
+async def test_after_the_end_nothing_is_begun(serve: Serve) -> None:
+    """Events of the core still come while the mount ends."""
+    async with serve() as server:
+        await with_session(server)
+    server.blocking(lambda: None, fail)
+    server.layout_event(LayoutEvent(EventType.OVERFLOW, 1, 0, 0, 0, 0, 0, 1, 0, 0))
+
+
+def waits(c: Compound, args: Reader, out: Writer) -> Steps[None]:
+    """Instead of EXCHANGE_ID; it takes part of the arguments for granted."""
+    args.pos = args.end
+    yield Waiting(0.05)
+
+
+async def test_who_waited_for_a_timer_lets_the_next_request_in(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing blocks here: only the reply itself tells that there is room again."""
+    async with serve(running=1) as server:
+        monkeypatch.setitem(server.service.operations, n.OP_EXCHANGE_ID, Operation(waits))
+        client = await connect(server)
+        both = marked(call(1, wire.exchange_id(b"a"))) + marked(call(2, wire.exchange_id(b"b")))
+        await client.stream.send_all(both)
+        with trio.fail_after(5):
+            assert Reader(await client.record()).u32() == 1
+            assert Reader(await client.record()).u32() == 2
+
+
+def test_nothing_is_left_of_clients_that_come_and_go(world: World) -> None:
+    """Objects of the server's own classes, after many handshakes and lost connections."""
+
+    def count() -> Counter[str]:
+        gc.collect()
+        return Counter(
+            type(found).__name__ for found in gc.get_objects() if _ours(type(found).__module__)
+        )
+
+    def round_(numbers: range) -> None:
+        for number in numbers:
+            session = Session(world.service, b"client %d" % (number % 7), b"%d" % number)
+            session.wire.close()
+            if number % 50 == 0:
+                world.runner.advance(100)
+        world.runner.advance(2 * 86400)
+
+    round_(range(200))
+    before = count()
+    round_(range(200, 2200))
+    after = count()
+    grown = {name: (before[name], many) for name, many in after.items() if many > before[name] + 8}
+    assert not grown
+    assert len(world.service.clients) == 0
+    assert len(world.service.sessions) == 0
+
+
+def _ours(module: str | None) -> bool:
+    return module is not None and module.startswith("extfs.nfs")
