@@ -42,8 +42,9 @@ class Operation:
     """How an operation is run.
 
     `minor`: the lowest minor version that has it. `filehandle`: "", "current" or "both" (the saved
-    one too) must be set. `reply_bytes`: its result needs that much room, checked before it is run:
-    for operations that change something and cannot be undone when the reply is too big.
+    one too) must be set. `reply_bytes`: what follows the status needs that much room, which is
+    checked before it is run: for operations that change something and cannot be undone when the
+    reply is too big.
     """
 
     handler: Handler
@@ -208,8 +209,8 @@ class Compound:
                 steps, status = self._start(op)
                 if steps is not None:
                     status = yield from self._rest(op, steps)
-        if done and records.owes(staged):
-            status = yield from self._durable(begin, status)
+        if done:
+            status = yield from self._durable(staged, begin, status)
         out.put_u32(0, status)
         out.put_u32(counted, done)
         result = out.buffer  # nobody writes to it any more
@@ -217,16 +218,24 @@ class Compound:
             self.service.sessions.end(self, result)
         return result
 
-    def _durable(self, begin: int, status: int) -> Steps[int]:
-        """What the answer says is durable before it is said (see records.py)."""
+    def _durable(self, staged: int, begin: int, status: int) -> Steps[int]:
+        """What the answer says is durable before it is said (see records.py).
+
+        Whatever goes wrong, the request comes to its end: its slot is waiting for that.
+        """
+        records = self.service.records
         try:
-            yield from self.service.records.durable()
+            if records.owes(staged):
+                yield from records.durable()
+            return status
         except OSError as error:
             log.error("records of clients and states: %s", error)
-            self.service.count("server_faults")
-            if status == n.NFS4_OK:
-                return self._failed(begin, status_of(error))
-        return status
+            failed = status_of(error)
+        except Exception:
+            log.exception("records of clients and states")
+            failed = n.NFS4ERR_SERVERFAULT
+        self.service.count("server_faults")
+        return self._failed(begin, failed) if status == n.NFS4_OK else status
 
     def _sequence(self) -> tuple[bytes | None, int]:
         """The first operation is SEQUENCE; a retransmitted request has its result already."""
@@ -250,7 +259,7 @@ class Compound:
             return None, status
         out.pack(_RESULT, op, n.NFS4_OK)
         try:
-            if operation.reply_bytes > self.limit - begin:
+            if _RESULT.size + operation.reply_bytes > self.limit - begin:
                 raise NfsError(self._too_big())
             steps = operation.handler(self, self.arguments, out)
         except (NfsError, XdrError, OSError) as error:

@@ -18,6 +18,7 @@ from nfs.calls import Failed, putfh
 from nfs.conftest import World
 from nfs.file_calls import (
     NO_DELEG,
+    PUTROOTFH,
     READ,
     WRITE,
     FileClient,
@@ -163,7 +164,7 @@ def test_another_user_does_not_take_over_what_a_restart_left(world: World) -> No
 
 
 def test_a_lock_that_finds_no_room_for_its_state_is_not_kept(world: World) -> None:
-    service, runner = make_service(world.fs, options=ServiceOptions(states_of_client=1))
+    service, _ = make_service(world.fs, options=ServiceOptions(states_of_client=1))
     one, two = FileClient(Session(service, b"one")), FileClient(Session(service, b"two"))
     opened = one.create(b"file")
     locking = lambda: one.lock(opened.fh, opened.stateid, b"owner", 0, 10)  # noqa: E731
@@ -174,7 +175,7 @@ def test_a_lock_that_finds_no_room_for_its_state_is_not_kept(world: World) -> No
 
 def test_an_open_that_finds_no_room_for_its_state_makes_no_file(world: World) -> None:
     """GUARDED4 would get EXIST when it is sent again."""
-    service, runner = make_service(world.fs, options=ServiceOptions(states_of_client=1))
+    service, _ = make_service(world.fs, options=ServiceOptions(states_of_client=1))
     one = FileClient(Session(service, b"one"))
     first = one.create(b"first")
     making = lambda: one.open(b"second", how=create(n.GUARDED4, mode=u32(0o644)))  # noqa: E731
@@ -213,6 +214,36 @@ def test_sessions_made_at_once_do_not_get_more_memory_than_there_is(world: World
     runner.go_all()
     reserved = sum(session.reserved for session in service.sessions._sessions.values())
     assert 0 < reserved <= options.reply_cache_bytes
+
+
+def test_what_has_no_room_in_the_reply_is_not_done(world: World) -> None:
+    """48 bytes are left behind SEQUENCE: six results without a body, and not a seventh."""
+    connection = world.wire()
+    who = identify(connection, b"one")
+    fore = wire.channel_attributes(response=24 + 12 + 44 + 48)
+    made = created(connection.compound(create_session(who.clientid, who.sequence, fore=fore)))
+    assert made.fore[1] == 128
+    operations = [PUTROOTFH] * 6 + [RECLAIM_COMPLETE]
+    reply = connection.compound(sequence(made.id, 1), *operations)
+    assert reply.status == n.NFS4ERR_REP_TOO_BIG
+    client = world.service.clients.get(who.clientid)
+    assert client is not None
+    assert not client.reclaim_done
+
+
+def test_a_bug_at_the_end_of_a_request_leaves_its_slot_usable(
+    world: World, monkeypatch: pytest.MonkeyPatch, log_watch: LogWatch
+) -> None:
+    log_watch.expect("records of clients")
+    session = world.session()
+
+    def fail(staged: int) -> bool:
+        raise RuntimeError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.service.records, "owes", fail)
+        assert session.run(PUTROOTFH).status == n.NFS4ERR_SERVERFAULT
+    assert session.run(PUTROOTFH).status == n.NFS4_OK
 
 
 # ---- layouts -----------------------------------------------------------------------------------
