@@ -18,9 +18,9 @@
  * O_TMPFILE). So the scan only takes and drops a reference; when that was the only one, inode_put()
  * itself hands the orphan over.
  */
-#include "reaper_priv.h"
-
+#include "file_remap.h"
 #include "log.h"
+#include "reaper_priv.h"
 #include "xattr.h"
 
 #define SCAN_BATCH 64u

@@ -5,6 +5,7 @@
  */
 #include <string.h>
 
+#include "file_remap.h"
 #include "log.h"
 #include "reaper_priv.h"
 

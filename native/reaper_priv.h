@@ -6,7 +6,7 @@
 #ifndef EXTFS_REAPER_PRIV_H
 #define EXTFS_REAPER_PRIV_H
 
-#include "file_remap.h"
+#include "segment.h"
 
 struct reaper;
 

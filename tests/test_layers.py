@@ -63,7 +63,8 @@ UPCALLS: dict[tuple[str, str], str] = {
     ("buffer.c", "trans_pool.h"): "a block that a transaction holds is not evicted",
     ("trans.c", "alloc.h"): "a commit puts what it freed on the allocator's busy list",
     ("trans_inode.c", "inode.h"): "an inode's core follows the outcome of its transaction",
-    ("reaper.c", "file_remap.h"): "what it finishes are the data path's changes of maps",
+    ("reaper.c", "file_remap.h"): "its pieces are removals and moves like the data path's",
+    ("reaper_intent.c", "file_remap.h"): "what it finishes are the data path's changes of maps",
     ("inode_table.c", "reaper.h"): "the last user of an unlinked inode leaves it to the reaper",
 }
 # The header that cffi reads and the one that C programs read stand above and beside the layers.
