@@ -23,6 +23,8 @@
 #include "extmap.h"
 #include "layout_priv.h"
 
+#define LOOKS 256u /* records looked at before exposures_any() gives up */
+
 struct run {
 	fileblk_t file;
 	nblocks_t len;
@@ -335,4 +337,27 @@ int exposure_forget_inode(struct trans *t, inum_t ino, uint64_t holder)
 	int err = bt_delete(t, exposures(t->fs), KEY(ino, EXPOSURE_INODE_LO(holder)));
 
 	return err == -ENOENT ? 0 : err;
+}
+
+bool exposures_any(struct fs *fs, uint64_t holder)
+{
+	unsigned looks = LOOKS;
+	struct bt_cursor c;
+	bool any = false;
+	int err;
+
+	if (!bt_records(exposures(fs)))
+		return false;
+	bt_cursor_init(&c, exposures(fs));
+	err = bt_seek(&c, KEY_MIN, BT_GE);
+	while (!err && !any) {
+		unsigned len;
+		const struct exposure_disk *rec = bt_record(&c, &len);
+
+		any = len != sizeof(*rec) || get64(rec->holder) == holder || !--looks;
+		if (!any)
+			err = bt_next(&c);
+	}
+	bt_cursor_release(&c);
+	return any || (err && err != -ENOENT);
 }

@@ -56,10 +56,12 @@ static struct holder *find_here(struct layouts *ls, uint64_t id)
 	return h && h->state != HOLDER_GONE ? h : NULL;
 }
 
-/* Could it still touch anything of ours? */
+/* Could it still touch anything of ours? What is kept from more than one holder names none: any
+ * that is tainted may. */
 static bool reaches(const struct holder *h)
 {
-	return h->ngrants || h->quarantined || h->nlost_inodes;
+	return h->ngrants || h->quarantined || h->nlost_inodes ||
+	       (h->tainted && h->ls->quarantined_any);
 }
 
 void holder_tell_fence(struct layouts *ls, struct holder *h)
@@ -407,25 +409,27 @@ int holder_forget(struct trans *t, struct holder *h)
 	return rc ? rc : trans_on_end(t, forgotten, h);
 }
 
-/* GONE in memory and, with something to be released first, on disk; else the record goes at once. The state is as before if that
- * fails. may() is asked in the transaction, with the mutex held. */
+/* GONE in memory and, with something to be released first (also what a revoke left of its
+ * records), on disk; else the record goes at once. The state is as before if that fails. may() is
+ * asked in the transaction, with the mutex held. */
 static int go(struct fs *fs, uint64_t id, int (*may)(const struct holder *h))
 {
 	struct layouts *ls = fs->layouts;
 	enum holder_state before = HOLDER_GONE;
-	bool empty = false;
+	bool empty = false, told;
 	struct holder *h;
 	struct trans t;
 	int rc = trans_begin(fs, &t, HOLDER_TRANS_BLOCKS);
 
 	if (rc)
 		return rc;
+	told = exposures_any(fs, id);
 	pthread_mutex_lock(&ls->mutex);
 	h = find_here(ls, id);
 	rc = h ? may(h) : -ENOENT;
 	if (!rc) {
 		before = h->state;
-		empty = !reaches(h) && !h->tainted && !h->users && !h->releasing;
+		empty = !told && !reaches(h) && !h->tainted && !h->users && !h->releasing;
 		set_state(ls, h, HOLDER_GONE);
 	}
 	pthread_mutex_unlock(&ls->mutex);
@@ -486,9 +490,11 @@ void holder_count_quarantine(struct layouts *ls, uint64_t id, int64_t blocks)
 	struct holder *h;
 
 	pthread_mutex_lock(&ls->mutex);
-	h = holder_find(ls, id);
+	h = id == QUARANTINE_ANY ? NULL : holder_find(ls, id);
 	if (h)
 		h->quarantined += (uint64_t)blocks;
+	else if (id == QUARANTINE_ANY)
+		ls->quarantined_any += (uint64_t)blocks;
 	pthread_mutex_unlock(&ls->mutex);
 }
 

@@ -109,6 +109,13 @@ inum_t lost_next(struct fs *fs, uint64_t holder, inum_t ino)
 	return li && li->holder == holder ? li->ino : 0;
 }
 
+bool lost_has(struct fs *fs, inum_t ino, uint64_t holder)
+{
+	struct lost_inode key = { .ino = ino, .holder = holder };
+
+	return RB_FIND(lost_by_ino, &fs->layouts->lost, &key);
+}
+
 uint64_t layouts_lost_holder(struct fs *fs, inum_t ino)
 {
 	struct layouts *ls = fs->layouts;

@@ -122,6 +122,7 @@ struct layouts {
 	RB_HEAD(lost_by_holder, lost_inode) lost_of;
 	_Atomic uint64_t lost_count;         /* of lost: 0 is the fast way */
 	_Atomic uint64_t ntainted;           /* holders that are; changed with the mutex */
+	uint64_t quarantined_any;            /* blocks under QUARANTINE_ANY; mutex */
 	_Atomic uint64_t next_seq;           /* of grants */
 	RB_HEAD(grant_tree, grant) by_inode; /* grant.c; mutex */
 	struct seg *due_head, *due_tail;     /* parked segments in order of deadline; mutex */
@@ -263,8 +264,8 @@ void holder_missed(struct fs *fs, uint64_t id);
 /* It returned all that it had, on every file: LOST -> LIVE, nothing of it is lost any more, the
  * thread releases its quarantine. After the last transaction of the return; no lock held. */
 void holder_returned_all(struct fs *fs, uint64_t id);
-/* Blocks went to quarantine under its name, or left it. fs->lock exclusive, before the commit (a
- * cancel undoes it). 0 or -ENOMEM. */
+/* Blocks went to quarantine under its name (QUARANTINE_ANY too), or left it. fs->lock exclusive,
+ * before the commit (a cancel undoes it). 0 or -ENOMEM. */
 int holder_quarantined(struct trans *t, uint64_t id, int64_t blocks);
 /* In a transaction: remove the record, and with the commit the object, whose users are 0; posts
  * HOLDER_GONE. */
@@ -299,6 +300,7 @@ int lost_add(struct trans *t, inum_t ino, uint64_t holder);
 int lost_load(struct fs *fs, inum_t ino, uint64_t holder);
 /* fs->lock exclusive; ino 0: all inodes */
 void lost_del(struct fs *fs, inum_t ino, uint64_t holder);
+bool lost_has(struct fs *fs, inum_t ino, uint64_t holder); /* fs->lock */
 /* First inode above ino that is in the set for this holder; 0: none. fs->lock. */
 inum_t lost_next(struct fs *fs, uint64_t holder, inum_t ino);
 /* holder_resume(): what only the restart put there. fs->lock exclusive. */
@@ -319,6 +321,9 @@ int exposure_forget_inode(struct trans *t, inum_t ino, uint64_t holder);
 int exposure_add(struct trans *t, inum_t ino, fileblk_t file, nblocks_t len, fsblock_t block,
 		 bool staging, uint64_t holder);
 int exposure_remove(struct trans *t, inum_t ino, fileblk_t file, fileblk_t end, uint64_t holder);
+/* Is anything recorded of this holder, of any inode? True also when it would take long to find
+ * out. fs->lock. */
+bool exposures_any(struct fs *fs, uint64_t holder);
 /* First exposed run at or after `at` below end of this holder (0: of any). -ENOENT. */
 struct exposure { fileblk_t file; nblocks_t len; fsblock_t block; bool staging; uint64_t holder; };
 int exposure_find(struct fs *fs, inum_t ino, uint64_t holder, fileblk_t at, fileblk_t end,

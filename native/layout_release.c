@@ -100,12 +100,11 @@ static uint64_t drop_holder(struct fs *fs, const struct inode *in)
 	return holder;
 }
 
-/* QUARANTINE_ANY is nobody's count. */
 static int quarantined(struct trans *t, uint64_t holder, int64_t blocks)
 {
 	if (blocks > 0)
 		LAYOUT_COUNT(t->fs, quarantined_blocks, (uint64_t)blocks);
-	return holder == QUARANTINE_ANY ? 0 : holder_quarantined(t, holder, blocks);
+	return holder_quarantined(t, holder, blocks);
 }
 
 const struct layout_hooks layouts_hooks = {

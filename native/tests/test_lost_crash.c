@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_lost_crash.c - power cuts at every write while a file that lost holders were told about goes
+ * away: until a holder is fenced, no block that it was told to write is free or of another file.
+ */
+#include "journal.h"
+#include "revoke_fixture.h"
+#include "tree_check.h"
+
+#define SEEDS 3u
+#define TOLD_MAX 64u
+#define LONG_MS 3600000u
+
+/* What each holder was told to write. */
+static struct memory {
+	fsblock_t block[TOLD_MAX];
+	unsigned n;
+} memories[2];
+static inum_t doomed; /* the file they were told about */
+
+static void memorize(struct memory *m)
+{
+	for (unsigned i = 0; i < args.count; i++) {
+		if (ext[i].state != INVALID_DATA && ext[i].state != READ_WRITE_DATA)
+			continue;
+		for (uint64_t at = 0; at < ext[i].length; at += B) {
+			assert_true(m->n < TOLD_MAX);
+			m->block[m->n++] = (ext[i].device + at) >> BLOCK_SHIFT;
+		}
+	}
+}
+
+static bool in_quarantine(fsblock_t block)
+{
+	struct bt_cursor c;
+	bool found = false;
+
+	bt_cursor_init(&c, fs_tree(world.fs, TREE_QUARANTINE));
+	if (!bt_seek(&c, KEY(block, UINT64_MAX), BT_LE)) {
+		unsigned len;
+		const struct quarantine_disk *rec = bt_record(&c, &len);
+
+		found = block < bt_key(&c).hi + get64(rec->length);
+	}
+	bt_cursor_release(&c);
+	return found;
+}
+
+/* The inode that maps it; 0: none. */
+static inum_t owner_of(fsblock_t block)
+{
+	struct bt_cursor c;
+	inum_t owner = 0;
+
+	bt_cursor_init(&c, fs_tree(world.fs, TREE_EXTENT));
+	for (int err = bt_seek(&c, KEY_MIN, BT_GE); !err && !owner; err = bt_next(&c)) {
+		unsigned len;
+		const struct extent_disk *rec = bt_record(&c, &len);
+
+		if (get64(rec->block) <= block && block < get64(rec->block) + get32(rec->length))
+			owner = bt_key(&c).hi;
+	}
+	bt_cursor_release(&c);
+	return owner;
+}
+
+static void check_kept(const struct memory *m, const char *who)
+{
+	assert_true(m->n > 0);
+	for (unsigned i = 0; i < m->n; i++) {
+		inum_t owner;
+		bool kept;
+
+		fs_rdlock(world.fs);
+		owner = owner_of(m->block[i]);
+		kept = owner == doomed || (!owner && in_quarantine(m->block[i]));
+		fs_unlock(world.fs);
+		if (!kept)
+			fail_msg("block %llu, which %s may write, is %s",
+				 (unsigned long long)m->block[i], who,
+				 owner ? "another file's" : "free");
+	}
+}
+
+/* What was done is durable, unless the power goes. */
+static void settle_on_disk(void)
+{
+	(void)jrn_force_blocking(world.fs, jrn_running(world.fs));
+}
+
+static void tick(uint64_t ns)
+{
+	now += ns;
+	layouts_set_clock(world.fs, now);
+	layouts_settle(world.fs);
+}
+
+static void unlink_doomed(void)
+{
+	(void)namei_unlink(world.root, name_of(0), strlen(name_of(0)), NULL);
+}
+
+/* Its last user goes: the reaper's turn. */
+static void put_doomed(void)
+{
+	inode_put(world.file[0]);
+	world.file[0] = NULL;
+	layouts_settle(world.fs);
+	reaper_drain(world.fs);
+}
+
+/* After the cut, or what would have been one. Long after: what nobody speaks for has gone. */
+static void reopen(uint64_t seed)
+{
+	sim_crash_at(world.sim, 0);
+	put_files();
+	inode_put(world.root);
+	fs_abandon(world.fs);
+	sinks_gone();
+	sim_restart(world.sim, seed);
+	OK(world_open());
+	set_clock();
+	for (unsigned i = 0; i < FILES; i++)
+		if (namei_lookup(world.root, name_of(i), strlen(name_of(i)), &world.file[i]))
+			world.file[i] = NULL;
+	tick(3 * RECALL_NS);
+	reaper_drain(world.fs);
+	layouts_settle(world.fs);
+}
+
+/* prepare() ends with what is durable; act() runs until the power goes, or to its end. */
+static void cut_everywhere(unsigned holders, void (*prepare)(void), void (*act)(void))
+{
+	unsigned cuts = 0, whole = 0;
+
+	for (uint64_t n = 1; whole < SEEDS; n++) {
+		bool crashed;
+
+		memset(memories, 0, sizeof(memories));
+		doomed = world.file[0]->ino;
+		prepare();
+		OK(do_fsync(0));
+		sim_settle(world.sim);
+		sim_crash_at(world.sim, sim_events(world.sim) + 1 + n / SEEDS);
+		act();
+		settle_on_disk();
+		crashed = sim_crashed(world.sim);
+		cuts += crashed;
+		whole += !crashed;
+		reopen(n);
+		for (unsigned i = 0; i < holders; i++) {
+			for (unsigned j = i; j < holders; j++)
+				check_kept(&memories[j], j ? "the second holder" : "the holder");
+			fence(holder[i].id);
+		}
+		tick(3 * RECALL_NS);
+		reaper_drain(world.fs);
+		check_all_free();
+		teardown(NULL);
+		setup(NULL);
+	}
+	assert_true(cuts >= 2 * SEEDS);
+}
+
+/* ---- the end of a PIN ----------------------------------------------------------------------- */
+
+static void rw_and_pin(void)
+{
+	uint64_t h = new_holder(0);
+
+	OK(get(0, h, IOMODE_RW, 0, 8 * B, 0));
+	memorize(&memories[0]);
+	set_get(h, IOMODE_PIN, 16 * B, 8 * B, 0);
+	args.time_ms = LONG_MS;
+	OK(layout_call(FILE_LAYOUT_GET, 0));
+}
+
+/* Some is taken for a writer, the rest by the unlink; then the PIN is over, the last thing that the
+ * holder had. Each durable before the next. */
+static void pin_ends(void)
+{
+	struct flight *f = start_write(0, 0, B, 5);
+
+	turn();
+	now += 2 * RECALL_NS;
+	layouts_set_clock(world.fs, now);
+	finish(f);
+	settle_on_disk();
+	unlink_doomed();
+	layouts_settle(world.fs);
+	settle_on_disk();
+	tick(2 * LONG_MS * 1000000ull);
+	settle_on_disk();
+	put_doomed();
+	settle_on_disk();
+}
+
+static void pin_of_a_lost_holder(void **state)
+{
+	cut_everywhere(1, rw_and_pin, pin_ends);
+}
+
+/* ---- a holder that came back ---------------------------------------------------------------- */
+
+static void only_rw(void)
+{
+	OK(get(0, new_holder(0), IOMODE_RW, 0, 8 * B, 0));
+	memorize(&memories[0]);
+}
+
+/* It does not hear of what was taken, takes something else and returns that. */
+static void comes_back(void)
+{
+	OK(holder_lost(world.fs, holder[0].id));
+	unlink_doomed();
+	layouts_settle(world.fs);
+	settle_on_disk();
+	if (holder_resume(world.fs, holder[0].id, holder[0].key, holder[0].sink))
+		return;
+	(void)get(0, holder[0].id, IOMODE_READ, 16 * B, 8 * B, 0);
+	(void)give_back(0, holder[0].id, IOMODE_READ, 16 * B, 8 * B);
+	settle_on_disk();
+	put_doomed();
+	settle_on_disk();
+}
+
+static void return_of_a_resumed_holder(void **state)
+{
+	cut_everywhere(1, only_rw, comes_back);
+}
+
+/* ---- blocks that more than one holder could reach ------------------------------------------- */
+
+static void two_halves(void)
+{
+	for (unsigned i = 0; i < 2; i++) {
+		OK(get(0, new_holder(i), IOMODE_RW, i * 8 * B, 8 * B, 0));
+		memorize(&memories[i]);
+	}
+}
+
+static void both_lost(void)
+{
+	OK(holder_lost(world.fs, holder[0].id));
+	OK(holder_lost(world.fs, holder[1].id));
+	unlink_doomed();
+	layouts_settle(world.fs);
+	settle_on_disk();
+	put_doomed();
+	settle_on_disk();
+}
+
+/* The file and all records of it are gone; what is kept names nobody. */
+static void kept_from_two_holders(void **state)
+{
+	cut_everywhere(2, two_halves, both_lost);
+}
+
+/* ---- records of a holder that goes ---------------------------------------------------------- */
+
+static uint64_t records_of_exposure(void)
+{
+	uint64_t n;
+
+	fs_rdlock(world.fs);
+	n = bt_records(fs_tree(world.fs, TREE_EXPOSURE));
+	fs_unlock(world.fs);
+	return n;
+}
+
+/* A record of what a holder was told does not outlive the holder's own. */
+static void nothing_outlives_a_holder(void **state)
+{
+	uint64_t h = new_holder(0);
+
+	OK(get(0, h, IOMODE_RW, 0, 8 * B, 0));
+	OK(holder_lost(world.fs, h));
+	assert_int_equal(do_write(0, 0, 16 * B, 5), 16 * B);
+	OK(give_back_all(h));
+	layouts_settle(world.fs);
+	OK(holder_gone(world.fs, h));
+	layouts_settle(world.fs);
+	assert_int_equal(records_of_exposure(), 0);
+	check_all_free();
+}
+
+#define T(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		T(pin_of_a_lost_holder),
+		T(return_of_a_resumed_holder),
+		T(kept_from_two_holders),
+		T(nothing_outlives_a_holder),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
