@@ -33,6 +33,9 @@ log = logging.getLogger("extfs.nfs")
 
 TAG_MAX = 1024
 _RESULT = struct.Struct(">II")
+_SETATTR = n.OP_SETATTR.to_bytes(4, "big")
+_NO_ATTRIBUTES = bytes(4)
+"""SETATTR4res has attrsset behind every status (RFC 8881 18.30.2)."""
 _ERROR_ROOM = 16
 """Bytes that the result of an operation which failed may need beyond the limit."""
 
@@ -256,7 +259,7 @@ class Compound:
         operation, status = self._find(op)
         if operation is None:
             out.pack(_RESULT, n.OP_ILLEGAL if status == n.NFS4ERR_OP_ILLEGAL else op, status)
-            return None, status
+            return None, self._failed(begin, status)
         out.pack(_RESULT, op, n.NFS4_OK)
         try:
             if _RESULT.size + operation.reply_bytes > self.limit - begin:
@@ -325,6 +328,8 @@ class Compound:
 
     def _failed(self, begin: int, status: int, body: bytes = b"") -> int:
         out = self.out
+        if not body and out.buffer[begin : begin + 4] == _SETATTR:
+            body = _NO_ATTRIBUTES
         out.truncate(begin + 4)
         out.u32(status)
         out.raw(body)

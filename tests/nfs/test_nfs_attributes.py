@@ -31,7 +31,7 @@ from nfs.calls import (
     verify,
 )
 from nfs.conftest import World
-from nfs.wire import Session, opaque, u32, u64
+from nfs.wire import Session, bitmap, next_result, op, opaque, u32, u64
 
 OWNER = auth_sys(1000, 1000, (2000,))
 OTHER = auth_sys(1001, 1001)
@@ -432,3 +432,21 @@ def test_a_plan_is_made_once(world: World, file: int) -> None:
     assert plans
     attrs(session, *linux)
     assert world.service.filehandles.plans == plans
+
+
+def test_setattr_that_is_not_run_has_its_bitmap_too(world: World) -> None:
+    """18.30.2: attrsset follows every status."""
+    set_nothing = op(n.OP_SETATTR, bytes(16), bitmap(), opaque(b""))
+    reply = world.wire().compound(set_nothing)
+    assert (reply.status, reply.count) == (n.NFS4ERR_OP_NOT_IN_SESSION, 1)
+    next_result(reply.body)
+    assert (reply.body.bitmap(), reply.body.done()) == (0, True)
+    reply = world.session().run(op(n.OP_SETATTR, bytes(12)))
+    assert reply.status == n.NFS4ERR_NOFILEHANDLE
+    next_result(reply.body)
+    assert (reply.body.bitmap(), reply.body.done()) == (0, True)
+    reply = world.session(b"two").run(op(n.OP_PUTROOTFH), op(n.OP_SETATTR, bytes(12)))
+    assert reply.status == n.NFS4ERR_BADXDR
+    next_result(reply.body)
+    next_result(reply.body)
+    assert (reply.body.bitmap(), reply.body.done()) == (0, True)
