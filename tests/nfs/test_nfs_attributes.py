@@ -441,7 +441,7 @@ def test_setattr_that_is_not_run_has_its_bitmap_too(world: World) -> None:
     assert (reply.status, reply.count) == (n.NFS4ERR_OP_NOT_IN_SESSION, 1)
     next_result(reply.body)
     assert (reply.body.bitmap(), reply.body.done()) == (0, True)
-    reply = world.session().run(op(n.OP_SETATTR, bytes(12)))
+    reply = world.session().run(set_nothing)
     assert reply.status == n.NFS4ERR_NOFILEHANDLE
     next_result(reply.body)
     assert (reply.body.bitmap(), reply.body.done()) == (0, True)
