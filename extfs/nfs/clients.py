@@ -272,6 +272,8 @@ class ClientTable:
         holder, key = client.holder_id, client.holder_key
         if holder and not resume_holder(self._service.fs, holder, key):
             client.holder_id = client.holder_key = 0
+        elif holder:
+            self._service.layouts.resumed(client)
         self._by_id[client.clientid] = client
         self._living[client.owner] = client
         return client

@@ -42,6 +42,8 @@ _MAGIC = b"EXsb"  # MAGIC_SUPER, at the begin of the block
 _UUID_OFFSET = 16  # of struct meta_hdr
 _SECTOR = 512
 _ID = struct.Struct(">8sQ")
+ASKED_MAX = 64
+"""Device ids that a client is told changes of: every size that the filesystem had is one."""
 NOTIFIED = 1 << n.NOTIFY_DEVICEID4_CHANGE | 1 << n.NOTIFY_DEVICEID4_DELETE
 """The notifications that a client gets if it asks for them.
 
@@ -128,8 +130,10 @@ class Devices:
         """GETDEVICEINFO with this bitmap of notifications; returns which of them will come."""
         granted = types & NOTIFIED
         of_client = self._asked.setdefault(client, set())
-        if granted:
+        if granted and len(of_client) < ASKED_MAX:
             of_client.add(device)
+        elif granted and device not in of_client:
+            granted = 0
         else:
             of_client.discard(device)
         if not of_client:

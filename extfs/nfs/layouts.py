@@ -86,6 +86,10 @@ RECALL_ANY_SECONDS = 5.0
 RECALL_ANY_KEEP = 16
 REVOKED_MAX = 1024
 """Revoked stateids that are remembered of a client, so that it can return them."""
+SEGMENTS_MAX = 1 << 20
+"""Segments of all clients, which are as many grants in the core."""
+_OTHERS = b""
+"""Stands for revoked stateids that are not remembered: only all at once can they be returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,8 @@ class LayoutTable:
         self._settling: dict[Client, Gate] = {}
         self._by_holder: dict[int, Client] = {}
         self._asked_any = float("-inf")
+        self._segments = 0
+        """Of all states."""
         service.records.restorers[Kind.LAYOUT] = self._restore
 
     # -- look up --
@@ -169,6 +175,7 @@ class LayoutTable:
         with contextlib.ExitStack() as inside:
             state = yield from self._enter(c, ino, inside)
             self._check_recalled(state)
+            self._check_segments()
             layout = yield from self._ask_core(client, ino, holder, wanted, limit // EXTENT_BYTES)
             try:
                 return self._granted(c, state, wanted, layout)
@@ -226,6 +233,15 @@ class LayoutTable:
         if state.recall is not None:
             self.service.count("layoutget_recallconflict")
             raise NfsError(n.NFS4ERR_RECALLCONFLICT)
+
+    def _check_segments(self) -> None:
+        """`NfsError`: there are too many."""
+        if self._segments < SEGMENTS_MAX:
+            return
+        self.service.count("layoutget_too_many")
+        if self.recall_any():
+            raise NfsError(n.NFS4ERR_LAYOUTTRYLATER, TRY_LATER)
+        raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
 
     def _state_for(self, c: Compound, ino: int) -> LayoutState:
         """The state of this client and the current file; a new one is nowhere but in our table."""
@@ -322,7 +338,9 @@ class LayoutTable:
         stateid = self._bump(state)
         reply = Received(self.service, c.session, c.slot)
         start, end = wanted.start, layout.next
+        had = len(state.segments)
         state.add(Segment(start, end, wanted.iomode, state.serial, reply))
+        self._segments += len(state.segments) - had
         self.service.count("layoutgets")
         return Granted(stateid, start, end, wanted.iomode, layout)
 
@@ -374,7 +392,9 @@ class LayoutTable:
 
         if spans:
             yield Blocking(give)
+        had = len(state.segments)
         state.remove(parts)
+        self._segments += len(state.segments) - had
 
     @contextlib.contextmanager
     def _leaving(self, state: LayoutState) -> Iterator[None]:
@@ -457,6 +477,7 @@ class LayoutTable:
             of_client.discard(state)
             if not of_client:
                 del self._of_client[state.client]
+        self._segments -= len(state.segments)
         state.segments, state.wanted = [], []
         self.recalls.ended(state)
         self.service.states.drop(state)
@@ -468,6 +489,8 @@ class LayoutTable:
         remembered = self._revoked.setdefault(client, {})
         if len(remembered) < REVOKED_MAX:
             remembered[state.other] = state.file.ino
+        else:
+            remembered[_OTHERS] = 0
         self._unclean.add(client)
         self.service.count("layouts_revoked")
         log.warning("client %s: the layout of inode %d was revoked", client.name, state.file.ino)
@@ -511,7 +534,15 @@ class LayoutTable:
         states.add(state)
         self._states[client, head.ino] = state
         self._of_client.setdefault(client, set()).add(state)
+        self._segments += len(state.segments)
         return state
+
+    def resumed(self, client: Client) -> None:
+        """A kept client's holder speaks again after a restart. Stateids that were revoked before
+        it are not known any more, and what the client could reach by them is in quarantine."""
+        holder = self.service.fs.layouts.holder(client.holder_id)
+        if holder is not None and holder.quarantined:
+            self._revoked.setdefault(client, {})[_OTHERS] = 0
 
     def client_lost(self, client: Client) -> None:
         """The client is gone; `ClientTable.drop` tells the core."""

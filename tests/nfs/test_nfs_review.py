@@ -10,11 +10,12 @@ from conftest import LogWatch
 
 from extfs.core import ROOT_INODE, Cred, DelegationConflict, EventType, LayoutEvent
 from extfs.nfs import constants as n
+from extfs.nfs import layouts
 from extfs.nfs.callbacks import CallbackReply
 from extfs.nfs.clients import Client
 from extfs.nfs.service import Service, ServiceOptions
 from nfs import wire
-from nfs.calls import Failed, putfh
+from nfs.calls import Failed, do, putfh
 from nfs.conftest import World
 from nfs.file_calls import (
     NO_DELEG,
@@ -33,6 +34,7 @@ from nfs.layout_calls import (
     File,
     answer,
     close,
+    getdeviceinfo,
     layoutget,
     layoutreturn,
     open_file,
@@ -326,6 +328,57 @@ def test_a_close_during_the_first_layoutget_leaves_no_layout(world: World) -> No
     runner.go_all()
     assert grants(service, ino, session) == []
     assert service.layouts.find(client_of(session), ino) is None
+
+
+def test_revoked_layouts_that_are_not_remembered_are_not_returned(
+    world: World, monkeypatch: pytest.MonkeyPatch, log_watch: LogWatch
+) -> None:
+    """The quarantine holds what the client could reach by any of them."""
+    log_watch.expect("was revoked")
+    monkeypatch.setattr(layouts, "REVOKED_MAX", 1)
+    session = world.session()
+    files = [open_file(session, name) for name in (b"a", b"b")]
+    table = world.service.layouts
+    stateids = []
+    for file in files:
+        file.get(0, BLOCK)
+        stateids.append(file.layout)
+    for state in table.of_client(client_of(session)):
+        table.revoked(state)
+    for file, old in zip(files, stateids, strict=True):
+        assert old is not None
+        status_of(lambda file=file, old=old: file.do(layoutreturn(stateid=old)))  # type: ignore[misc]
+    assert world.service.counters["holders_settled"] == 0
+    files[0].do(layoutreturn(kind=n.LAYOUT4_RET_REC_ALL))
+    assert world.service.counters["holders_settled"] == 1
+
+
+def test_there_are_not_more_segments_than_memory_is_meant_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layouts, "SEGMENTS_MAX", 2)
+    session = world.session()
+    file = open_file(session, b"file")
+    world.fs.truncate(world.fs.lookup(ROOT_INODE, b"file").ino, 1 << 30)
+    step = 64 << 20
+    for number in (0, 2):
+        file.get(number * step, BLOCK)
+    assert status_of(lambda: file.get(4 * step, BLOCK)) == n.NFS4ERR_LAYOUTTRYLATER
+    assert status_of(lambda: file.get(4 * step, BLOCK)) == n.NFS4ERR_LAYOUTUNAVAILABLE
+    file.give_back()
+    assert file.layout is None
+    file.get(4 * step, BLOCK)
+
+
+def test_a_client_is_told_of_few_devices(world: World) -> None:
+    """Every size up to now names the device, and there are as many as blocks."""
+    session = world.session()
+    devices = world.service.devices
+    uuid, blocks = devices.current[:8], world.fs.super.total_blocks
+    for number in range(1, 200):
+        asked = getdeviceinfo(uuid + u64(number), types=1 << n.NOTIFY_DEVICEID4_CHANGE)
+        do(session, asked)
+    assert len(devices._asked[client_of(session)]) <= 64 < 200 < blocks
 
 
 # ---- callbacks ---------------------------------------------------------------------------------
