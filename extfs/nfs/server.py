@@ -6,8 +6,8 @@ read its replies, or sends more than `ServerOptions.running` requests at a time,
 until it has caught up (back pressure); one that leaves records half sent costs no more than a
 record.
 
-Nothing that goes wrong in a task ends the daemon: a bug that a request, a timer or an event meets is
-logged and counted, and costs one connection at most.
+Nothing that goes wrong in a task ends the daemon: a bug that a request, a timer or an event meets
+is logged and counted, and costs one connection at most.
 
 No memoryview outlives the statement that needs it: one that ends in a cycle of garbage, as frames
 of cancelled tasks do, crashes the collector of CPython 3.11.
