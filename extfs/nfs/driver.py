@@ -38,12 +38,14 @@ class Driver:
         self._advance(steps, done, None, None)
 
     def _advance(self, steps: Steps[Any], done: Done, value: Any, error: Exception | None) -> None:
+        result: Any = None
+        failed: Exception | None = None
         try:
             wanted = steps.send(value) if error is None else steps.throw(error)
         except StopIteration as end:
-            done(end.value, None)
-        except Exception as failed:
-            done(None, failed)
+            result = end.value
+        except Exception as raised:
+            failed = raised
         else:
             if isinstance(wanted, Blocking):
                 self._runner.blocking(
@@ -51,6 +53,11 @@ class Driver:
                 )
             else:
                 self._wait(steps, done, wanted)
+            return
+        try:
+            done(result, failed)
+        finally:
+            del failed  # its traceback has this frame: a cycle otherwise
 
     def _wait(self, steps: Steps[Any], done: Done, waiting: Waiting) -> None:
         def resume() -> None:
