@@ -40,6 +40,8 @@ from nfs.layout_calls import (
     open_file,
     take_callbacks,
 )
+from nfs.test_nfs_layouts_recall import OVER
+from nfs.test_nfs_layouts_restart import Machine, kept_file, machine
 from nfs.wire import (
     Runner,
     Session,
@@ -54,6 +56,8 @@ from nfs.wire import (
     u32,
     u64,
 )
+
+__all__ = ["machine"]
 
 STRANGER = auth_sys(uid=4321, gid=4321)
 RECLAIM_COMPLETE = op(n.OP_RECLAIM_COMPLETE, u32(0))
@@ -351,6 +355,47 @@ def test_revoked_layouts_that_are_not_remembered_are_not_returned(
     assert world.service.counters["holders_settled"] == 0
     files[0].do(layoutreturn(kind=n.LAYOUT4_RET_REC_ALL))
     assert world.service.counters["holders_settled"] == 1
+
+
+def miss_a_recall(machine: Machine, name: bytes) -> None:
+    """The layout of a file is revoked by the core."""
+    layouts, ino = machine.fs.layouts, machine.fs.lookup(ROOT_INODE, name).ino
+    layouts.set_clock(1)
+    layouts.recall(ino)
+    layouts.set_clock(1 + OVER)
+    layouts.settle()
+    machine.events()
+
+
+def test_what_was_revoked_before_a_restart_is_not_returned_by_something_else(
+    machine: Machine, log_watch: LogWatch
+) -> None:
+    """The client goes on writing by what it has; the server has forgotten that it has it."""
+    log_watch.expect("was revoked")
+    client, before = kept_file(machine)
+    before.get(0, 2 * BLOCK)
+    holder = client_of(client).holder_id
+    miss_a_recall(machine, b"file")
+    machine.fs.sync()
+    machine.restart()
+    client.reopen(machine.server, client.first + 1)
+    record = machine.fs.layouts.holder(holder)
+    assert record is not None
+    assert record.quarantined
+    after = open_file(client, b"other")
+    old = after.get(0, BLOCK).stateid
+    miss_a_recall(machine, b"other")
+    assert after.do(layoutreturn(stateid=old)) is None
+    machine.fs.layouts.settle()
+    again = machine.fs.layouts.holder(holder)
+    assert again is not None
+    assert again.quarantined >= record.quarantined
+    client_file = File(client, before.fh, before.opened)
+    client_file.do(layoutreturn(kind=n.LAYOUT4_RET_REC_ALL))
+    machine.fs.layouts.settle()
+    clean = machine.fs.layouts.holder(holder)
+    assert clean is not None
+    assert not clean.quarantined
 
 
 def test_there_are_not_more_segments_than_memory_is_meant_for(
