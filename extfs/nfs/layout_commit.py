@@ -10,13 +10,15 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from extfs.core import BLOCK_SIZE, Filesystem, Iomode
+from extfs.core import BLOCK_SIZE, Filesystem, HolderState, Iomode
 from extfs.nfs import constants as n
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.errors import NfsError
+from extfs.nfs.layout_recalls import covered
 from extfs.nfs.stateids import Kind, Stateid
 
 if TYPE_CHECKING:
+    from extfs.nfs.clients import Client
     from extfs.nfs.compound import Compound
     from extfs.nfs.layouts import LayoutTable
 
@@ -51,11 +53,26 @@ def commit(
     except OSError as error:
         # Blocks that were written before may have been rewritten: no range says so.
         state = table.find(client, ino)
-        writes = state is None or any(s.iomode is Iomode.RW for s in state.segments)
+        writes = state is None or state.segments.has(Iomode.RW)
         table.service.count("layoutcommit_refused")
         raise refusal(error, bool(ranges) or size > before or writes) from None
+    _check_not_revoked(table, client, ino)
     table.service.count("layoutcommits")
     return after
+
+
+def _check_not_revoked(table: LayoutTable, client: Client, ino: int) -> None:
+    """What was written in place, which no range says, was lost if something was revoked of which
+    the event has not come yet. Only a holder that missed a recall has anything revoked."""
+    layouts = table.service.fs.layouts
+    holder = layouts.holder(client.holder_id)
+    if holder is None or holder.state is not HolderState.LOST:
+        return
+    state = table.find(client, ino)
+    mine = [g for g in layouts.grants(ino) if g.holder == client.holder_id]
+    if state is not None and not covered(state, [(g.offset, g.length, g.iomode) for g in mine]):
+        table.revoked(state)
+        raise NfsError(n.NFS4ERR_BAD_STATEID)
 
 
 def _check_stateid(
@@ -72,8 +89,10 @@ def _check_stateid(
         if not grace or error.status not in (n.NFS4ERR_STALE_STATEID, n.NFS4ERR_BAD_STATEID):
             raise
         assert c.client is not None
-        if not c.client.holder_old:
-            raise
+        holder = table.service.fs.layouts.holder(c.client.holder_id)
+        # With blocks in quarantine something of it was revoked: it does not know of what.
+        if not c.client.holder_old or holder is None or holder.quarantined:
+            raise NfsError(n.NFS4ERR_BAD_STATEID) from None
 
 
 def refusal(error: OSError, loses: bool) -> Exception:

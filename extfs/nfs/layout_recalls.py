@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from extfs.nfs.layouts import LayoutTable
     from extfs.nfs.timers import Timer
 
-__all__ = ["Recall", "Recalls"]
+__all__ = ["Recall", "Recalls", "covered"]
 
 log = logging.getLogger("extfs.nfs")
 
@@ -207,7 +207,7 @@ class Recalls:
             except OSError:
                 mine = []
             spans = [(g.offset, g.length, g.iomode) for g in mine]
-            if state.gate.idle and not _covered(state, spans):
+            if state.gate.idle and not covered(state, spans):
                 self._table.revoked(state)
                 continue
             for grant in mine:
@@ -229,8 +229,8 @@ class Recalls:
         self._service.callbacks.call(client, bytes(body.buffer), 1, lambda reply: None)
 
 
-def _covered(state: LayoutState, grants: list[tuple[int, int, Iomode]]) -> bool:
-    """Whether the core's grants cover the segments of a state."""
+def covered(state: LayoutState, grants: list[tuple[int, int, Iomode]]) -> bool:
+    """Whether the core's grants (offset, length, iomode) cover the segments of a state."""
     for segment in state.segments:
         at = segment.start
         for offset, length, iomode in sorted(grants):
