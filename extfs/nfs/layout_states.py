@@ -6,24 +6,20 @@ The rules are numbered in `extfs.nfs.layouts`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extfs.core import Iomode
 from extfs.nfs import constants as n
-from extfs.nfs.callbacks import Referring
 from extfs.nfs.effects import Steps, Waiting
 from extfs.nfs.errors import NfsError
+from extfs.nfs.layout_segments import Received, Segment, Segments
 from extfs.nfs.stateids import SEQID_MAX, Kind, RecordHead, State, Stateid
 
 if TYPE_CHECKING:
     from extfs.nfs.layout_recalls import Recall
     from extfs.nfs.opens import FileState
-    from extfs.nfs.service import Service
-    from extfs.nfs.sessions import Session, Slot
     from extfs.nfs.xdr import Reader
 
-__all__ = ["PARALLEL", "Gate", "LayoutState", "Received", "Segment", "merged"]
+__all__ = ["PARALLEL", "Gate", "LayoutState"]
 
 PARALLEL = 1 << 20
 """VALID_SEQID_RANGE of RFC 8881 12.5.5.2.1.4; more than a client can have under way."""
@@ -31,48 +27,6 @@ SKIPPED = 1024
 """Serials between a record and what may have been told since it was written."""
 GATE_SECONDS = 30.0
 """Nobody is at a gate as long as this: device I/O is."""
-
-
-class Received:
-    """The reply to a request, and whether the client is known to have it."""
-
-    __slots__ = ("_known", "_sequence", "_service", "_session", "_slot")
-
-    def __init__(self, service: Service, session: Session, slot: Slot) -> None:
-        self._service = service
-        self._session = session
-        self._slot = slot
-        self._sequence = slot.sequence
-        self._known = False
-
-    def proven(self) -> bool:
-        """Once true it stays so."""
-        if not self._known:
-            self._known = (
-                self._slot.sequence != self._sequence
-                or self._service.sessions.get(self._session.id) is not self._session
-            )
-        return self._known
-
-    def settled(self) -> None:
-        """The client has answered a callback that referred to it: it has received it, or never
-        will believe that it did (RFC 8881 2.10.6.3)."""
-        self._known = True
-
-    def referring(self) -> Referring:
-        """For callbacks about what it said."""
-        return Referring(self._session.id, self._sequence, self._session.slots.index(self._slot))
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Bytes [start, end) of a file, as the reply with this serial told."""
-
-    start: int
-    end: int
-    iomode: Iomode
-    serial: int
-    reply: Received | None
 
 
 class Gate:
@@ -158,7 +112,7 @@ class LayoutState(State):
         self.known = True
         self.restored = False
         self.skipped = False
-        self.segments: list[Segment] = []
+        self.segments = Segments()
         self.wanted: list[tuple[int, int]] = []
         self.recall: Recall | None = None
         self.gate = Gate()
@@ -240,69 +194,22 @@ class LayoutState(State):
 
     def add(self, segment: Segment) -> None:
         """A new one; it takes the place of what it overlaps (invariant 4)."""
-        kept = []
-        for old in self.segments:
-            if old.iomode is segment.iomode:
-                kept += _outside(old, segment.start, segment.end)
-            else:
-                kept.append(old)
-        kept.append(segment)
-        self.segments = kept
+        self.segments.add(segment)
 
     def takes(
         self, start: int, end: int, iomode: int, serial: int, *, proven: bool = False
     ) -> list[Segment]:
         """Parts of segments that a return of the range takes away (invariants 8 and 9)."""
-        found = []
-        for segment in self.segments:
-            if segment.serial > serial or not segment.iomode & iomode:
-                continue
-            if proven and segment.reply is not None and not segment.reply.proven():
-                continue
-            low, high = max(start, segment.start), min(end, segment.end)
-            if low < high:
-                found.append(Segment(low, high, segment.iomode, segment.serial, segment.reply))
-        return found
+        return self.segments.takes(start, end, iomode, serial, proven=proven)
 
     def remove(self, parts: Sequence[Segment]) -> None:
         """What `takes` said, after the core has taken it."""
-        for part in parts:
-            kept = []
-            for old in self.segments:
-                if old.iomode is part.iomode and old.serial == part.serial:
-                    kept += _outside(old, part.start, part.end)
-                else:
-                    kept.append(old)
-            self.segments = kept
+        self.segments.remove(parts)
 
     def overlaps(self, start: int, end: int) -> bool:
         """Whether there is a segment in the range."""
-        return any(s.start < end and start < s.end for s in self.segments)
+        return any(True for _ in self.segments.overlapping(start, end))
 
     def unproven(self) -> list[Received]:
         """Replies that a callback has to refer to (invariant 7)."""
-        replies = {id(s.reply): s.reply for s in self.segments if s.reply is not None}
-        return [reply for reply in replies.values() if not reply.proven()]
-
-
-def _outside(segment: Segment, start: int, end: int) -> list[Segment]:
-    """What of the segment lies outside of [start, end)."""
-    parts = []
-    before = segment.start, min(segment.end, start)
-    after = max(segment.start, end), segment.end
-    for low, high in (before, after):
-        if low < high:
-            parts.append(Segment(low, high, segment.iomode, segment.serial, segment.reply))
-    return parts
-
-
-def merged(parts: Sequence[Segment]) -> list[Segment]:
-    """Fewer calls of the core: neighbours of one iomode joined."""
-    joined: list[Segment] = []
-    for part in sorted(parts, key=lambda p: (p.iomode, p.start)):
-        last = joined[-1] if joined else None
-        if last is not None and last.iomode is part.iomode and last.end == part.start:
-            joined[-1] = Segment(last.start, part.end, part.iomode, part.serial, part.reply)
-        else:
-            joined.append(part)
-    return joined
+        return self.segments.unproven()

@@ -61,8 +61,9 @@ from extfs.nfs.clients import Standing
 from extfs.nfs.effects import Blocking, Steps, Waiting
 from extfs.nfs.errors import NfsError
 from extfs.nfs.layout_recalls import Recalls
+from extfs.nfs.layout_segments import Received, Segment, merged
 from extfs.nfs.layout_size import Wanted, ask
-from extfs.nfs.layout_states import Gate, LayoutState, Received, Segment, merged
+from extfs.nfs.layout_states import Gate, LayoutState
 from extfs.nfs.stateids import Kind, RecordHead, State, Stateid
 from extfs.nfs.xdr import Reader
 
@@ -478,7 +479,8 @@ class LayoutTable:
             if not of_client:
                 del self._of_client[state.client]
         self._segments -= len(state.segments)
-        state.segments, state.wanted = [], []
+        state.segments.clear()
+        state.wanted = []
         self.recalls.ended(state)
         self.service.states.drop(state)
         self.settle(state.client)
