@@ -310,6 +310,26 @@ def test_a_revoked_layout_cannot_be_committed_and_the_client_hears_of_it(
     assert world.service.layouts.status()["states"] == 0
 
 
+def test_a_commit_that_comes_before_the_news_of_a_revoke(
+    world: World, one: File, log_watch: LogWatch
+) -> None:
+    """Of blocks that are written in place no range says anything: it must not be taken for done."""
+    log_watch.expect("was revoked")
+    world.fs.write(ino_of(world), 0, b"a" * 16384)
+    world.fs.sync()
+    layout = one.get(0, 16384)
+    with pytest.raises(CoreError):
+        world.fs.write(ino_of(world), 0, b"local" * 100, nowait=True)
+    world.fs.layouts.recall(ino_of(world), 0, BLOCK)
+    world.fs.layouts.set_clock(world.fs.layouts.now() + OVER)
+    world.fs.layouts.settle()
+    assert (0, 4096) not in held(world)
+    assert held(world) != [], "the rest is still in its hands"
+    call = layoutcommit([], layout.stateid, None)
+    assert status_of(one.session, putfh(one.fh), call) == "BAD_STATEID"
+    events(world)
+
+
 def test_returning_what_was_revoked_empties_the_quarantine(
     world: World, one: File, log_watch: LogWatch
 ) -> None:
