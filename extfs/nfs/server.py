@@ -45,7 +45,8 @@ _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """`listen`: addresses and ports. `backlog_bytes`: replies that one client has not read yet."""
+    """`listen`: addresses and ports. `backlog_bytes`: replies that one client has not
+    read yet, beyond which no request of it is read; `running` of them may still add theirs."""
 
     listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 2049),)
     connections: int = 1024
@@ -68,6 +69,9 @@ class _Peer:
         self.scope = trio.CancelScope()
         self.room = trio.Event()
         self.used = trio.current_time()
+        options, record_bytes = server.options, server.service.options.record_bytes
+        # Requests that were let in are answered: all of them may be done before one reply is read.
+        self._most = 2 * options.backlog_bytes + options.running * record_bytes
         self.connection: Connection = server.service.connected(address, self.send, self.close)
 
     def close(self) -> None:
@@ -98,7 +102,7 @@ class _Peer:
     def _queue(self, record: bytes) -> None:
         self.queue.append(record)
         self.queued += len(record)
-        if self.queued > 2 * self.server.options.backlog_bytes:
+        if self.queued > self._most:
             log.info("%s:%d does not read; dropped", self.connection.host, self.connection.port)
             self.close()
 

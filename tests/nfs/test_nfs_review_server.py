@@ -10,7 +10,7 @@ import pytest
 import trio
 from conftest import LogWatch
 
-from extfs.core import EventType, LayoutEvent
+from extfs.core import ROOT_INODE, Cred, EventType, LayoutEvent
 from extfs.nfs import constants as n
 from extfs.nfs.compound import Compound, Operation
 from extfs.nfs.effects import Steps, Waiting
@@ -109,6 +109,30 @@ async def test_who_waited_for_a_timer_lets_the_next_request_in(
         with trio.fail_after(5):
             assert Reader(await client.record()).u32() == 1
             assert Reader(await client.record()).u32() == 2
+
+
+async def test_replies_to_requests_that_were_let_in_do_not_drop_their_client(serve: Serve) -> None:
+    """A slow link and as many READs as there are slots; they are all done before one is sent."""
+    many, size = 24, 1 << 20
+    async with serve(backlog_bytes=1 << 20) as server:
+        fs = server.service.fs
+        made = fs.mknod(ROOT_INODE, b"file", 0o100644, 0, Cred(0, 0, 0))
+        fs.write(made.ino, 0, bytes(size))
+        client, session = await with_session(server)
+        read = wire.op(n.OP_READ, bytes(16), wire.u64(0), wire.u32(size))
+        find = wire.op(n.OP_LOOKUP, wire.opaque(b"file"))
+        root = wire.op(n.OP_PUTROOTFH)
+        sent = b"".join(
+            marked(call(100 + slot, wire.sequence(session, 1, slot, slot), root, find, read))
+            for slot in range(many)
+        )
+        await client.stream.send_all(sent)
+        with trio.fail_after(20):
+            while server.service.counters["server_reads"] < many:  # noqa: ASYNC110 - no event
+                await trio.sleep(0.01)
+        found = [await client.record() for _ in range(many)]
+        assert sorted(Reader(record).u32() for record in found) == list(range(100, 100 + many))
+        assert all(len(record) > size - 4096 for record in found)
 
 
 def test_nothing_is_left_of_clients_that_come_and_go(world: World) -> None:
