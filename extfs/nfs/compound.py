@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from extfs.nfs import constants as n
-from extfs.nfs import credentials, names
+from extfs.nfs import credentials, filehandles, names
 from extfs.nfs.effects import Steps
 from extfs.nfs.errors import NfsError, status_of
 from extfs.nfs.rpc import Credential
@@ -161,7 +161,7 @@ class Compound:
             raise NfsError(n.NFS4ERR_NOFILEHANDLE)
         if filehandle.pseudo:
             raise NfsError(n.NFS4ERR_ISDIR)
-        kind = self.service.fs.getattr(filehandle.ino).mode & 0o170000
+        kind = filehandles.stat(self, filehandle).mode & 0o170000
         if kind == 0o100000:
             return filehandle
         if kind == 0o040000:
@@ -317,9 +317,22 @@ class Compound:
             return self._failed(begin, n.NFS4ERR_BADXDR)
         assert isinstance(error, OSError)
         status = status_of(error)
+        if status == n.NFS4ERR_NOENT and self._gone():
+            status = n.NFS4ERR_STALE
         if status == n.NFS4ERR_IO:
             log.warning("%s: %s", n.OPERATION_NAMES.get(op, op), error)
         return self._failed(begin, status)
+
+    def _gone(self) -> bool:
+        """Whether it is the current filehandle's file itself that is not there any more."""
+        filehandle = self.current
+        if filehandle is None or filehandle.pseudo:
+            return False
+        try:
+            self.service.fs.handle_check(filehandle.ino, filehandle.generation)
+        except OSError:
+            return True
+        return False
 
     def _broken(self, op: int, begin: int, error: Exception) -> int:
         log.error("%s failed", n.OPERATION_NAMES.get(op, op), exc_info=error)

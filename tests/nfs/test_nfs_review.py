@@ -18,6 +18,7 @@ from nfs import wire
 from nfs.calls import Failed, do, putfh
 from nfs.conftest import World
 from nfs.file_calls import (
+    ANONYMOUS,
     NO_DELEG,
     PUTROOTFH,
     READ,
@@ -26,6 +27,9 @@ from nfs.file_calls import (
     StatusError,
     create,
     stateid,
+)
+from nfs.file_calls import (
+    putfh as file_putfh,
 )
 from nfs.handshake import Server, bind_conn, created, identify
 from nfs.layout_calls import (
@@ -188,6 +192,22 @@ def test_an_open_that_finds_no_room_for_its_state_makes_no_file(world: World) ->
     assert status_of(making) == n.NFS4ERR_DELAY
     one.close(first.fh, first.stateid)
     assert status_of(making) == n.NFS4_OK
+
+
+def test_a_file_that_goes_during_a_compound_is_stale_for_its_rest(world: World) -> None:
+    """Its inode number may be another file's by then, one outside of the export."""
+    service, runner = slow_service(world)
+    client = FileClient(Session(service, b"one"))
+    opened = client.create(b"file")
+    client.close(opened.fh, opened.stateid)
+    runner.slow = True
+    read = op(n.OP_READ, stateid(ANONYMOUS), u64(0), u32(10))
+    commit = op(n.OP_COMMIT, u64(0), u32(0))
+    xid = start(client.session, file_putfh(opened.fh), commit, read)
+    world.fs.unlink(ROOT_INODE, b"file")
+    runner.go_all()
+    reply = wire.read_compound(client.session.wire.results(xid))
+    assert reply.status == n.NFS4ERR_STALE
 
 
 # ---- clients and sessions ----------------------------------------------------------------------
