@@ -116,6 +116,14 @@ bool lost_has(struct fs *fs, inum_t ino, uint64_t holder)
 	return RB_FIND(lost_by_ino, &fs->layouts->lost, &key);
 }
 
+bool lost_revoked(struct fs *fs, inum_t ino, uint64_t holder)
+{
+	struct lost_inode key = { .ino = ino, .holder = holder };
+	struct lost_inode *li = RB_FIND(lost_by_ino, &fs->layouts->lost, &key);
+
+	return li && li->revoked;
+}
+
 uint64_t layouts_lost_holder(struct fs *fs, inum_t ino)
 {
 	struct layouts *ls = fs->layouts;

@@ -91,7 +91,9 @@ static int check_ranges(struct file_run *r)
 	return 0;
 }
 
-/* No ranges: blocks that were written before were rewritten, anywhere. */
+/* No ranges: blocks that were written before were rewritten, anywhere. When something of the inode
+ * is being taken from the holder, or was, that may have been there, and nothing says that it was
+ * not. */
 static int check_any(struct file_run *r)
 {
 	struct seg *s = NULL;
@@ -103,7 +105,12 @@ static int check_any(struct file_run *r)
 		any = true;
 		rc = touch(r, s);
 	}
-	return rc || any ? rc : not_held(r);
+	if (rc || !any)
+		return rc ? rc : not_held(r);
+	if (holder_state_of(r->fs->layouts, r->fop->layout->holder) == HOLDER_LOST &&
+	    lost_revoked(r->fs, r->fop->in->ino, r->fop->layout->holder))
+		return not_held(r);
+	return 0;
 }
 
 /* Nothing becomes written behind the end of the file: whoever moved EOF over it later would show

@@ -301,6 +301,7 @@ int lost_load(struct fs *fs, inum_t ino, uint64_t holder);
 /* fs->lock exclusive; ino 0: all inodes */
 void lost_del(struct fs *fs, inum_t ino, uint64_t holder);
 bool lost_has(struct fs *fs, inum_t ino, uint64_t holder); /* fs->lock */
+bool lost_revoked(struct fs *fs, inum_t ino, uint64_t holder); /* something was taken; fs->lock */
 /* First inode above ino that is in the set for this holder; 0: none. fs->lock. */
 inum_t lost_next(struct fs *fs, uint64_t holder, inum_t ino);
 /* holder_resume(): what only the restart put there. fs->lock exclusive. */
