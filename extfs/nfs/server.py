@@ -40,6 +40,8 @@ log = logging.getLogger("extfs.nfs")
 _RECEIVE_BYTES = 1 << 18
 _BATCH = 32
 """Receives, or connections accepted, in a row before other tasks get a turn."""
+_CONNECTIONS_OF_SESSION = 16
+"""What Linux makes of one server at most (nconnect)."""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
 
@@ -135,6 +137,15 @@ class _Peer:
         """Whether to stop reading from it."""
         options = self.server.options
         return self.queued > options.backlog_bytes or self.connection.running >= options.running
+
+    def spare(self) -> bool:
+        """Whether its sessions have more connections than a client has a use for."""
+        connection = self.connection
+        return not connection.running and all(
+            len(session.connections) > _CONNECTIONS_OF_SESSION
+            and connection not in session.back_connections
+            for session in connection.sessions
+        )
 
     async def receive(self) -> None:
         """Until the connection ends."""
@@ -337,8 +348,11 @@ class Server:
         self.start(self._serve, peer)
 
     def _drop_idle(self) -> bool:
-        """Make room: drop the connection without a session that has been idle the longest."""
+        """Make room: drop the connection that has been idle the longest, of those without a
+        session; if there are none, of those that their sessions can spare."""
         idle = [peer for peer in self._peers if not peer.connection.sessions]
+        if not idle:
+            idle = [peer for peer in self._peers if peer.spare()]
         if not idle:
             return False
         oldest = min(idle, key=lambda peer: peer.used)

@@ -135,6 +135,17 @@ async def test_replies_to_requests_that_were_let_in_do_not_drop_their_client(ser
         assert all(len(record) > size - 4096 for record in found)
 
 
+async def test_one_session_does_not_take_all_connections(serve: Serve) -> None:
+    async with serve(connections=24) as server:
+        first, session = await with_session(server)
+        for slot in range(1, 24):
+            other = await connect(server)
+            await other.ask(call(slot, wire.sequence(session, 1, slot, slot)))
+        late = await connect(server)
+        assert await late.ask(NULL) == NULL_REPLY
+        assert await first.ask(NULL) == NULL_REPLY, "it has the backchannel"
+
+
 def test_nothing_is_left_of_clients_that_come_and_go(world: World) -> None:
     """Objects of the server's own classes, after many handshakes and lost connections."""
 
