@@ -364,6 +364,16 @@ async def test_other_events_are_passed_on(clock: trio.testing.MockClock) -> None
     assert seen == [recall]
 
 
+async def test_that_events_were_lost_is_passed_on(clock: trio.testing.MockClock) -> None:
+    """Some of those that were may have been of others."""
+    table = FakeTable()
+    seen: list[LayoutEvent] = []
+    overflow = event(EventType.OVERFLOW, length=3)
+    fencing = Fencing(table, NoFence(), on_event=seen.append)
+    await run_for(fencing, 5, (1, lambda: table.post(overflow)))
+    assert seen == [overflow]
+
+
 # ---- the option --------------------------------------------------------------------------------
 
 
