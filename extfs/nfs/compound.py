@@ -319,6 +319,8 @@ class Compound:
         status = status_of(error)
         if status == n.NFS4ERR_NOENT and self._gone():
             status = n.NFS4ERR_STALE
+        if status == n.NFS4ERR_NOSPC and self.service.layouts.recall_any():
+            status = n.NFS4ERR_DELAY  # what is held and not used is asked for first
         if status == n.NFS4ERR_IO:
             log.warning("%s: %s", n.OPERATION_NAMES.get(op, op), error)
         return self._failed(begin, status)

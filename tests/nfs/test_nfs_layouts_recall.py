@@ -14,7 +14,7 @@ from extfs.nfs import constants as n
 from extfs.nfs.layout_recalls import AGREED_PAUSE, LONGEST_PAUSE
 from extfs.nfs.layouts import RECALL_ANY_SECONDS
 from extfs.nfs.stateids import Stateid
-from nfs.calls import fails, putfh, putrootfh, status_of
+from nfs.calls import Call, fails, putfh, putrootfh, status_of
 from nfs.conftest import World
 from nfs.layout_calls import (
     ALL,
@@ -24,6 +24,7 @@ from nfs.layout_calls import (
     RW,
     File,
     answer,
+    encoded,
     events,
     layoutcommit,
     layoutget,
@@ -33,7 +34,7 @@ from nfs.layout_calls import (
     take_recall,
 )
 from nfs.wire import encode as encode_compound
-from nfs.wire import next_result, read_compound
+from nfs.wire import next_result, op, read_compound, u64
 from nfs.wire import sequence as sequence_op
 
 MIB = 1 << 20
@@ -547,6 +548,18 @@ def test_when_space_is_short_others_are_asked_first(world: World, one: File, two
     assert status_of(two.session, putfh(two.fh), call) == "NOSPC"
     world.runner.advance(RECALL_ANY_SECONDS)
     assert status_of(two.session, putfh(two.fh), call) == "LAYOUTTRYLATER"
+
+
+def test_a_write_without_space_asks_for_layouts_first(world: World, one: File, two: File) -> None:
+    one.get(0, 40 * MIB)
+    world.fs.fallocate(world.fs.mknod(ROOT_INODE, b"big", 0o100644).ino, 0, 8 * MIB)
+    other = open_file(two.session, b"other")
+    world.runner.advance(RECALL_ANY_SECONDS)
+    take_callbacks(one.session.wire)
+    call = Call(op(n.OP_ALLOCATE, encoded(other.opened), u64(0), u64(30 * MIB)))
+    assert status_of(two.session, putfh(other.fh), call) == "DELAY"
+    assert [c.op for c in take_callbacks(one.session.wire)] == [n.OP_CB_RECALL_ANY]
+    assert status_of(two.session, putfh(other.fh), call) == "NOSPC"
 
 
 def test_lost_events_are_made_good(world: World, one: File, log_watch: LogWatch) -> None:
