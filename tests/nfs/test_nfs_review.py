@@ -531,3 +531,24 @@ def test_a_revoke_of_a_delegation_that_was_lost_is_found(world: World) -> None:
     world.fs.delegations.give_back(ino, client_of(client.session).holder_id)
     world.service.layout_event(OVERFLOW)
     assert client.test(opened.delegation.stateid) == [n.NFS4ERR_DELEG_REVOKED]
+
+
+# ---- names -------------------------------------------------------------------------------------
+
+
+def test_a_remove_takes_no_other_file_than_was_looked_at(world: World) -> None:
+    service, runner = slow_service(world)
+    fs = world.fs
+    place = fs.mkdir(ROOT_INODE, b"tmp", 0o1777, Cred(0, 0, 0))
+    fs.mknod(place.ino, b"name", 0o100644, 0, Cred(4321, 4321, 0))
+    session = Session(service, b"one")
+    find = (PUTROOTFH, op(n.OP_LOOKUP, wire.opaque(b"tmp")))
+    runner.slow = True
+    session.numbers[1] = 1
+    remove = op(n.OP_REMOVE, wire.opaque(b"name"))
+    request = encode(sequence(session.id, 1, 1, 1), *find, remove)
+    session.wire.send(request, auth=STRANGER)
+    fs.unlink(place.ino, b"name")
+    fs.mknod(place.ino, b"name", 0o100600, 0, Cred(0, 0, 0))  # root's, where the bit protects it
+    runner.go_all()
+    assert fs.lookup(place.ino, b"name").uid == 0

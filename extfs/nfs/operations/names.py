@@ -11,7 +11,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from extfs.core import Stat
+from extfs.core import Filesystem, Stat
 from extfs.nfs import constants as n
 from extfs.nfs import credentials, filehandles, names, set_attributes
 from extfs.nfs.changes import CHANGE_INFO_BYTES, ChangeInfo, watched
@@ -73,6 +73,22 @@ def _look(c: Compound, place: Stat, name: bytes) -> Stat | None:
         if error.errno == errno.ENOENT:
             return None
         raise
+
+
+def _still(fs: Filesystem, directory: int, name: bytes, seen: Stat | None) -> None:
+    """NFS4ERR_DELAY unless the name leads to what was looked at; in the thread that changes it.
+
+    What was asked about one file (whose it is, who holds it) is not to be done to another.
+    """
+    try:
+        found: Stat | None = fs.lookup(directory, name)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        found = None
+    # What is gone is told by the change itself.
+    if found is not None and (seen is None or found.ino != seen.ino):
+        raise NfsError(n.NFS4ERR_DELAY)
 
 
 def _removable(c: Compound, place: Stat, victim: Stat) -> None:
@@ -299,6 +315,7 @@ def remove(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     take = fs.rmdir if victim.mode & S_IFMT == S_IFDIR else fs.unlink
 
     def work() -> ChangeInfo:
+        _still(fs, place.ino, name, victim)
         _, info = watched(fs, place.ino, lambda: take(place.ino, name))
         fs.fsync(place.ino)
         return info
@@ -334,6 +351,8 @@ def rename(c: Compound, args: Reader, out: Writer) -> Steps[None]:
         _check_target(c, target, moved, victim)
 
     def work() -> tuple[ChangeInfo, ChangeInfo]:
+        _still(fs, source.ino, old, moved)
+        _still(fs, target.ino, new, victim)
         (_, inner), outer = watched(
             fs,
             source.ino,
