@@ -358,20 +358,10 @@ async def test_many_lost_holders_are_fenced_side_by_side(clock: trio.testing.Moc
 async def test_other_events_are_passed_on(clock: trio.testing.MockClock) -> None:
     table = FakeTable()
     seen: list[LayoutEvent] = []
-    recall = event(EventType.RECALL, 9)
+    told = [event(EventType.RECALL, 9), event(EventType.OVERFLOW, length=3)]
     fencing = Fencing(table, NoFence(), on_event=seen.append)
-    await run_for(fencing, 5, (1, lambda: table.post(recall)))
-    assert seen == [recall]
-
-
-async def test_that_events_were_lost_is_passed_on(clock: trio.testing.MockClock) -> None:
-    """Some of those that were may have been of others."""
-    table = FakeTable()
-    seen: list[LayoutEvent] = []
-    overflow = event(EventType.OVERFLOW, length=3)
-    fencing = Fencing(table, NoFence(), on_event=seen.append)
-    await run_for(fencing, 5, (1, lambda: table.post(overflow)))
-    assert seen == [overflow]
+    await run_for(fencing, 5, *((1, lambda one=one: table.post(one)) for one in told))
+    assert seen == told
 
 
 # ---- the option --------------------------------------------------------------------------------
