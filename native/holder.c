@@ -102,6 +102,15 @@ static void end_if_empty(struct layouts *ls, struct holder *h)
 	holder_want_release(ls, h);
 }
 
+void holder_was_released(struct layouts *ls, struct holder *h)
+{
+	h->releasing = false;
+	if (h->release_again)
+		holder_want_release(ls, h);
+	else
+		end_if_empty(ls, h);
+}
+
 static void become_lost(struct layouts *ls, struct holder *h)
 {
 	set_state(ls, h, HOLDER_LOST);

@@ -279,6 +279,8 @@ void holders_destroy(struct layouts *ls);
  * without copies, free staged blocks, remove exposures and inode records, release the quarantine,
  * lost_del(), holder_forget(). For a LIVE one (it returned all): only the quarantine. */
 void holder_want_release(struct layouts *ls, struct holder *h);
+/* mutex held: release_start() has come to its end. One that ended meanwhile may have nothing now. */
+void holder_was_released(struct layouts *ls, struct holder *h);
 
 /* ---- holder_disk.c ---- */
 /* In a transaction; add: gives it its id. */

@@ -123,11 +123,8 @@ void release_ended(struct layouts *ls, uint64_t holder)
 
 	pthread_mutex_lock(&ls->mutex);
 	h = holder_find(ls, holder);
-	if (h) {
-		h->releasing = false;
-		if (h->release_again)
-			holder_want_release(ls, h);
-	}
+	if (h)
+		holder_was_released(ls, h);
 	pthread_mutex_unlock(&ls->mutex);
 	wake_naps(ls, UINT64_MAX);
 }

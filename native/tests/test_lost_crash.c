@@ -359,6 +359,30 @@ static void nothing_outlives_a_holder(void **state)
 	check_all_free();
 }
 
+/* It returned everything, and ended while its quarantine was being released: then it has nothing,
+ * and nobody need fence it. */
+static void returned_and_ended(void **state)
+{
+	for (unsigned n = 0; n < 50; n++) {
+		uint64_t h = new_holder(0), from = h - 1;
+		struct holder_look look;
+
+		OK(get(0, h, IOMODE_RW, 0, 64 * B, 0));
+		OK(holder_lost(world.fs, h));
+		assert_int_equal(do_truncate(0, 0), 0);
+		assert_int_equal(do_write(0, 0, 64 * B, 5), 64 * B);
+		OK(give_back_all(h));
+		OK(holder_lost(world.fs, h));
+		layouts_settle(world.fs);
+		layouts_settle(world.fs);
+		if (holder_list(world.fs, &from, &look, 1) && look.id == h)
+			fail_msg("round %u: it is still there", n);
+		event_sink_destroy(world.fs, holder[0].sink);
+		holder[0].sink = NULL;
+	}
+	check_all_free();
+}
+
 #define T(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int main(void)
@@ -371,6 +395,7 @@ int main(void)
 		T(one_of_two_returns),
 		T(map_changes_of_others),
 		T(nothing_outlives_a_holder),
+		T(returned_and_ended),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
