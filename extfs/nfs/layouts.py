@@ -39,7 +39,11 @@ and core do not mean different things by a stateid:
  11. What a client does not return is not forgotten in the core: its holder is lost, and what it
      could reach is in quarantine, until the client has returned everything: no layout state is left
      and each revoked one was returned, too (by its old stateid, or with all of the filesystem).
-     Then, and not while a LAYOUTGET of the client runs, the core is told so (`_settle`).
+     Then, and not while a LAYOUTGET of the client runs, the core is told so (`settle`).
+ 12. Only what the client returns is given back in the core: its writes may be under way with what
+     it had before, in the same range, too. So not what a LAYOUTGET was granted for nothing, because
+     its state was revoked or its client went meanwhile, unless the client had nothing of the file;
+     not with one of several revoked stateids of a file; and nothing when a lease has ended.
 
 Everything runs in the protocol's thread. A generator's `yield` lets others run: what is checked
 before one is checked again after it, unless the gate of the state is held.
@@ -177,14 +181,24 @@ class LayoutTable:
             state = yield from self._enter(c, ino, inside)
             self._check_recalled(state)
             self._check_segments()
+            fresh = self._holds_nothing(state, holder)
             layout = yield from self._ask_core(client, ino, holder, wanted, limit // EXTENT_BYTES)
             try:
                 return self._granted(c, state, wanted, layout)
             except NfsError:
-                start, length = wanted.start, layout.next - wanted.start
-                give, iomode = self.service.fs.layouts.give_back, wanted.iomode
-                yield Blocking(lambda: give(ino, holder, start, length, iomode=iomode))
+                if fresh and not state.serial and client.standing is not Standing.GONE:
+                    start, length = wanted.start, layout.next - wanted.start
+                    give, iomode = self.service.fs.layouts.give_back, wanted.iomode
+                    yield Blocking(lambda: give(ino, holder, start, length, iomode=iomode))
                 raise
+
+    def _holds_nothing(self, state: LayoutState, holder: int) -> bool:
+        """Invariant 12: whether a LAYOUTGET that fails may give back what it was granted. Of a
+        state that has been told to the client it may not."""
+        if state.serial:
+            return False
+        grants = self.service.fs.layouts.grants(state.file.ino)
+        return not any(grant.holder == holder for grant in grants)
 
     def _enter(self, c: Compound, ino: int, inside: contextlib.ExitStack) -> Steps[LayoutState]:
         """The state of the client and the current file, with its gate held."""
@@ -297,6 +311,8 @@ class LayoutTable:
         if error.errno == errno.EOWNERDEAD:
             # It missed a recall, but it is here. It goes on with what it has left; what it did not
             # return stays in quarantine (invariant 11).
+            if client.standing is Standing.GONE:
+                raise NfsError(n.NFS4ERR_EXPIRED)
             self._unclean.add(client)
             if not self.service.callbacks.path_up(client):
                 raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
@@ -422,7 +438,9 @@ class LayoutTable:
         gate = self._settling.setdefault(client, Gate())
         yield from gate.enter(alone=True)  # no LAYOUTGET of the client runs
         try:
-            if self.find(client, ino) is None:
+            revoked = self._revoked.get(client, {})
+            others = any(file == ino for one, file in revoked.items() if one != other)
+            if self.find(client, ino) is None and not others and _OTHERS not in revoked:
                 yield Blocking(lambda: layouts.give_back(ino, holder))
         finally:
             gate.leave(alone=True)
@@ -448,7 +466,7 @@ class LayoutTable:
         """Invariant 11: tell the core when a client that was lost has returned everything."""
         if client not in self._unclean or self._of_client.get(client) or self._revoked.get(client):
             return
-        if client in self._settling or not client.holder_id:
+        if client in self._settling or not client.holder_id or client.standing is Standing.GONE:
             return
 
         def steps() -> Steps[None]:
@@ -547,7 +565,7 @@ class LayoutTable:
             self._revoked.setdefault(client, {})[_OTHERS] = 0
 
     def client_lost(self, client: Client) -> None:
-        """The client is gone; `ClientTable.drop` tells the core."""
+        """The client is GONE; `ClientTable.drop` tells the core."""
         for state in self.of_client(client):
             self.drop(state)
         self._revoked.pop(client, None)
