@@ -557,7 +557,7 @@ static void no_name_of_it_changes(void **state)
 
 #define USERS 3u
 #define WAITS 100u   /* of all users: enough was seen */
-#define ROUNDS 1000000u /* of one */
+#define ROUNDS 1000000u /* until WAITS have waited; how long that takes depends on who runs when */
 
 struct user {
 	pthread_t thread;
