@@ -554,6 +554,7 @@ uint64_t delegations_due(struct layouts *ls, uint64_t now)
 	uint64_t next;
 
 	pthread_mutex_lock(&ls->mutex);
+	now = MIN(now, layouts_now(ls->fs)); /* the clock may have become virtual since */
 	while ((d = RB_MIN(recalled_tree, &ls->recalled)) && d->due <= now)
 		revoke(ls, d);
 	next = d ? d->due : UINT64_MAX;

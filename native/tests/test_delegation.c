@@ -342,6 +342,7 @@ static void a_change_of_clocks_moves_the_deadline(void **state)
 	a = reg();
 	seq_of(0, a, true);
 	assert_int_equal(begin_local(&l, 0, DELEGATION_WRITE), ERR_PARKED);
+	layouts_settle(world.fs); /* nobody is at work with the time of before */
 	layouts_set_clock(world.fs, SECOND);
 	assert_int_equal(delegation_list(world.fs, a, &seq, &d, 1), 1);
 	assert_in_range(d.left_ms, RECALL_NS / 1000000 - 900, RECALL_NS / 1000000);
