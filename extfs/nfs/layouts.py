@@ -392,8 +392,16 @@ class LayoutTable:
         with self._leaving(state):
             if self._states.get((client, ino)) is not state:
                 raise NfsError(n.NFS4ERR_BAD_STATEID)  # it ended meanwhile
-            yield from self._take(state, state.takes(start, end, iomode, serial))
-            return self._bump(state) if state.segments else None
+            parts = state.takes(start, end, iomode, serial)
+            whole = start == 0 and end == n.NFS4_MAXFILELEN and len(parts) == len(state.segments)
+            yield from self._take(state, parts)
+            if self._states.get((client, ino)) is state:
+                return self._bump(state) if state.segments else None
+            if not whole:
+                raise NfsError(n.NFS4ERR_BAD_STATEID)  # revoked meanwhile: what is left is lost
+            self._revoked.get(client, {}).pop(state.other, None)
+        self.settle(client)
+        return None
 
     def _take(self, state: LayoutState, parts: list[Segment]) -> Steps[None]:
         """The core takes them back; the gate is held."""

@@ -10,7 +10,18 @@ from extfs.core import ROOT_INODE, CoreError, HolderState
 from extfs.nfs import constants as n
 from nfs.calls import putfh, status_of
 from nfs.conftest import World
-from nfs.layout_calls import BLOCK, RW, File, close, events, layoutget, layoutreturn, open_file
+from nfs.layout_calls import (
+    ALL,
+    ANY,
+    BLOCK,
+    RW,
+    File,
+    close,
+    events,
+    layoutget,
+    layoutreturn,
+    open_file,
+)
 from nfs.test_nfs_layouts_recall import OVER, Slow, result, send
 
 
@@ -148,3 +159,35 @@ def test_the_end_of_a_lease_is_no_return(world: World, file: File, log_watch: Lo
     assert record.state is HolderState.LOST
     assert held(world, b"other") >= {0, 1, 2, 3}
     assert world.service.counters["holders_settled"] == 0
+
+
+def test_a_return_of_a_part_that_a_revoke_overtook_is_not_one_of_all(
+    world: World, file: File, log_watch: LogWatch
+) -> None:
+    """No stateid in the answer would say that the client has nothing left, and so nothing lost."""
+    log_watch.expect("was revoked")
+    layout = file.get(0, 8 * BLOCK)
+    slow = Slow(world)
+    give = layoutreturn(0, 2 * BLOCK, ANY, layout.stateid)
+    xid = send(file, give, 1)
+    revoke(world, 6)
+    slow.end()
+    assert result(file, give, xid) == n.NFS4ERR_BAD_STATEID
+    assert held(world) == {2, 3, 4, 5, 7}
+
+
+def test_a_return_of_all_that_a_revoke_overtook_returns_what_was_revoked(
+    world: World, file: File, log_watch: LogWatch
+) -> None:
+    log_watch.expect("was revoked")
+    layout = file.get(0, 8 * BLOCK)
+    slow = Slow(world)
+    give = layoutreturn(0, ALL, ANY, layout.stateid)
+    xid = send(file, give, 1)
+    revoke(world, 6)
+    slow.end()
+    assert result(file, give, xid) is None
+    world.fs.layouts.settle()
+    record = world.fs.layouts.holder(holder(world))
+    assert record is not None
+    assert (record.state, record.quarantined) == (HolderState.LIVE, 0)
