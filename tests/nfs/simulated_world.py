@@ -314,13 +314,26 @@ class World:
         self.epoch += 1
         self._abandon()
         if power:
-            self.sim.crash_at(0)
-            self.sim.restart(self.random.randrange(1 << 30))
-        self._start()
+            self._power_on()
+        try:
+            self._start()
+        except CoreError:
+            if not self.sim.crashed:
+                raise
+            self.count("power cut in a start")
+            power = True
+            self.epoch += 1
+            self.fs.abandon()
+            self._power_on()
+            self._start()
         self._settled = self.now
         self.timers_changed()
         for told in self.restarted:
             told(power)
+
+    def _power_on(self) -> None:
+        self.sim.crash_at(0)
+        self.sim.restart(self.random.randrange(1 << 30))
 
     # -- users of the mount --
 
