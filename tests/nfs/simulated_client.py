@@ -101,6 +101,8 @@ class SimClient:
         self.kept = kept
         self.boots = 0
         self.frozen = 0.0
+        self.down = False
+        """Without power; it boots a while after the server's last start."""
         self.stopping = False
         self.tasks = 0
         self.generation = 0
@@ -124,6 +126,7 @@ class SimClient:
         self._unless_dark(self._boot)
 
     def _boot(self) -> None:
+        self.down = False
         self.boots += 1
         self.holder = 0
         self._begin_anew()
@@ -189,7 +192,8 @@ class SimClient:
     def server_restarted(self, power: bool) -> None:
         """All connections are lost, all sessions are gone; without power, so is the client."""
         self.wire.open = False
-        if power:
+        if power or self.down:
+            self.down = True
             self.frozen = 0.0
             self._begin_anew()
             self.world.later(0.5, self.boot)
