@@ -19,7 +19,8 @@
 #include "layout_priv.h"
 #include "log.h"
 
-/* Revokes under way at most: each copies blocks through memory. */
+/* Revokes under way at most: each copies blocks through memory. One that is parked does not, and
+ * may wait for a grant that only another revoke takes: those must find a place, or none goes on. */
 #define REVOKES_MAX 16u
 /* Taken from holders in one look at an inode. */
 #define WANTS_MAX 16u
@@ -287,14 +288,19 @@ static bool serve_timed(struct layouts *ls, uint64_t now)
 	return true;
 }
 
+static bool may_revoke(const struct layouts *ls)
+{
+	return ls->nrevokes - ls->nparked < REVOKES_MAX;
+}
+
 uint64_t recalls_due(struct layouts *ls, uint64_t now)
 {
 	uint64_t next = UINT64_MAX;
 	struct timed *tm;
 
-	while (ls->nrevokes < REVOKES_MAX && (serve_waiter(ls, now) || serve_timed(ls, now)))
+	while (may_revoke(ls) && (serve_waiter(ls, now) || serve_timed(ls, now)))
 		;
-	if (ls->nrevokes >= REVOKES_MAX)
+	if (!may_revoke(ls))
 		return UINT64_MAX; /* the end of one is when to look */
 	pthread_mutex_lock(&ls->mutex);
 	if (ls->due_head)

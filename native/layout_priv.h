@@ -157,6 +157,7 @@ struct layouts {
 	/* the thread's own */
 	TAILQ_HEAD(, revoking) revokes;
 	unsigned nrevokes;
+	unsigned nparked;     /* of them, waiting for their segment */
 	TAILQ_HEAD(, nap) naps;
 };
 

@@ -205,6 +205,8 @@ static enum step revoke_acquire(struct file_run *r)
 		MIN(block_ceil(rv->end), FILE_MAX_BLOCKS);
 	rc = seg_acquire_front(r->fop->in, s);
 	if (rc == ERR_PARKED) {
+		rv->parked = true;
+		rv->ls->nparked++;
 		mark_revoked(rv);
 		return STEP_PARKED;
 	}
@@ -273,6 +275,8 @@ static enum step revoke_held(struct file_run *r)
 	struct inode *in = r->fop->in;
 	bool any;
 
+	rv->ls->nparked -= rv->parked;
+	rv->parked = false;
 	if (r->seg[0].state != SEG_HELD)
 		return revoke_fail(r, r->seg[0].err ? r->seg[0].err : -EIO);
 	pthread_mutex_lock(&in->lock);

@@ -18,6 +18,7 @@ struct revoke {
 	uint64_t holder;
 	uint64_t asked_start, asked_end;
 	uint64_t start, end;           /* whole ATOMIC grants */
+	bool parked;                   /* counted in layouts->nparked */
 	bool read, rw, pin;            /* of what it took something */
 	uint64_t give_up;              /* ns of the clock; 0: no failure yet */
 	struct nap nap;

@@ -352,3 +352,24 @@ def test_the_document_is_bounded(fs: Filesystem, monkeypatch: pytest.MonkeyPatch
     assert [len(file["list"]) for file in said["grants"]["files"]] == [2, 2]
     assert [file["more"] for file in said["grants"]["files"]] == [-1, -1]
     assert TO_THE_END == core.TO_THE_END
+
+
+def test_many_revokes_that_wait_for_a_reader_leave_room_for_his(fs: Filesystem, ino: int) -> None:
+    """More than are let run at a time; each waits for a grant that only one more takes."""
+    block, blocks = 4096, 40
+    fs.layouts.set_clock(1)
+    fs.write(ino, 0, b"x" * blocks * block)
+    fs.sync()
+    writer, _ = fs.layouts.register(HolderSpec("writer", HolderKind.CLIENT))
+    reader, _ = fs.layouts.register(HolderSpec("reader", HolderKind.CLIENT))
+    fs.layouts.get(ino, writer, Iomode.RW, 0, blocks * block)
+    fs.layouts.get(ino, reader, Iomode.READ, 0, blocks * block)
+    for at in range(0, blocks, 2):
+        fs.layouts.recall(ino, at * block, block, holder=writer)
+    for now in (600_000_000, 1_200_000_000, 1_800_000_000):
+        fs.layouts.set_clock(now)
+        fs.layouts.settle()
+    left = [g for g in fs.layouts.grants(ino) if g.holder == writer]
+    assert [g.offset // block for g in left] == list(range(1, blocks, 2))
+    assert all(g.length == block for g in left)
+    assert fs.read(ino, 0, blocks * block) == b"x" * blocks * block
