@@ -189,6 +189,10 @@ def test_an_exception_in_python_fails_one_request(log_watch: LogWatch) -> None:
     """pyfuse3 ends its loop, so the mount, on whatever is no FUSEError."""
 
     class Broken:
+        @property
+        def of_mount(self) -> Broken:
+            return self
+
         def statfs(self) -> None:
             raise RuntimeError("a bug")
 
