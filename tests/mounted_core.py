@@ -9,27 +9,29 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rundir
 
 SERVER = """
-import json, os, stat, sys
+import enum, json, os, stat, sys
 import trio
-from extfs.core import (Bridge, CoreError, Device, EventType, Filesystem, HolderKind, HolderSpec,
-    Iomode)
+from extfs.core import (Bridge, CoreError, DelegationConflict, Device, EventType, Filesystem,
+    HolderKind, HolderSpec, Iomode)
 from extfs.fuse import Session
 
-device, mountpoint = sys.argv[1:]
-fs = Filesystem.open(Device.open(device), recall_ms=60000)
-bridge = Bridge.start(fs, mountpoint, fsname=device)
-session = Session(fs, bridge.forward_fd, lambda: b"{}")
+device, mountpoint, recall_ms, more = sys.argv[1:]
+fs = Filesystem.open(Device.open(device), recall_ms=int(recall_ms))
 FILE = stat.S_IFREG | 0o644
 
 def f(path):
     return fs.resolve(path.encode()).ino
+
+exec(more)
+bridge = Bridge.start(fs, mountpoint, fsname=device)
+session = Session(fs, bridge.forward_fd, lambda: b"{}")
 
 def serve():
     print("mounted", flush=True)
@@ -79,14 +81,25 @@ class MountedCore:
         return answer["is"]
 
 
+Kind = TypeVar("Kind", bound=MountedCore)
+
+
 @contextmanager
-def mounted_core(
-    device: rundir.LoopDevice, run_directory: rundir.RunDirectory
-) -> Iterator[MountedCore]:
-    """Mount `device`, which has been formatted; everything is gone at the end."""
+def mounted_as(
+    kind: type[Kind],
+    device: rundir.LoopDevice,
+    run_directory: rundir.RunDirectory,
+    *,
+    recall_ms: int = 60_000,
+    more: str = "",
+) -> Iterator[Kind]:
+    """Mount `device`, which has been formatted; everything is gone at the end.
+
+    `more` is run in the process before it mounts.
+    """
     mountpoint = run_directory.new_mountpoint()
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, device, mountpoint],
+        [sys.executable, "-c", SERVER, device, mountpoint, str(recall_ms), more],
         env=run_directory.environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -96,7 +109,7 @@ def mounted_core(
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "mounted\n"
-        yield MountedCore(process, mountpoint)
+        yield kind(process, mountpoint)
         process.stdin.close()
         assert process.wait(30) == 0
     finally:
@@ -107,3 +120,10 @@ def mounted_core(
         for mount in rundir.mounts_below(mountpoint):
             rundir.abort_fuse(mount.device_minor)
             subprocess.run(["umount", "-l", "--", str(mount.mountpoint)], check=False, timeout=30)
+
+
+def mounted_core(
+    device: rundir.LoopDevice, run_directory: rundir.RunDirectory
+) -> AbstractContextManager[MountedCore]:
+    """The same, with nothing more."""
+    return mounted_as(MountedCore, device, run_directory)

@@ -6,7 +6,6 @@ The mount and the server's side are one process (`Server`), in virtual time; loc
 from __future__ import annotations
 
 import errno
-import json
 import mmap
 import os
 import select
@@ -22,6 +21,7 @@ import pytest
 import rundir
 from conftest import ExtfsRunner
 from faults import wait_for
+from mounted_core import MountedCore, RefusedError, mounted_as
 
 from extfs.control.client import Descriptor
 from extfs.control.client import Iomode as LocalIomode
@@ -32,19 +32,9 @@ RECALL_MS = 10_000
 QUIET = 0.3
 """Seconds after which somebody who has said nothing is taken to wait."""
 
-# Mounts, then evaluates a line of its input and prints the result in JSON, and so on to the end.
+# What the server's process has besides.
 SERVER = """
-import enum, json, os, sys
-import trio
-from extfs.core import (Bridge, CoreError, DelegationConflict, Device, EventType, Filesystem,
-    HolderKind, HolderSpec, Iomode)
-from extfs.fuse import Session
-
-device, mountpoint, recall_ms = sys.argv[1:]
-fs = Filesystem.open(Device.open(device), recall_ms=int(recall_ms))
 fs.layouts.set_clock(10**12)
-bridge = Bridge.start(fs, mountpoint, fsname=device)
-session = Session(fs, bridge.forward_fd, lambda: b"{}")
 
 def client():
     return fs.layouts.register(HolderSpec("client", HolderKind.CLIENT))[0]
@@ -68,53 +58,11 @@ def give_all_back(holder):
 
 def events():
     return [[e.type.name, e.holder, e.ino, e.grant_seq] for e in fs.layouts.events()]
-
-def serve():
-    print("mounted", flush=True)
-    for line in sys.stdin:
-        try:
-            answer = {"is": eval(line)}
-        except CoreError as error:
-            answer = {"errno": error.errno}
-        print(json.dumps(answer), flush=True)
-
-async def main():
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(session.run)
-        try:
-            await trio.to_thread.run_sync(serve)
-        finally:
-            await trio.to_thread.run_sync(lambda: bridge.unmount(lazy=True))
-            await trio.lowlevel.wait_readable(bridge.event_fd)
-            session.stop()
-
-trio.run(main)
-session.close()
-bridge.stop()
-fs.close()
 """
 
 
-class RefusedError(Exception):
-    """The server's call failed with this errno."""
-
-
-class Server:
-    """The process that mounts; calling it evaluates an expression there."""
-
-    def __init__(self, process: subprocess.Popen[str], mountpoint: Path) -> None:
-        self.process = process
-        self.mountpoint = mountpoint
-
-    def __call__(self, expression: str) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(expression + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        if "errno" in answer:
-            raise RefusedError(answer["errno"])
-        return answer["is"]
+class Server(MountedCore):
+    """The process that mounts, and what the tests ask it for."""
 
     def file(self, name: str, text: bytes = b"text") -> tuple[Path, int]:
         """A new file with contents that nobody has open: its path and number."""
@@ -157,29 +105,9 @@ def server(
     loop_device: rundir.LoopDevice, extfs: ExtfsRunner, run_directory: rundir.RunDirectory
 ) -> Iterator[Server]:
     extfs("mkfs", loop_device)
-    mountpoint = run_directory.new_mountpoint()
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, loop_device, mountpoint, str(RECALL_MS)],
-        env=run_directory.environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "mounted\n"
-        yield Server(process, mountpoint)
-        process.stdin.close()
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
-        for mount in rundir.mounts_below(mountpoint):
-            rundir.abort_fuse(mount.device_minor)
-            subprocess.run(["umount", "-l", "--", str(mount.mountpoint)], check=False, timeout=30)
+    more = mounted_as(Server, loop_device, run_directory, recall_ms=RECALL_MS, more=SERVER)
+    with more as served:
+        yield served
 
 
 class User:

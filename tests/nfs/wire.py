@@ -91,10 +91,9 @@ class Result:
 
 @dataclass
 class Reply:
-    """A COMPOUND's result: its status; the last operation's status; what it returned, undecoded.
+    """A COMPOUND's status, the count of its results, and a reader at the first of them.
 
-    Results have no lengths, so `body` of each but the last must be read by who knows what it is:
-    `results` is filled by `Wire.compound` for operations whose decoder it knows.
+    Results have no lengths: each must be read by who knows what it is, before the next.
     """
 
     status: int
