@@ -21,8 +21,8 @@
  * leaves it the same on disk, where the next mount finds it as a ghost.
  *
  * Ghosts of two holders overlap, because a ghost is everything that its holder could have had. The
- * revoke of each would wait for the other's grant; so a revoke that has to park says that its ghost
- * is being revoked, and that of the other passes under it.
+ * revoke of each would wait for the other's grant; so what one that is parked takes is not in the
+ * way of the others (segment.h, "Revokes").
  *
  * Failure. No space for a copy: once more whenever some may have become free, for recall_ms; then,
  * and at once for any other error, whoever waits for the range fails with -EIO and the grant stays.
@@ -81,22 +81,6 @@ void revoke_cut_before(struct revoke *rv, fileblk_t at, struct grant_list *dead)
 	uint64_t end = at >= FILE_MAX_BLOCKS ? UINT64_MAX : at << BLOCK_SHIFT;
 
 	cut(rv, RW_GRANTS, rv->start, MIN(end, rv->end), dead);
-}
-
-/* While this waits for its segment, and until it has ended, the other revokes of overlapping ghosts
- * need not wait for it. */
-static void mark_revoked(struct revoke *rv)
-{
-	uint64_t start = UINT64_MAX, end = 0;
-	const struct revoking *other;
-
-	TAILQ_FOREACH(other, &rv->ls->revokes, link) {
-		if (other->ino != rv->fop.in->ino || other->holder != rv->holder)
-			continue;
-		start = MIN(start, other->start);
-		end = MAX(end, other->end);
-	}
-	seg_being_revoked(rv->fop.in, rv->holder, MIN(start, end), end);
 }
 
 /* ---- the end
@@ -207,7 +191,6 @@ static enum step revoke_acquire(struct file_run *r)
 	if (rc == ERR_PARKED) {
 		rv->parked = true;
 		rv->ls->nparked++;
-		mark_revoked(rv);
 		return STEP_PARKED;
 	}
 	return rc ? revoke_fail(r, rc) : STEP_NEXT;
@@ -349,7 +332,6 @@ static void revoke_done(struct file_op *fop)
 		seg_fail(fop->in, rv->holder, rv->asked_start, rv->asked_end, -EIO);
 	}
 	revoke_ended(ls, fop->in->ino, rv->holder, rv->asked_start, rv->asked_end);
-	mark_revoked(rv);
 	inode_put(fop->in);
 	free(rv);
 	layouts_ran(ls);

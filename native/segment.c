@@ -78,11 +78,28 @@ static bool is_grant(const struct seg *s)
 	return s->kind >= SEG_FIRST_GRANT;
 }
 
+/* Do parked revokes take all of [start, end) from the holder? */
+static bool being_revoked(const struct seg_tree *st, uint64_t holder, uint64_t start, uint64_t end)
+{
+	while (start < end) {
+		uint64_t reached = start;
+
+		for (const struct seg *q = st->queue_head; q; q = q->queue_next)
+			if (q->revokes && q->holder == holder && q->start <= start)
+				reached = MAX(reached, q->end);
+		if (reached == start)
+			return false;
+		start = reached;
+	}
+	return true;
+}
+
 /* Is the grant, where s overlaps it, about to go just as s wants to make others go? */
 static bool both_revoked(const struct seg *s, const struct seg *grant)
 {
-	return s->revokes && MAX(s->start, grant->start) >= grant->revoked_start &&
-	       MIN(s->end, grant->end) <= grant->revoked_end;
+	return s->revokes && grant->kind == SEG_GRANT_RW &&
+	       being_revoked(s->in->segs, grant->holder, MAX(s->start, grant->start),
+			     MIN(s->end, grant->end));
 }
 
 /* s is no grant. */
@@ -270,12 +287,14 @@ static bool held_clashes(const struct seg_tree *st, const struct seg *s)
 }
 
 /* Does s clash with one of the parked segments from the head up to, not including, stop? What
- * others wait for must not wait for them: a revoke lets only other revokes go first, whoever got
- * in front of it since. */
+ * others wait for must not wait for them: a revoke waits only for what is held, whoever got in
+ * front of it since. */
 static bool queue_clashes(const struct seg_tree *st, const struct seg *s, const struct seg *stop)
 {
+	if (s->revokes)
+		return false;
 	for (const struct seg *q = st->queue_head; q != stop; q = q->queue_next)
-		if ((!s->revokes || q->revokes) && clash(q, s))
+		if (clash(q, s))
 			return true;
 	return false;
 }
@@ -335,7 +354,27 @@ static void tell_grants(struct inode *in, struct seg *s)
 	}
 }
 
+/* A revoke has ended, or left the queue. Other revokes may be parked in a range where its holder
+ * still has grants: those are in their way now, and nobody was told. */
+static void tell_revokes(struct inode *in, const struct seg *ended)
+{
+	if (!ended->revokes || !hooks_of(in))
+		return;
+	for (struct seg *q = in->segs->queue_head; q; q = q->queue_next) {
+		struct seg *g = NULL;
+
+		if (!q->revokes || q->start >= ended->end || ended->start >= q->end)
+			continue;
+		while ((g = seg_next_grant_locked(in, 1u << SEG_GRANT_RW, ended->holder,
+						  MAX(q->start, ended->start),
+						  MIN(q->end, ended->end), g)))
+			if (clash(q, g))
+				tell(in, q, g);
+	}
+}
+
 static void fail_nowait(struct inode *in);
+static void wake_queue(struct inode *in, uint64_t start, uint64_t end);
 
 static void park(struct inode *in, struct seg *s, bool front)
 {
@@ -351,6 +390,8 @@ static void park(struct inode *in, struct seg *s, bool front)
 	tell_grants(in, s);
 	if (s->recalled)
 		fail_nowait(in);
+	if (s->revokes) /* what its holder has is no longer in the way of other revokes */
+		wake_queue(in, s->start, s->end);
 }
 
 static void unpark(struct inode *in, struct seg *s)
@@ -558,6 +599,7 @@ void seg_release(struct inode *in, struct seg *s)
 	pthread_mutex_lock(&in->lock);
 	xassert(s->state == SEG_HELD && !is_grant(s));
 	take_out(in->segs, s);
+	tell_revokes(in, s);
 	wake_queue(in, s->start, s->end);
 	pthread_mutex_unlock(&in->lock);
 }
@@ -593,7 +635,7 @@ static void shrink(struct inode *in, struct seg *s, uint64_t start, uint64_t end
 void seg_shrink(struct inode *in, struct seg *s, uint64_t start, uint64_t end)
 {
 	pthread_mutex_lock(&in->lock);
-	xassert(!is_grant(s));
+	xassert(!is_grant(s) && !s->revokes);
 	shrink(in, s, start, end);
 	pthread_mutex_unlock(&in->lock);
 }
@@ -606,6 +648,7 @@ bool seg_cancel(struct inode *in, struct seg *s)
 	parked = s->state == SEG_PARKED;
 	if (parked) {
 		unpark(in, s);
+		tell_revokes(in, s);
 		wake_queue(in, s->start, s->end);
 	}
 	pthread_mutex_unlock(&in->lock);
@@ -643,6 +686,7 @@ unsigned seg_fail(struct inode *in, uint64_t holder, uint64_t start, uint64_t en
 		high = MAX(high, q->end);
 		failed++;
 		unpark(in, q);
+		tell_revokes(in, q);
 		q->err = err;
 		ioctx_wake(q->op);
 	}
@@ -650,20 +694,6 @@ unsigned seg_fail(struct inode *in, uint64_t holder, uint64_t start, uint64_t en
 		wake_queue(in, low, high);
 	pthread_mutex_unlock(&in->lock);
 	return failed;
-}
-
-void seg_being_revoked(struct inode *in, uint64_t holder, uint64_t start, uint64_t end)
-{
-	struct seg *g = NULL;
-
-	pthread_mutex_lock(&in->lock);
-	while ((g = seg_next_grant_locked(in, 1u << SEG_GRANT_RW, holder, 0, UINT64_MAX, g))) {
-		g->revoked_start = start;
-		g->revoked_end = end;
-	}
-	if (start < end)
-		wake_queue(in, start, end);
-	pthread_mutex_unlock(&in->lock);
 }
 
 bool seg_clashes(const struct seg *s, const struct seg *other)

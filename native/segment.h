@@ -51,6 +51,13 @@
  * parked behind begins to wait for a holder, it ends with -EAGAIN; the grants in its own way are
  * recalled. Where that is hard to tell it errs on the side of -EAGAIN.
  *
+ * Revokes (seg->revokes): a MAP segment in the name of the holder that it takes from. Others wait for
+ * what it takes, so it waits only for what is held. RW grants of two holders overlap after a restart,
+ * and the revoke of each would wait for the grant of the other: so the RW grants of a holder, where
+ * revokes that are parked in its name cover them, are not in the way of other revokes. The first that
+ * gets its segment keeps the others out as any MAP does. A revoke that ends and leaves grants there,
+ * having failed, has them told to those that are parked.
+ *
  * Concurrency: inode->lock, taken inside. fs->lock may be held shared or not at all; grants are
  * removed by a revoke with fs->lock held exclusively.
  */
@@ -70,7 +77,7 @@ enum seg_kind {
 struct seg {
 	uint64_t start, end;
 	enum seg_kind kind;
-	bool revokes;    /* MAP of a revoke: grants that are being revoked themselves are not in its way */
+	bool revokes;    /* MAP of a revoke, in the name of the holder it takes from; see "Revokes" */
 	bool nowait;     /* -EAGAIN instead of a wait for a holder; see "Who does not wait" */
 	bool stalled;    /* held: seg_stall() */
 	enum { SEG_IDLE, SEG_PARKED, SEG_HELD } state;
@@ -81,7 +88,6 @@ struct seg {
 	/* arrival; of a grant: what its maker says (its sequence number), or, for 0, arrival. No two
 	 * grants of one holder and kind have both start and order in common. */
 	uint64_t order;
-	uint64_t revoked_start, revoked_end; /* grants: seg_being_revoked() */
 	/* held: links of the treap of its kind and, grants only, of the one by holder */
 	struct seg_link {
 		struct seg *left, *right;
@@ -102,7 +108,8 @@ struct seg {
 /* Called with in->lock held; leaf locks only inside. */
 struct seg_hooks {
 	/* waiter parks; grant (held, clashing, at least one) is in its way. Once for each; again for
-	 * one that is made while waiter is parked. Must not change the tree. */
+	 * one that is made, or left by a revoke that failed, while waiter is parked. Must not change
+	 * the tree. */
 	void (*recall)(struct inode *in, struct seg *waiter, struct seg *grant);
 	/* A waiter that recall() was called for leaves the queue, however. */
 	void (*unpark)(struct inode *in, struct seg *waiter);
@@ -133,9 +140,6 @@ bool seg_cancel(struct inode *in, struct seg *s);
 /* Everything parked that overlaps and clashes with a grant of `holder` in [start, end) ends with
  * err: its op is resumed with s->err. Returns how many. */
 unsigned seg_fail(struct inode *in, uint64_t holder, uint64_t start, uint64_t end, int err);
-/* RW grants of the holder are being revoked in [start, end) (start == end: no more): there they are no longer in the way of the
- * MAP segments of other revokes. Else two ghosts, which overlap, would wait for each other's revoke. */
-void seg_being_revoked(struct inode *in, uint64_t holder, uint64_t start, uint64_t end);
 /* Is `other` in the way of s, which is no grant? */
 bool seg_clashes(const struct seg *s, const struct seg *other);
 bool seg_any(struct inode *in); /* anything held or parked? */
