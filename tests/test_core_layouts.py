@@ -28,7 +28,7 @@ from extfs.core import (
     LayoutState,
     SimDevice,
 )
-from extfs.layout import CoreTable, Fencing, NoFence, Outcome
+from extfs.layout import Attempt, CoreTable, Fencing, NoFence, Outcome
 
 MIB = 1 << 20
 FILE = stat.S_IFREG | 0o644
@@ -238,7 +238,7 @@ class Answer:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    async def fence(self, holder: core.HolderRecord) -> Outcome:
+    async def fence(self, holder: core.HolderRecord, attempt: Attempt) -> Outcome:
         self.asked.append(holder.id)
         return Outcome.confirmed("")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from attempts import LoneAttempt
 
 from extfs.core import (
     CoreError,
@@ -30,6 +31,7 @@ from extfs.core import (
     LayoutEvent,
 )
 from extfs.layout import (
+    Attempt,
     CgroupFence,
     CommandFence,
     FenceChoice,
@@ -121,7 +123,7 @@ class Script:
         self.calls: list[tuple[int, float]] = []
         self.cancelled = 0
 
-    async def fence(self, holder: HolderRecord) -> Outcome:
+    async def fence(self, holder: HolderRecord, attempt: Attempt) -> Outcome:
         self.calls.append((holder.id, trio.current_time()))
         step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
         try:
@@ -428,7 +430,7 @@ HELD = record(
 async def test_a_command_confirms_with_exit_0(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     path = program(tmp_path, f"env > {seen}; echo first; echo done it; exit 0\n")
-    outcome = await CommandFence(path, {"EXTFS_DEVICE": "/dev/x"}).fence(HELD)
+    outcome = await CommandFence(path, {"EXTFS_DEVICE": "/dev/x"}).fence(HELD, LoneAttempt())
     assert outcome == Outcome.confirmed(f"{path}: exit 0, 'done it'")
     told = dict(line.split("=", 1) for line in seen.read_text().splitlines())
     assert {name: value for name, value in told.items() if name.startswith("EXTFS")} == {
@@ -450,17 +452,17 @@ async def test_a_command_confirms_with_exit_0(tmp_path: Path) -> None:
 
 async def test_a_command_that_fails_confirms_nothing(tmp_path: Path) -> None:
     path = program(tmp_path, "echo no such target >&2; exit 3\n")
-    outcome = await CommandFence(path).fence(HELD)
+    outcome = await CommandFence(path).fence(HELD, LoneAttempt())
     assert outcome == Outcome.failed(f"{path}: exit 3, 'no such target'")
-    assert (await CommandFence(path + "x").fence(HELD)).verdict is Verdict.FAILED
-    killed = await CommandFence(program(tmp_path, "kill -9 $$\n")).fence(HELD)
+    assert (await CommandFence(path + "x").fence(HELD, LoneAttempt())).verdict is Verdict.FAILED
+    killed = await CommandFence(program(tmp_path, "kill -9 $$\n")).fence(HELD, LoneAttempt())
     assert killed.verdict is Verdict.FAILED
 
 
 async def test_a_command_that_takes_too_long_is_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pid"
     path = program(tmp_path, f"echo $$ > {pids}; exec sleep 600\n")
-    outcome = await CommandFence(path, seconds=0.3).fence(HELD)
+    outcome = await CommandFence(path, seconds=0.3).fence(HELD, LoneAttempt())
     assert outcome.verdict is Verdict.FAILED
     assert "longer than 0.3 s" in outcome.detail
     assert not alive(int(pids.read_text()))
@@ -520,13 +522,15 @@ def named(path: str = "/app", **more: object) -> HolderRecord:
 async def test_an_empty_cgroup_confirms(fake: FakeHost) -> None:
     fake.cgroup("/app", populated=False)
     driver = CgroupFence(str(fake.device), host=fake.host())
-    assert await driver.fence(named()) == Outcome.confirmed("/app is empty")
-    assert await driver.fence(named("app")) == Outcome.confirmed("/app is empty")
+    assert await driver.fence(named(), LoneAttempt()) == Outcome.confirmed("/app is empty")
+    assert await driver.fence(named("app"), LoneAttempt()) == Outcome.confirmed("/app is empty")
 
 
 async def test_a_cgroup_that_is_gone_confirms(fake: FakeHost) -> None:
     fake.cgroup("/other")
-    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(named("/app/worker"))
+    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(
+        named("/app/worker"), LoneAttempt()
+    )
     assert outcome.verdict is Verdict.CONFIRMED
 
 
@@ -538,7 +542,7 @@ async def test_observing_waits_until_the_cgroup_is_empty(
     done: list[Outcome] = []
 
     async def ask() -> None:
-        done.append(await driver.fence(named()))
+        done.append(await driver.fence(named(), LoneAttempt()))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
@@ -555,7 +559,7 @@ async def test_killing(fake: FakeHost, clock: trio.testing.MockClock) -> None:
     done: list[Outcome] = []
 
     async def ask() -> None:
-        done.append(await driver.fence(named(uid=os.getuid())))
+        done.append(await driver.fence(named(uid=os.getuid()), LoneAttempt()))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
@@ -571,7 +575,7 @@ async def test_processes_that_do_not_die_are_not_fenced(
 ) -> None:
     fake.cgroup("/app")
     driver = CgroupFence(str(fake.device), kill=True, host=fake.host())
-    outcome = await driver.fence(named(uid=os.getuid()))
+    outcome = await driver.fence(named(uid=os.getuid()), LoneAttempt())
     assert outcome.verdict is Verdict.FAILED
     assert "after they were killed" in outcome.detail
     assert trio.current_time() == pytest.approx(cgroups.KILL_SECONDS, abs=0.1)
@@ -581,7 +585,7 @@ async def test_processes_that_do_not_die_are_not_fenced(
 async def test_the_daemon_does_not_kill_itself(fake: FakeHost, path: str) -> None:
     directory = fake.cgroup(path)
     driver = CgroupFence(str(fake.device), kill=True, host=fake.host())
-    outcome = await driver.fence(named(path))
+    outcome = await driver.fence(named(path), LoneAttempt())
     assert outcome.verdict is Verdict.FAILED
     assert "daemon itself" in outcome.detail
     assert (directory / "cgroup.kill").read_text() == ""
@@ -591,7 +595,7 @@ async def test_a_user_cannot_have_others_killed(fake: FakeHost) -> None:
     """The registration names any path; only what that user may kill anyway is killed."""
     directory = fake.cgroup("/system/database")
     driver = CgroupFence(str(fake.device), kill=True, host=fake.host())
-    outcome = await driver.fence(named("/system/database", uid=os.getuid() + 12345))
+    outcome = await driver.fence(named("/system/database", uid=os.getuid() + 12345), LoneAttempt())
     assert outcome.verdict is Verdict.FAILED
     assert "does not belong to the holder's user" in outcome.detail
     assert (directory / "cgroup.kill").read_text() == ""
@@ -605,7 +609,9 @@ def test_paths_that_are_no_cgroup_below_the_root(tmp_path: Path, path: str) -> N
 
 async def test_a_directory_that_is_no_cgroup_confirms_nothing(fake: FakeHost) -> None:
     (fake.top / "unified/plain").mkdir(parents=True)
-    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(named("/plain"))
+    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(
+        named("/plain"), LoneAttempt()
+    )
     assert outcome.verdict is Verdict.FAILED
 
 
@@ -614,7 +620,7 @@ async def test_a_process_that_never_was_in_its_cgroup_is_not_fenced(fake: FakeHo
     fake.cgroup("/app", populated=False)
     fake.process(50, 900)
     driver = CgroupFence(str(fake.device), host=fake.host())
-    outcome = await driver.fence(named())
+    outcome = await driver.fence(named(), LoneAttempt())
     assert outcome.verdict is Verdict.FAILED
     assert "process 50" in outcome.detail
 
@@ -625,7 +631,7 @@ async def test_another_process_of_the_same_number_is_not_it(
 ) -> None:
     fake.cgroup("/app", populated=False)
     fake.process(50, start, state)
-    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(named())
+    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(named(), LoneAttempt())
     assert outcome.verdict is Verdict.CONFIRMED
 
 
@@ -637,17 +643,17 @@ async def test_a_restart_of_this_host_ends_every_local_holder(fake: FakeHost, fe
     old = uuid.UUID(int=4).bytes
     mine = record(3, boot_id=old, fence=fence, fence_key=fake.host().key())
     driver = CgroupFence(str(fake.device), host=fake.host())
-    outcome = await driver.fence(mine)
+    outcome = await driver.fence(mine, LoneAttempt())
     assert outcome == Outcome.confirmed("this host has been restarted since")
     for fence_key in (0, fake.host().key() ^ 1):
         other = record(3, boot_id=old, fence=fence, fence_key=fence_key)
-        assert (await driver.fence(other)).verdict is Verdict.FAILED
+        assert (await driver.fence(other, LoneAttempt())).verdict is Verdict.FAILED
     machine.write_text("")
     assert fake.host().key() == 0
     unknown = record(3, boot_id=old, fence=fence, fence_key=0)
-    assert (await driver.fence(unknown)).verdict is Verdict.FAILED
+    assert (await driver.fence(unknown, LoneAttempt())).verdict is Verdict.FAILED
     (fake.top / "proc/sys/kernel/random/boot_id").unlink()
-    assert (await driver.fence(mine)).verdict is Verdict.FAILED
+    assert (await driver.fence(mine, LoneAttempt())).verdict is Verdict.FAILED
 
 
 def test_the_key_of_a_host_is_that_of_the_core(fake: FakeHost, tmp_path: Path) -> None:
@@ -664,7 +670,7 @@ def test_the_key_of_a_host_is_that_of_the_core(fake: FakeHost, tmp_path: Path) -
 async def test_an_unknown_process_may_be_anywhere(fake: FakeHost) -> None:
     fake.cgroup("/app", populated=False)
     holder = record(3, boot_id=BOOT.bytes, fence="cgroup:/app")
-    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(holder)
+    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(holder, LoneAttempt())
     assert outcome.verdict is Verdict.FAILED
 
 
@@ -678,19 +684,23 @@ async def test_who_named_no_cgroup_is_never_confirmed(
     fake.cgroup("/app", populated=False)
     for kill in (False, True):
         with trio.move_on_after(3600) as scope:
-            await CgroupFence(str(fake.device), kill=kill, host=fake.host()).fence(holder)
+            await CgroupFence(str(fake.device), kill=kill, host=fake.host()).fence(
+                holder, LoneAttempt()
+            )
         assert scope.cancelled_caught
 
 
 async def test_a_host_without_cgroups(fake: FakeHost) -> None:
     (fake.top / "proc/mounts").write_text("proc /proc proc rw 0 0\n")
-    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(named())
+    outcome = await CgroupFence(str(fake.device), host=fake.host()).fence(named(), LoneAttempt())
     assert outcome == Outcome.failed("no cgroup v2 is mounted on this host")
 
 
 async def test_a_device_that_is_gone_confirms_nothing(fake: FakeHost) -> None:
     fake.cgroup("/app", populated=False)
-    outcome = await CgroupFence(str(fake.top / "missing"), host=fake.host()).fence(named())
+    outcome = await CgroupFence(str(fake.top / "missing"), host=fake.host()).fence(
+        named(), LoneAttempt()
+    )
     assert outcome.verdict is Verdict.FAILED
     assert "fsync" in outcome.detail
 
@@ -713,7 +723,7 @@ async def test_requests_in_flight_are_waited_for(
     done: list[Outcome] = []
 
     async def ask() -> None:
-        done.append(await driver.fence(named()))
+        done.append(await driver.fence(named(), LoneAttempt()))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
@@ -722,7 +732,7 @@ async def test_requests_in_flight_are_waited_for(
         counter.write_text("       0        0\n")
     assert [outcome.verdict for outcome in done] == [Verdict.CONFIRMED]
     counter.write_text("       1        0\n")
-    outcome = await driver.fence(named())
+    outcome = await driver.fence(named(), LoneAttempt())
     assert outcome.verdict is Verdict.FAILED
     assert "in flight" in outcome.detail
 
@@ -783,12 +793,12 @@ async def test_a_real_cgroup_is_killed_with_its_forks(real_cgroup: Path, tmp_pat
     )
     assert Host().runs(process.pid, start)
     with trio.move_on_after(1.5) as scope:
-        await CgroupFence(str(image)).fence(holder)
+        await CgroupFence(str(image)).fence(holder, LoneAttempt())
     assert scope.cancelled_caught, "observing confirms while it lives"
-    outcome = await CgroupFence(str(image), kill=True).fence(holder)
+    outcome = await CgroupFence(str(image), kill=True).fence(holder, LoneAttempt())
     assert outcome.verdict is Verdict.CONFIRMED, outcome
     assert (real_cgroup / "cgroup.procs").read_text() == ""
     assert process.wait(10) == -9
     assert not Host().runs(process.pid, start)
-    outcome = await CgroupFence(str(image)).fence(holder)
+    outcome = await CgroupFence(str(image)).fence(holder, LoneAttempt())
     assert outcome == Outcome.confirmed(f"/{real_cgroup.name} is empty")

@@ -5,16 +5,26 @@ The mechanism (grants, recalls, revokes, the quarantine) is the core's; see ``na
 
 from extfs.layout.cgroups import CgroupFence, Host
 from extfs.layout.choice import FenceChoice, parse_fence
-from extfs.layout.fencing import CommandFence, FenceDriver, NoFence, Outcome, Verdict
+from extfs.layout.fencing import (
+    Attempt,
+    CommandFence,
+    FenceDriver,
+    FenceOverError,
+    NoFence,
+    Outcome,
+    Verdict,
+)
 from extfs.layout.policy import FenceStatus, Fencing
 from extfs.layout.table import CoreTable
 
 __all__ = [
+    "Attempt",
     "CgroupFence",
     "CommandFence",
     "CoreTable",
     "FenceChoice",
     "FenceDriver",
+    "FenceOverError",
     "FenceStatus",
     "Fencing",
     "Host",

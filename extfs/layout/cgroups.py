@@ -21,7 +21,7 @@ from pathlib import Path
 import trio
 
 from extfs.core import HolderKind, HolderRecord
-from extfs.layout.fencing import Outcome
+from extfs.layout.fencing import Attempt, Outcome
 
 __all__ = ["Cgroup", "CgroupError", "CgroupFence", "Host", "cgroup_root"]
 
@@ -176,7 +176,7 @@ class CgroupFence:
         """Killing does."""
         return self.kill
 
-    async def fence(self, holder: HolderRecord) -> Outcome:
+    async def fence(self, holder: HolderRecord, attempt: Attempt) -> Outcome:
         """Kill or wait, then see that the device is quiet."""
         spec = holder.spec
         if spec.kind is not HolderKind.LOCAL:
@@ -194,7 +194,7 @@ class CgroupFence:
             return Outcome.failed("its process is not known, so it may be in any cgroup")
         try:
             cgroup = Cgroup(cgroup_root(self.host), spec.fence.removeprefix("cgroup:"))
-            how = await self._emptied(cgroup, spec.uid)
+            how = await self._emptied(cgroup, spec.uid, attempt)
         except (CgroupError, OSError) as error:
             return Outcome.failed(str(error))
         if self.host.runs(spec.pid, spec.pid_start):
@@ -203,7 +203,7 @@ class CgroupFence:
             )
         return await self._quieted(how)
 
-    async def _emptied(self, cgroup: Cgroup, uid: int) -> str:
+    async def _emptied(self, cgroup: Cgroup, uid: int, attempt: Attempt) -> str:
         """Until nobody is in it; returns in words how that came."""
         if not cgroup.populated():
             return f"{cgroup.path} is empty"
@@ -212,6 +212,7 @@ class CgroupFence:
                 await trio.sleep(_WATCH_SECONDS)
             return f"{cgroup.path} has become empty"
         cgroup.check_killable(self.host, uid)
+        await attempt.issued()
         cgroup.kill()
         deadline = trio.current_time() + KILL_SECONDS
         while cgroup.populated():

@@ -3,6 +3,10 @@
 A driver is asked about one holder and answers once, with an `Outcome`. CONFIRMED is a promise about
 the storage: whatever the holder did has reached it or never will. Nothing here decides *whether* a
 holder is to be fenced; that is the policy's business.
+
+A driver that harms is called only after it is durable that the fence is decided, and says so itself
+(`Attempt.issued`) before the first thing that the holder could feel. Whoever finds the record after
+a crash knows by it what may have happened.
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ import trio
 from extfs.core import HolderKind, HolderRecord
 
 __all__ = [
+    "Attempt",
     "CommandFence",
     "FenceDriver",
+    "FenceOverError",
     "NoFence",
     "Outcome",
     "Verdict",
@@ -57,11 +63,42 @@ class Outcome:
         return cls(Verdict.FAILED, detail)
 
 
+class FenceOverError(Exception):
+    """The holder is not to be fenced any more: it is gone. A driver lets it pass."""
+
+
+class Attempt(Protocol):
+    """One call of a driver, as far as it concerns the record of the fence."""
+
+    @property
+    def number(self) -> int:
+        """1 for the first one of this fence, also when others were before a restart."""
+        ...
+
+    @property
+    def issued_before(self) -> bool:
+        """An earlier attempt was issued, by this process or by one before a restart.
+
+        Its harm may have been done, wholly or not at all, and its answer is not known.
+        """
+        ...
+
+    async def issued(self) -> None:
+        """Make durable that the holder is harmed from now on; the driver then does it at once.
+
+        Waits for the device. A second call in an attempt returns at once. `FenceOverError`: no harm may
+        be done; `CoreError`: the record cannot be written, so none may be done either. The driver
+        lets both pass: the policy decides what follows.
+        """
+        ...
+
+
 class FenceDriver(Protocol):
     """The interface: one method.
 
-    `name` is for the log. `harms`: it acts against the holder instead of looking, so a holder that
-    a restart made lost is first given time to come back.
+    `name` is for the log and the status. `harms`: it acts against the holder instead of looking;
+    then the decision is durable before the call, and a holder that a restart made lost is first
+    given time to come back.
     """
 
     @property
@@ -74,8 +111,13 @@ class FenceDriver(Protocol):
         """Whether it does something to the holder."""
         ...
 
-    async def fence(self, holder: HolderRecord) -> Outcome:
-        """Cut the holder off, or see that it is; may take any time, and be cancelled."""
+    async def fence(self, holder: HolderRecord, attempt: Attempt) -> Outcome:
+        """Cut the holder off, or see that it is; may take any time.
+
+        Called again after FAILED, with a growing pause. It is cancelled when the filesystem is
+        unmounted or somebody else confirmed; what it then leaves half done, another attempt meets.
+        Not two attempts at a time for one holder, but any number for different ones.
+        """
         ...
 
 
@@ -86,7 +128,7 @@ class NoFence:
     name: str = "none"
     harms: bool = False
 
-    async def fence(self, holder: HolderRecord) -> Outcome:
+    async def fence(self, holder: HolderRecord, attempt: Attempt) -> Outcome:
         """Never returns."""
         await trio.sleep_forever()
         raise AssertionError("sleep_forever returned")
@@ -126,8 +168,9 @@ class CommandFence:
             **self.context,
         }
 
-    async def fence(self, holder: HolderRecord) -> Outcome:
+    async def fence(self, holder: HolderRecord, attempt: Attempt) -> Outcome:
         """Run it; over time it is killed, which is no confirmation."""
+        await attempt.issued()
         try:
             with trio.fail_after(self.seconds):
                 done = await trio.run_process(

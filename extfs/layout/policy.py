@@ -83,6 +83,19 @@ class FenceStatus:
     waited: float = 0.0
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """`extfs.layout.fencing.Attempt`."""
+
+    number: int
+    issued_before: bool
+
+    async def issued(self) -> None:
+        """Remember it."""
+        self.issued_before = True
+        await trio.lowlevel.checkpoint()
+
+
 def _described(holder: HolderRecord) -> str:
     spec = holder.spec
     named = f" {spec.name!r}" if spec.name else ""
@@ -227,7 +240,8 @@ class Fencing:
 
     async def _attempt(self, holder: HolderRecord) -> Outcome:
         try:
-            return await self._driver.fence(holder)
+            attempt = _Attempt(self._status[holder.id].attempts, False)
+            return await self._driver.fence(holder, attempt)
         except Exception as error:
             log.exception("fence driver %s", self._driver.name)
             return Outcome.failed(f"{type(error).__name__}: {error}")
