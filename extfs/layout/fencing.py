@@ -86,9 +86,9 @@ class Attempt(Protocol):
     async def issued(self) -> None:
         """Make durable that the holder is harmed from now on; the driver then does it at once.
 
-        Waits for the device. A second call in an attempt returns at once. `FenceOverError`: no harm may
-        be done; `CoreError`: the record cannot be written, so none may be done either. The driver
-        lets both pass: the policy decides what follows.
+        Waits for the device. A second call in an attempt returns at once. `FenceOverError`: no
+        harm may be done; `CoreError`: the record cannot be written, so none may be done either.
+        The driver lets both pass: the policy decides what follows.
         """
         ...
 
