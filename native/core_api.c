@@ -397,14 +397,14 @@ static void lost_out(struct inode *in, struct extfs_stat *out)
 }
 
 static int remove_name(struct fs *fs, uint64_t dir, const char *name, size_t len, bool want_dir,
-		       struct extfs_stat *lost)
+		       uint64_t meant, struct extfs_stat *lost)
 {
 	struct inode *d, *victim = NULL;
 	int err = core_inode(fs, dir, &d);
 
 	if (err)
 		return err;
-	err = want_dir ? namei_rmdir(d, name, len, &victim) : namei_unlink(d, name, len, &victim);
+	err = namei_remove_meant(d, name, len, want_dir, meant, &victim);
 	if (!err)
 		core_tell_name(d, name, len);
 	inode_put(d);
@@ -413,14 +413,16 @@ static int remove_name(struct fs *fs, uint64_t dir, const char *name, size_t len
 	return err;
 }
 
-int extfs_unlink(struct fs *fs, uint64_t dir, const char *name, size_t len, struct extfs_stat *lost)
+int extfs_unlink(struct fs *fs, uint64_t dir, const char *name, size_t len, uint64_t meant,
+		 struct extfs_stat *lost)
 {
-	return remove_name(fs, dir, name, len, false, lost);
+	return remove_name(fs, dir, name, len, false, meant, lost);
 }
 
-int extfs_rmdir(struct fs *fs, uint64_t dir, const char *name, size_t len, struct extfs_stat *lost)
+int extfs_rmdir(struct fs *fs, uint64_t dir, const char *name, size_t len, uint64_t meant,
+		struct extfs_stat *lost)
 {
-	return remove_name(fs, dir, name, len, true, lost);
+	return remove_name(fs, dir, name, len, true, meant, lost);
 }
 
 /* Who has got a name, or, if somebody was quick, who has it now. */
@@ -435,7 +437,8 @@ static void tell_moved(struct inode *dir, const char *name, size_t len)
 }
 
 int extfs_rename(struct fs *fs, uint64_t from, const char *name, size_t len, uint64_t to,
-		 const char *new_name, size_t new_len, unsigned flags, struct extfs_stat *lost)
+		 const char *new_name, size_t new_len, unsigned flags,
+		 const struct extfs_rename_meant *meant, struct extfs_stat *lost)
 {
 	struct inode *f, *t, *victim = NULL;
 	int err = core_inode(fs, from, &f);
@@ -447,7 +450,11 @@ int extfs_rename(struct fs *fs, uint64_t from, const char *name, size_t len, uin
 		inode_put(f);
 		return err;
 	}
-	err = namei_rename(f, name, len, t, new_name, new_len, flags, &victim);
+	if (meant)
+		err = namei_rename_meant(f, name, len, meant->moved, t, new_name, new_len,
+					 meant->victim, flags, &victim);
+	else
+		err = namei_rename(f, name, len, t, new_name, new_len, flags, &victim);
 	if (!err) {
 		core_tell_name(f, name, len);
 		core_tell_name(t, new_name, new_len);

@@ -154,13 +154,19 @@ int extfs_symlink(struct fs *fs, uint64_t dir, const char *name, size_t len, con
 int extfs_tmpfile(struct fs *fs, uint64_t dir, uint32_t mode, const struct extfs_cred *cred,
 		  struct extfs_stat *out); /* opened once: extfs_release() ends it */
 int extfs_link(struct fs *fs, uint64_t ino, uint64_t dir, const char *name, size_t len, struct extfs_stat *out);
-/* lost, here and below, may be NULL: the inode that lost a name, as it is afterwards; ino 0: none did. */
-int extfs_unlink(struct fs *fs, uint64_t dir, const char *name, size_t len, struct extfs_stat *lost);
-int extfs_rmdir(struct fs *fs, uint64_t dir, const char *name, size_t len, struct extfs_stat *lost);
+/* lost, here and below, may be NULL: the inode that lost a name, as it is afterwards; ino 0: none did. meant: -EAGAIN when
+ * the name leads to another inode; 0: whichever has it. */
+int extfs_unlink(struct fs *fs, uint64_t dir, const char *name, size_t len, uint64_t meant, struct extfs_stat *lost);
+int extfs_rmdir(struct fs *fs, uint64_t dir, const char *name, size_t len, uint64_t meant, struct extfs_stat *lost);
+/* -EAGAIN when others have the names by now; victim 0: nobody had the new one. NULL: whoever has them. */
+struct extfs_rename_meant {
+	uint64_t moved, victim;
+};
 #define EXTFS_RENAME_NOREPLACE 1
 #define EXTFS_RENAME_EXCHANGE 2
 int extfs_rename(struct fs *fs, uint64_t from, const char *name, size_t len, uint64_t to,
-		 const char *new_name, size_t new_len, unsigned flags, struct extfs_stat *lost);
+		 const char *new_name, size_t new_len, unsigned flags, const struct extfs_rename_meant *meant,
+		 struct extfs_stat *lost);
 ssize_t extfs_readlink(struct fs *fs, uint64_t ino, char *buf, size_t cap);
 
 #define EXTFS_ATTR_MODE 1

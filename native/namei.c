@@ -383,9 +383,17 @@ int namei_link(struct inode *in, struct inode *dir, const char *name, size_t len
 
 /* ---- removal ---- */
 
+/* What is to be removed. */
+struct removal {
+	bool want_dir;
+	bool undelegated; /* not while a client has a delegation of it */
+	inum_t meant;     /* 0: whatever has the name */
+};
+
 static int remove_in(struct trans *t, struct inode *dir, const char *name, size_t len,
-		     bool want_dir, bool undelegated, struct inode **in)
+		     const struct removal *what, struct inode **in)
 {
+	bool want_dir = what->want_dir;
 	struct dirent ent;
 	int err = namei_check_dir(dir);
 
@@ -393,11 +401,13 @@ static int remove_in(struct trans *t, struct inode *dir, const char *name, size_
 		err = namei_find(dir, name, len, &ent, in);
 	if (err)
 		return err;
+	if (what->meant && (*in)->ino != what->meant)
+		return -EAGAIN;
 	if (inode_is_dir(*in) != want_dir)
 		return want_dir ? -ENOTDIR : -EISDIR;
 	if (want_dir && (*in)->core.size != 0)
 		return -ENOTEMPTY;
-	if (undelegated && atomic_load(&(*in)->delegated))
+	if (what->undelegated && atomic_load(&(*in)->delegated))
 		return -ERR_DELEGATED;
 	err = dir_remove(t, dir, &ent); /* joins dir */
 	if (!err)
@@ -412,8 +422,8 @@ static int remove_in(struct trans *t, struct inode *dir, const char *name, size_
 	return inode_write(t, dir);
 }
 
-/* delegated, NULL: delegations play no part. */
-static int remove_name(struct inode *dir, const char *name, size_t len, bool want_dir,
+/* delegated is needed with what.undelegated. */
+static int remove_name(struct inode *dir, const char *name, size_t len, struct removal what,
 		       struct inode **victim, struct inode **delegated)
 {
 	struct inode *in = NULL;
@@ -423,7 +433,7 @@ static int remove_name(struct inode *dir, const char *name, size_t len, bool wan
 	if (err)
 		return err;
 	t.alloc_flags |= ALLOC_USE_RESERVE;
-	err = namei_end(&t, remove_in(&t, dir, name, len, want_dir, delegated != NULL, &in));
+	err = namei_end(&t, remove_in(&t, dir, name, len, &what, &in));
 	if (!err)
 		namei_unlinked(in);
 	if (err == -ERR_DELEGATED)
@@ -437,16 +447,24 @@ static int remove_name(struct inode *dir, const char *name, size_t len, bool wan
 
 int namei_unlink(struct inode *dir, const char *name, size_t len, struct inode **victim)
 {
-	return remove_name(dir, name, len, false, victim, NULL);
+	return remove_name(dir, name, len, (struct removal){ .want_dir = false }, victim, NULL);
 }
 
 int namei_unlink_undelegated(struct inode *dir, const char *name, size_t len, struct inode **victim,
 			     struct inode **delegated)
 {
-	return remove_name(dir, name, len, false, victim, delegated);
+	return remove_name(dir, name, len, (struct removal){ .undelegated = true }, victim,
+			   delegated);
 }
 
 int namei_rmdir(struct inode *dir, const char *name, size_t len, struct inode **victim)
 {
-	return remove_name(dir, name, len, true, victim, NULL);
+	return remove_name(dir, name, len, (struct removal){ .want_dir = true }, victim, NULL);
+}
+
+int namei_remove_meant(struct inode *dir, const char *name, size_t len, bool want_dir, inum_t meant,
+		       struct inode **victim)
+{
+	return remove_name(dir, name, len,
+			   (struct removal){ .want_dir = want_dir, .meant = meant }, victim, NULL);
 }

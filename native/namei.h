@@ -41,6 +41,10 @@ int namei_rmdir(struct inode *dir, const char *name, size_t len, struct inode **
  * would lose the name: -ERR_DELEGATED, nothing was done, and *delegated is that inode, referenced. */
 int namei_unlink_undelegated(struct inode *dir, const char *name, size_t len, struct inode **victim,
 			     struct inode **delegated);
+/* The same of one inode, want_dir saying which of the two: -EAGAIN, and nothing was done, when the name leads to
+ * another inode than `meant`. */
+int namei_remove_meant(struct inode *dir, const char *name, size_t len, bool want_dir, inum_t meant,
+		       struct inode **victim);
 #define RENAME_F_NOREPLACE 1u
 #define RENAME_F_EXCHANGE 2u
 /* Refuses to move a directory below itself (-EINVAL). *victim as above. Other flags: -EINVAL. */
@@ -50,6 +54,11 @@ int namei_rename(struct inode *from, const char *name, size_t len, struct inode 
 int namei_rename_undelegated(struct inode *from, const char *name, size_t len, struct inode *to,
 			     const char *new_name, size_t new_len, unsigned flags, struct inode **victim,
 			     struct inode **delegated);
+/* namei_rename() of one inode over another (NAMEI_NOBODY: over none), as above. */
+#define NAMEI_NOBODY 0u
+int namei_rename_meant(struct inode *from, const char *name, size_t len, inum_t meant, struct inode *to,
+		       const char *new_name, size_t new_len, inum_t meant_victim, unsigned flags,
+		       struct inode **victim);
 ssize_t namei_readlink(struct inode *in, char *buf, size_t cap);
 
 #define ATTR_MODE 1u

@@ -24,6 +24,8 @@ struct renaming {
 	size_t len, new_len;
 	unsigned flags;
 	bool undelegated; /* not while a client has a delegation of one of them */
+	bool meant; /* only these two inodes; no victim is always fine */
+	inum_t meant_moved, meant_victim;
 	struct inode *moved, *victim;
 	struct inode *delegated; /* one of them, to which that happened */
 	struct dirent src, dst;
@@ -71,6 +73,9 @@ static int find_both(struct renaming *r)
 		err = 0;
 	else if (!err && (r->flags & RENAME_F_NOREPLACE))
 		err = -EEXIST;
+	if (!err && r->meant && (r->moved->ino != r->meant_moved ||
+				 (r->victim && r->victim->ino != r->meant_victim)))
+		err = -EAGAIN;
 	if (err || r->moved == r->victim)
 		return err;
 	if (inode_is_dir(r->moved))
@@ -222,6 +227,17 @@ int namei_rename(struct inode *from, const char *name, size_t len, struct inode 
 {
 	return rename_names((struct renaming){.from = from, .to = to, .name = name, .len = len,
 					      .new_name = new_name, .new_len = new_len, .flags = flags},
+			    victim, NULL);
+}
+
+int namei_rename_meant(struct inode *from, const char *name, size_t len, inum_t meant, struct inode *to,
+		       const char *new_name, size_t new_len, inum_t meant_victim, unsigned flags,
+		       struct inode **victim)
+{
+	return rename_names((struct renaming){.from = from, .to = to, .name = name, .len = len,
+					      .new_name = new_name, .new_len = new_len, .flags = flags,
+					      .meant = true, .meant_moved = meant,
+					      .meant_victim = meant_victim},
 			    victim, NULL);
 }
 

@@ -284,16 +284,19 @@ class Filesystem(Closing):
         self.change(lambda: lib.extfs_link(self.raw, ino, directory, name, len(name), out))
         return stat_of(out)
 
-    def unlink(self, directory: int, name: bytes) -> Stat:
-        """Remove a name of anything but a directory; returns what lost it. EISDIR, ENOENT."""
+    def unlink(self, directory: int, name: bytes, meant: int = 0) -> Stat:
+        """Remove a name of anything but a directory; returns what lost it. EISDIR, ENOENT.
+
+        EAGAIN: the name leads to another inode than `meant`; 0: whichever has it.
+        """
         lost = ffi.new("struct extfs_stat *")
-        self.change(lambda: lib.extfs_unlink(self.raw, directory, name, len(name), lost))
+        self.change(lambda: lib.extfs_unlink(self.raw, directory, name, len(name), meant, lost))
         return stat_of(lost)
 
-    def rmdir(self, directory: int, name: bytes) -> Stat:
-        """Remove an empty directory; returns what it was. ENOTEMPTY, ENOTDIR, ENOENT."""
+    def rmdir(self, directory: int, name: bytes, meant: int = 0) -> Stat:
+        """Remove an empty directory; returns what it was. ENOTEMPTY, ENOTDIR, ENOENT; EAGAIN."""
         lost = ffi.new("struct extfs_stat *")
-        self.change(lambda: lib.extfs_rmdir(self.raw, directory, name, len(name), lost))
+        self.change(lambda: lib.extfs_rmdir(self.raw, directory, name, len(name), meant, lost))
         return stat_of(lost)
 
     def rename(
@@ -305,18 +308,21 @@ class Filesystem(Closing):
         *,
         noreplace: bool = False,
         exchange: bool = False,
+        meant: tuple[int, int] | None = None,
     ) -> Stat | None:
         """As renameat2(2); returns what the new name stood for and no longer does, if anything.
 
-        EINVAL for a directory below itself, ENOTEMPTY, EEXIST.
+        EINVAL for a directory below itself, ENOTEMPTY, EEXIST; EAGAIN: the names lead to other
+        inodes than those `meant`, the moved one and the replaced one (0: none).
         """
         lost = ffi.new("struct extfs_stat *")
+        both = ffi.new("struct extfs_rename_meant *", meant) if meant else ffi.NULL
         flags = (lib.EXTFS_RENAME_NOREPLACE if noreplace else 0) | (
             lib.EXTFS_RENAME_EXCHANGE if exchange else 0
         )
         self.change(
             lambda: lib.extfs_rename(
-                self.raw, directory, name, len(name), to, new_name, len(new_name), flags, lost
+                self.raw, directory, name, len(name), to, new_name, len(new_name), flags, both, lost
             )
         )
         return stat_of(lost) if lost.ino else None

@@ -269,6 +269,35 @@ static void rename_says_who_lost_its_name(void **state)
 	assert_int_equal(inode_count(), 2);
 }
 
+/* A server that looked at an inode changes that one, or nothing. */
+static void others_have_the_name_by_now(void **state)
+{
+	struct inode *a = make_file(world.root, "a"), *b = make_file(world.root, "b");
+	struct inode *d = make_dir(world.root, "d"), *victim;
+	struct inode *root = world.root;
+
+	assert_int_equal(namei_remove_meant(root, "a", 1, false, b->ino, NULL), -EAGAIN);
+	assert_int_equal(namei_remove_meant(root, "d", 1, true, b->ino, NULL), -EAGAIN);
+	assert_int_equal(namei_remove_meant(root, "d", 1, false, a->ino, NULL), -EAGAIN);
+	assert_int_equal(namei_remove_meant(root, "x", 1, false, a->ino, NULL), -ENOENT);
+	assert_int_equal(namei_rename_meant(root, "a", 1, d->ino, root, "b", 1, b->ino, 0, NULL), -EAGAIN);
+	assert_int_equal(namei_rename_meant(root, "a", 1, a->ino, root, "b", 1, d->ino, 0, NULL), -EAGAIN);
+	assert_int_equal(namei_rename_meant(root, "a", 1, a->ino, root, "b", 1, NAMEI_NOBODY, 0, NULL), -EAGAIN);
+	assert_int_equal(number_of(root, "a"), a->ino);
+	assert_int_equal(number_of(root, "b"), b->ino);
+	/* A victim that is gone is no reason to refuse. */
+	OK(namei_rename_meant(root, "a", 1, a->ino, root, "c", 1, b->ino, 0, &victim));
+	assert_null(victim);
+	OK(namei_rename_meant(root, "c", 1, a->ino, root, "b", 1, b->ino, 0, &victim));
+	assert_ptr_equal(victim, b);
+	inode_put(victim);
+	OK(namei_remove_meant(root, "b", 1, false, a->ino, NULL));
+	OK(namei_remove_meant(root, "d", 1, true, d->ino, NULL));
+	inode_put(a);
+	inode_put(b);
+	inode_put(d);
+}
+
 static void exchange_of_directories_swaps_parents(void **state)
 {
 	struct inode *p = make_dir(world.root, "p"), *q = make_dir(world.root, "q");
@@ -584,6 +613,7 @@ int main(void)
 		NAMEI_TEST(tmpfiles_can_be_linked_once_made),
 		NAMEI_TEST(links_have_a_limit),
 		NAMEI_TEST(rename_says_who_lost_its_name),
+		NAMEI_TEST(others_have_the_name_by_now),
 		NAMEI_TEST(exchange_of_directories_swaps_parents),
 		NAMEI_TEST(chown_takes_privileges_away),
 		NAMEI_TEST(setattr_sets_what_is_asked),

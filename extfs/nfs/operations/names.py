@@ -7,11 +7,13 @@ ours alone: then change_info4 may say that it is atomic.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from extfs.core import Filesystem, Stat
+from extfs.core import Stat
 from extfs.nfs import constants as n
 from extfs.nfs import credentials, filehandles, names, set_attributes
 from extfs.nfs.changes import CHANGE_INFO_BYTES, ChangeInfo, watched
@@ -75,20 +77,18 @@ def _look(c: Compound, place: Stat, name: bytes) -> Stat | None:
         raise
 
 
-def _still(fs: Filesystem, directory: int, name: bytes, seen: Stat | None) -> None:
-    """NFS4ERR_DELAY unless the name leads to what was looked at; in the thread that changes it.
+@contextlib.contextmanager
+def _others_have_it() -> Iterator[None]:
+    """NFS4ERR_DELAY where the core finds that a name leads to another inode than was looked at.
 
     What was asked about one file (whose it is, who holds it) is not to be done to another.
     """
     try:
-        found: Stat | None = fs.lookup(directory, name)
+        yield
     except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        found = None
-    # What is gone is told by the change itself.
-    if found is not None and (seen is None or found.ino != seen.ino):
-        raise NfsError(n.NFS4ERR_DELAY)
+        if error.errno == errno.EAGAIN:
+            raise NfsError(n.NFS4ERR_DELAY) from None
+        raise
 
 
 def _removable(c: Compound, place: Stat, victim: Stat) -> None:
@@ -315,8 +315,8 @@ def remove(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     take = fs.rmdir if victim.mode & S_IFMT == S_IFDIR else fs.unlink
 
     def work() -> ChangeInfo:
-        _still(fs, place.ino, name, victim)
-        _, info = watched(fs, place.ino, lambda: take(place.ino, name))
+        with _others_have_it():
+            _, info = watched(fs, place.ino, lambda: take(place.ino, name, victim.ino))
         fs.fsync(place.ino)
         return info
 
@@ -351,13 +351,17 @@ def rename(c: Compound, args: Reader, out: Writer) -> Steps[None]:
         _check_target(c, target, moved, victim)
 
     def work() -> tuple[ChangeInfo, ChangeInfo]:
-        _still(fs, source.ino, old, moved)
-        _still(fs, target.ino, new, victim)
-        (_, inner), outer = watched(
-            fs,
-            source.ino,
-            lambda: watched(fs, target.ino, lambda: fs.rename(source.ino, old, target.ino, new)),
-        )
+        meant = moved.ino, victim.ino if victim is not None else 0
+        with _others_have_it():
+            (_, inner), outer = watched(
+                fs,
+                source.ino,
+                lambda: watched(
+                    fs,
+                    target.ino,
+                    lambda: fs.rename(source.ino, old, target.ino, new, meant=meant),
+                ),
+            )
         fs.fsync(target.ino)
         return outer, inner
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import stat
 import struct
@@ -250,7 +251,8 @@ def _create(
         try:
             attrset = set_attributes.apply_created(fs, made, wanted)
         except OSError:
-            fs.unlink(directory.ino, name)
+            with contextlib.suppress(OSError):  # EAGAIN: it is somebody else's by now
+                fs.unlink(directory.ino, name, made.ino)
             raise
         fs.fsync(made.ino)
         return fs.getattr(made.ino), attrset
