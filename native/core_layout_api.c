@@ -8,6 +8,8 @@
 
 #include "core_api.h"
 
+#include "fence.h"
+#include "journal.h"
 #include "layout.h"
 
 _Static_assert(EXTFS_IOMODE_READ == (int)IOMODE_READ && EXTFS_IOMODE_RW == (int)IOMODE_RW &&
@@ -24,6 +26,10 @@ _Static_assert(EXTFS_LAYOUT_F_WAIT == LAYOUT_F_WAIT && EXTFS_LAYOUT_F_RECALL == 
 _Static_assert(EXTFS_HOLDER_CLIENT_KIND == (int)HOLDER_CLIENT &&
 	       EXTFS_HOLDER_LOST == (int)HOLDER_LOST &&
 	       EXTFS_HOLDER_GONE == (int)HOLDER_GONE, "holders");
+_Static_assert(EXTFS_LOST_MOUNT == (int)LOST_MOUNT && EXTFS_LOST_ENDED == (int)LOST_ENDED &&
+	       EXTFS_FENCE_DECIDED == (int)FENCE_DECIDED &&
+	       EXTFS_FENCE_ISSUED == (int)FENCE_ISSUED &&
+	       EXTFS_FENCE_FAILED == (int)FENCE_FAILED, "holders and fences");
 _Static_assert(EXTFS_EV_HOLDER_GONE == (int)EVENT_HOLDER_GONE &&
 	       EXTFS_EV_OVERFLOW == (int)EVENT_OVERFLOW &&
 	       EXTFS_EV_LOCK_FREE == (int)EVENT_LOCK_FREE &&
@@ -182,13 +188,34 @@ unsigned extfs_holder_list(struct fs *fs, uint64_t *id, struct extfs_holder *out
 			.pid = look.spec.pid, .pid_start = look.spec.pid_start,
 			.fence_key = look.spec.fence_key, .id = look.id, .grants = look.grants,
 			.quarantined = look.quarantined, .recalls = look.recalls,
-			.missed = look.missed,
+			.missed = look.missed, .cause = (int)look.cause,
 		};
 		memcpy(out[count].boot_id, look.spec.boot_id, sizeof(look.spec.boot_id));
 		memcpy(out[count].name, look.spec.name, sizeof(look.spec.name));
 		memcpy(out[count].fence, look.spec.fence, sizeof(look.spec.fence));
 		count++;
 	}
+	return count;
+}
+
+int extfs_fence_put(struct fs *fs, uint64_t holder, int state, uint32_t tries)
+{
+	xid_t xid;
+	int err = fence_put(fs, holder, (enum fence_state)state, tries, &xid);
+
+	return err ? err : jrn_force_blocking(fs, xid);
+}
+
+unsigned extfs_fence_list(struct fs *fs, uint64_t *holder, struct extfs_fence *out, unsigned n)
+{
+	unsigned count = 0;
+	struct fence fence;
+
+	while (count < n && fence_list(fs, holder, &fence, 1))
+		out[count++] = (struct extfs_fence){
+			.holder = fence.holder, .state = (int)fence.state, .tries = fence.tries,
+			.decided = fence.decided,
+		};
 	return count;
 }
 

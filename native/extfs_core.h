@@ -278,6 +278,11 @@ int extfs_layout_watch(struct fs *fs, uint64_t ino, uint64_t holder, int on);
 #define EXTFS_HOLDER_LIVE 1
 #define EXTFS_HOLDER_LOST 2
 #define EXTFS_HOLDER_GONE 3
+/* Why it is lost. */
+#define EXTFS_LOST_NOT 0
+#define EXTFS_LOST_RECALL 1
+#define EXTFS_LOST_ENDED 2
+#define EXTFS_LOST_MOUNT 3
 struct extfs_holder {
 	int kind, state;
 	uint32_t uid, pid;
@@ -288,6 +293,7 @@ struct extfs_holder {
 	char fence[128];
 	uint64_t id, key; /* key: out of register only */
 	uint64_t grants, quarantined, recalls, missed;
+	int cause; /* EXTFS_LOST_* */
 };
 /* Holders registered here send their events to extfs_layout_event(). These may ask for a retry. */
 int extfs_holder_register(struct fs *fs, struct extfs_holder *holder);
@@ -297,6 +303,20 @@ int extfs_holder_lost(struct fs *fs, uint64_t id);
 int extfs_holder_gone(struct fs *fs, uint64_t id);
 int extfs_holder_fenced(struct fs *fs, uint64_t id);
 unsigned extfs_holder_list(struct fs *fs, uint64_t *id, struct extfs_holder *out, unsigned n);
+/* ---- fences, see fence.h ---- */
+#define EXTFS_FENCE_DECIDED 1
+#define EXTFS_FENCE_ISSUED 2
+#define EXTFS_FENCE_FAILED 4
+struct extfs_fence {
+	uint64_t holder;
+	int state;
+	uint32_t tries;
+	int64_t decided; /* seconds since the epoch */
+};
+/* Durable at the return: waits. Before that it may ask for a retry. -ENOENT, -EBUSY: it is live; -EINVAL: not a step. */
+int extfs_fence_put(struct fs *fs, uint64_t holder, int state, uint32_t tries);
+/* Of holders with ids above *holder, in order; how many. Sets *holder. */
+unsigned extfs_fence_list(struct fs *fs, uint64_t *holder, struct extfs_fence *out, unsigned n);
 struct extfs_grant_look {
 	uint64_t ino;
 	uint32_t generation;

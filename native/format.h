@@ -118,7 +118,7 @@ enum tree_type {
 	TREE_INTENT = 7,     /* (intent id, 0) -> intent_disk: to be finished by replay */
 	TREE_QUARANTINE = 8, /* (device block, 0) -> quarantine_disk */
 	TREE_HOLDER = 9,     /* (holder id, 0) -> holder_disk */
-	TREE_FENCE = 10,     /* (fence id, 0) -> fence_disk */
+	TREE_FENCE = 10,     /* (holder id, 0) -> fence_disk */
 	TREE_EXPOSURE = 11,  /* (ino, file block, or EXPOSURE_INODE_LO) -> exposure_disk */
 	TREE_NFS_CLIENT = 12, /* (client id, part) -> bytes */
 	TREE_ROOT_COUNT = 16, /* slots in the root block; 13..15 reserved */
@@ -132,7 +132,7 @@ struct root_disk {
 	le64_t next_inode;      /* inode numbers are never reused */
 	le64_t next_intent;
 	le64_t next_holder;
-	le64_t next_fence;
+	le64_t reserved0;
 	le64_t free_blocks;     /* sum over all AGs, freelists included */
 	le64_t inodes;
 	le64_t quarantined_blocks;
@@ -336,10 +336,11 @@ struct holder_disk {
 	uint8_t fence[128];     /* NUL-padded: what a fence driver needs */
 };
 
+/* What was decided and done about the fence of a lost holder. Goes with the fence. */
 struct fence_disk {
-	le64_t holder;
-	le32_t state;           /* 1 decided, 2 issued, 3 confirmed, 4 failed */
-	le32_t tries;
+	le64_t holder;          /* as in the key */
+	le32_t state;           /* enum fence_state */
+	le32_t tries;           /* attempts that have ended without confirmation */
 	le64_t decided_sec;
 	uint8_t reserved[40];
 };

@@ -5,7 +5,7 @@
  * A holder's record in TREE_HOLDER is made before its first grant and removed when nothing is left
  * that it could reach. Numbers come from the root block and are never used again.
  *
- *     LIVE --missed, ended--> LOST --resumed, returned all--> LIVE
+ *     LIVE --missed, ended--> LOST --resumed, returned all; not once its fence is decided--> LIVE
  *     LIVE, LOST --holder_gone()--> record removed
  *     LOST --holder_fenced(); ended with nothing held--> GONE --release--> record removed
  *
@@ -32,6 +32,8 @@
 
 /* One record of TREE_HOLDER, and the root block. */
 #define HOLDER_TRANS_BLOCKS (TRANS_TREE_OP + TRANS_ALLOC_OP)
+/* The same, and the record of its fence. */
+#define GO_TRANS_BLOCKS (HOLDER_TRANS_BLOCKS + TRANS_TREE_OP + TRANS_ALLOC_OP)
 
 static int by_id(const struct holder *a, const struct holder *b)
 {
@@ -66,7 +68,7 @@ static bool reaches(const struct holder *h)
 
 void holder_tell_fence(struct layouts *ls, struct holder *h)
 {
-	if (h->state != HOLDER_LOST || h->fence_told || !reaches(h))
+	if (h->state != HOLDER_LOST || h->fence_told || (!reaches(h) && !h->fence.state))
 		return;
 	h->fence_told = true;
 	event_post(ls, ls->sink,
@@ -92,10 +94,11 @@ static void set_state(struct layouts *ls, struct holder *h, enum holder_state st
 	h->state = state;
 }
 
-/* Nobody speaks for it, and it has nothing: it goes without anybody being asked. */
+/* Nobody speaks for it, and it has nothing: it goes without anybody being asked. A fence that is
+ * decided is brought to its end. */
 static void end_if_empty(struct layouts *ls, struct holder *h)
 {
-	if (h->state != HOLDER_LOST || !h->ended || h->users || reaches(h))
+	if (h->state != HOLDER_LOST || !h->ended || h->users || h->fence.state || reaches(h))
 		return;
 	set_state(ls, h, HOLDER_GONE);
 	delegations_drop(ls, h);
@@ -111,9 +114,10 @@ void holder_was_released(struct layouts *ls, struct holder *h)
 		end_if_empty(ls, h);
 }
 
-static void become_lost(struct layouts *ls, struct holder *h)
+static void become_lost(struct layouts *ls, struct holder *h, enum lost_cause cause)
 {
 	set_state(ls, h, HOLDER_LOST);
+	h->cause = cause;
 	atomic_fetch_add_explicit(&ls->counters.holders_lost, 1, memory_order_relaxed);
 	watches_drop(ls, h);
 	delegations_hurry(ls, h);
@@ -281,6 +285,16 @@ int holder_register(struct fs *fs, const struct holder_spec *spec, struct event_
 	return 0;
 }
 
+/* mutex held; fs->lock exclusive */
+static void come_back(struct layouts *ls, struct holder *h)
+{
+	xassert(h->state == HOLDER_LOST && !h->fence.state);
+	set_state(ls, h, HOLDER_LIVE);
+	h->cause = LOST_NOT;
+	h->fence_told = h->ended = h->idle = false;
+	h->live_since = layouts_now(ls->fs);
+}
+
 int holder_resume(struct fs *fs, uint64_t id, uint64_t key, struct event_sink *sink)
 {
 	struct layouts *ls = fs->layouts;
@@ -290,12 +304,11 @@ int holder_resume(struct fs *fs, uint64_t id, uint64_t key, struct event_sink *s
 	fs_wrlock(fs);
 	pthread_mutex_lock(&ls->mutex);
 	h = find_here(ls, id);
-	rc = !h ? -ENOENT : h->key != key ? -EKEYREJECTED : h->state == HOLDER_LIVE ? -EBUSY : 0;
+	rc = !h ? -ENOENT : h->key != key ? -EKEYREJECTED : h->state == HOLDER_LIVE ? -EBUSY :
+	     h->fence.state ? -EKEYREVOKED : 0;
 	if (!rc) {
-		set_state(ls, h, HOLDER_LIVE);
+		come_back(ls, h);
 		h->sink = sink;
-		h->fence_told = h->ended = h->idle = false;
-		h->live_since = layouts_now(fs);
 	}
 	pthread_mutex_unlock(&ls->mutex);
 	if (!rc)
@@ -308,21 +321,20 @@ void holder_returned_all(struct fs *fs, uint64_t id)
 {
 	struct layouts *ls = fs->layouts;
 	struct holder *h;
+	bool counts;
 
 	fs_wrlock(fs);
 	pthread_mutex_lock(&ls->mutex);
 	h = find_here(ls, id);
-	if (h && h->state == HOLDER_LOST) {
-		set_state(ls, h, HOLDER_LIVE);
-		h->fence_told = h->ended = h->idle = false;
-		h->live_since = layouts_now(fs);
-	}
+	counts = h && !h->fence.state;
+	if (counts && h->state == HOLDER_LOST)
+		come_back(ls, h);
 	pthread_mutex_unlock(&ls->mutex);
-	if (h)
+	if (counts)
 		lost_del(fs, 0, id);
 	pthread_mutex_lock(&ls->mutex);
 	h = find_here(ls, id);
-	if (h && (h->quarantined || h->tainted))
+	if (h && counts && (h->quarantined || h->tainted))
 		holder_want_release(ls, h);
 	pthread_mutex_unlock(&ls->mutex);
 	fs_unlock(fs);
@@ -340,7 +352,7 @@ void holder_missed(struct fs *fs, uint64_t id)
 	if (h && h->state == HOLDER_LIVE) {
 		h->missed++;
 		atomic_fetch_add_explicit(&ls->counters.recalls_missed, 1, memory_order_relaxed);
-		become_lost(ls, h);
+		become_lost(ls, h, LOST_RECALL);
 	}
 	pthread_mutex_unlock(&ls->mutex);
 }
@@ -350,7 +362,7 @@ static void ended(struct layouts *ls, struct holder *h)
 {
 	h->ended = true;
 	if (h->state == HOLDER_LIVE)
-		become_lost(ls, h);
+		become_lost(ls, h, LOST_ENDED);
 	else
 		end_if_empty(ls, h);
 }
@@ -405,7 +417,8 @@ static void forgotten(void *arg, xid_t xid)
 	watches_drop(ls, h);
 	delegations_drop(ls, h);
 	event_post(ls, ls->sink,
-		   &(struct layout_event){ .type = EVENT_HOLDER_GONE, .holder = h->id });
+		   &(struct layout_event){ .type = EVENT_HOLDER_GONE, .holder = h->id,
+					   .length = h->confirmed });
 	pthread_mutex_unlock(&ls->mutex);
 	lost_del(ls->fs, 0, h->id);
 	free(h);
@@ -415,20 +428,22 @@ int holder_forget(struct trans *t, struct holder *h)
 {
 	int rc = holder_record_delete(t, h);
 
+	if (!rc)
+		rc = fence_record_delete(t, h);
 	return rc ? rc : trans_on_end(t, forgotten, h);
 }
 
 /* GONE in memory and, with something to be released first (also what a revoke left of its
- * records), on disk; else the record goes at once. The state is as before if that fails. may() is
- * asked in the transaction, with the mutex held. */
-static int go(struct fs *fs, uint64_t id, int (*may)(const struct holder *h))
+ * records), on disk; else the record goes at once. That of its fence goes in any case. The state is
+ * as before if that fails. may() is asked in the transaction, with the mutex held. */
+static int go(struct fs *fs, uint64_t id, int (*may)(const struct holder *h), bool confirmed)
 {
 	struct layouts *ls = fs->layouts;
 	enum holder_state before = HOLDER_GONE;
 	bool empty = false, told;
 	struct holder *h;
 	struct trans t;
-	int rc = trans_begin(fs, &t, HOLDER_TRANS_BLOCKS);
+	int rc = trans_begin(fs, &t, GO_TRANS_BLOCKS);
 
 	if (rc)
 		return rc;
@@ -440,15 +455,19 @@ static int go(struct fs *fs, uint64_t id, int (*may)(const struct holder *h))
 		before = h->state;
 		empty = !told && !reaches(h) && !h->tainted && !h->users && !h->releasing;
 		set_state(ls, h, HOLDER_GONE);
+		h->confirmed = confirmed;
 	}
 	pthread_mutex_unlock(&ls->mutex);
 	if (!rc)
 		rc = empty ? holder_forget(&t, h) : holder_record_gone(&t, h);
+	if (!rc && !empty)
+		rc = fence_over(&t, h);
 	if (rc) {
 		trans_cancel(&t);
 		if (before != HOLDER_GONE) {
 			pthread_mutex_lock(&ls->mutex);
 			set_state(ls, h, before);
+			h->confirmed = false;
 			pthread_mutex_unlock(&ls->mutex);
 		}
 		return rc;
@@ -466,12 +485,12 @@ static int go(struct fs *fs, uint64_t id, int (*may)(const struct holder *h))
 
 static int may_go(const struct holder *h)
 {
-	return h->ngrants || h->quarantined || h->users ? -EBUSY : 0;
+	return h->ngrants || h->quarantined || h->users || h->fence.state ? -EBUSY : 0;
 }
 
 int holder_gone(struct fs *fs, uint64_t id)
 {
-	return go(fs, id, may_go);
+	return go(fs, id, may_go, false);
 }
 
 static int may_be_fenced(const struct holder *h)
@@ -481,7 +500,7 @@ static int may_be_fenced(const struct holder *h)
 
 int holder_fenced(struct fs *fs, uint64_t id)
 {
-	int rc = go(fs, id, may_be_fenced);
+	int rc = go(fs, id, may_be_fenced, true);
 
 	if (!rc)
 		LAYOUT_COUNT(fs, fences, 1);
@@ -563,6 +582,7 @@ unsigned holder_list(struct fs *fs, uint64_t *id, struct holder_look *out, unsig
 		out[got++] = (struct holder_look){
 			.spec = h->spec, .id = h->id, .state = h->state, .grants = h->ngrants,
 			.quarantined = h->quarantined, .recalls = h->recalls, .missed = h->missed,
+			.cause = h->cause,
 		};
 	pthread_mutex_unlock(&ls->mutex);
 	if (got)

@@ -102,6 +102,7 @@ static int load_record(struct fs *fs, uint64_t id, const struct holder_disk *rec
 		return damaged(fs, id);
 	}
 	h->state = get32(rec->state) == RECORD_GONE ? HOLDER_GONE : HOLDER_LOST;
+	h->cause = h->state == HOLDER_LOST ? LOST_MOUNT : LOST_NOT;
 	h->idle = true;
 	holder_enter_table(ls, h);
 	pthread_mutex_lock(&ls->mutex);
@@ -165,6 +166,8 @@ int holders_load(struct fs *fs)
 		return 0;
 	fs_rdlock(fs);
 	rc = load_records(fs);
+	if (!rc)
+		rc = fences_load(fs);
 	if (!rc && !RB_EMPTY(&ls->holders))
 		rc = load_quarantine(fs);
 	fs_unlock(fs);

@@ -23,7 +23,8 @@
  *
  * States of a holder, and who leaves them:
  *   LIVE    -> LOST (recall deadline, holder_lost()), GONE (holder_gone())
- *   LOST    -> LIVE (holder_resume(), or LAYOUT_RETURN of everything), GONE (holder_fenced())
+ *   LOST    -> LIVE (holder_resume(), or LAYOUT_RETURN of everything: neither once its fence is
+ *              decided, see fence.h), GONE (holder_fenced())
  *   GONE    record removed, object freed when its last quarantined block is released
  *
  * Invariants.
@@ -33,7 +34,8 @@
  *   3. Blocks that a lost holder can reach are never free and never mapped where anybody reads:
  *      while an inode has lost holders (layouts_lost_holder()), what is unmapped from it goes to
  *      quarantine.
- *   4. Only holder_fenced() or the holder's own return of everything empties its quarantine.
+ *   4. Only holder_fenced() or the holder's own return of everything empties its quarantine; once
+ *      its fence is decided, only holder_fenced().
  *   5. RW grants of two holders never overlap. While a RW grant reaches past EOF, the bytes behind
  *      EOF in its block are zero, or the block is under that grant.
  *
@@ -110,7 +112,7 @@ enum layout_event_type {
 	EVENT_OVERFLOW = 5,    /* length events were lost before this one */
 	/* to the daemon's sink: holder became LOST and can reach something */
 	EVENT_FENCE_WANTED = 6,
-	/* to the daemon's sink: fenced or returned; quarantine is released */
+	/* to the daemon's sink: fenced (length 1) or nothing held (0); quarantine is released */
 	EVENT_HOLDER_GONE = 7,
 	/* to the daemon's sink: what the NFS lock owner `holder` watches for (plock.h) could be
 	 * had */
@@ -151,6 +153,9 @@ int layouts_event_fd(struct fs *fs);
 /* ---- holders ---- */
 enum holder_kind { HOLDER_LOCAL = 1, HOLDER_CLIENT = 2 };
 enum holder_state { HOLDER_LIVE = 1, HOLDER_LOST = 2, HOLDER_GONE = 3 };
+/* Why it is LOST: it did not answer a recall, nobody speaks for it any more, or it was there before
+ * the mount. */
+enum lost_cause { LOST_NOT = 0, LOST_RECALL = 1, LOST_ENDED = 2, LOST_MOUNT = 3 };
 #define HOLDER_NAME_LEN 64u
 #define HOLDER_FENCE_LEN 128u
 struct holder_spec {
@@ -170,13 +175,14 @@ struct holder_spec {
 int holder_register(struct fs *fs, const struct holder_spec *spec, struct event_sink *sink,
 		    uint64_t *id, uint64_t *key);
 /* The same process, or its successor that stands for all it did, speaks again: LOST -> LIVE, with
- * its grants. -ENOENT, -EKEYREJECTED, -EBUSY (LIVE). */
+ * its grants. -ENOENT, -EKEYREJECTED, -EBUSY (LIVE), -EKEYREVOKED (its fence is decided). */
 int holder_resume(struct fs *fs, uint64_t id, uint64_t key, struct event_sink *sink);
 /* 0, -ENOENT, -EKEYREJECTED; -EOWNERDEAD: LOST */
 int holder_check(struct fs *fs, uint64_t id, uint64_t key);
 /* LIVE -> LOST; with nothing held: GONE. */
 int holder_lost(struct fs *fs, uint64_t id);
-/* Says that it has stopped and holds nothing: -EBUSY while it has grants or quarantined blocks. */
+/* Says that it has stopped and holds nothing: -EBUSY while it has grants or quarantined blocks, or
+ * its fence is decided. */
 int holder_gone(struct fs *fs, uint64_t id);
 /* Confirmed: it reaches nothing any more. Works off in the background (layouts_settle()). -ENOENT;
  * -EBUSY: it is LIVE. */
@@ -188,6 +194,7 @@ struct holder_look { /* for status */
 	enum holder_state state;
 	uint64_t grants, quarantined; /* quarantined: blocks under its name */
 	uint64_t recalls, missed;
+	enum lost_cause cause;
 };
 /* Holders with an id above *id, in order; 0 at the end. Sets *id. */
 unsigned holder_list(struct fs *fs, uint64_t *id, struct holder_look *out, unsigned n);

@@ -13,6 +13,7 @@
 #include <bsd/sys/tree.h>
 
 #include "extmap.h"
+#include "fence.h"
 #include "layout.h"
 
 struct holder;
@@ -53,6 +54,8 @@ struct holder {
 	uint64_t ngrants;
 	uint64_t quarantined;  /* blocks in TREE_QUARANTINE under its id */
 	uint64_t recalls, missed;
+	enum lost_cause cause; /* LOST: why */
+	struct fence fence;    /* fs->lock exclusive and mutex to change; see fence.h */
 	xid_t xid;             /* its record's group: durable before its first grant */
 	bool queued;           /* on layouts->to_release */
 	bool ended;            /* nobody speaks for it: with nothing held it goes */
@@ -62,6 +65,7 @@ struct holder {
 	bool releasing;
 	bool release_again;    /* wanted once more meanwhile */
 	bool fence_told;
+	bool confirmed;        /* GONE: holder_fenced() said so */
 	bool tainted;          /* may reach blocks under QUARANTINE_ANY: layout_release.c */
 	/* operations under way: holder_enter(). The object stays, and is not released, until 0 */
 	unsigned users;
@@ -263,7 +267,8 @@ enum holder_state holder_state_of(struct layouts *ls, uint64_t id);
 /* It missed a deadline (mutex not held, fs->lock not held). LIVE -> LOST. */
 void holder_missed(struct fs *fs, uint64_t id);
 /* It returned all that it had, on every file: LOST -> LIVE, nothing of it is lost any more, the
- * thread releases its quarantine. After the last transaction of the return; no lock held. */
+ * thread releases its quarantine. Nothing of that if its fence is decided: see fence.h. After the
+ * last transaction of the return; no lock held. */
 void holder_returned_all(struct fs *fs, uint64_t id);
 /* Blocks went to quarantine under its name (QUARANTINE_ANY too), or left it. fs->lock exclusive,
  * before the commit (a cancel undoes it). 0 or -ENOMEM. */
@@ -288,8 +293,14 @@ void holder_was_released(struct layouts *ls, struct holder *h);
 int holder_record_add(struct trans *t, struct holder *h);
 int holder_record_gone(struct trans *t, const struct holder *h);
 int holder_record_delete(struct trans *t, const struct holder *h);
-/* at mount: records -> LOST holders; GONE ones on the release list */
+/* at mount: records -> LOST holders, with their fences; GONE ones on the release list */
 int holders_load(struct fs *fs);
+/* ---- fence.c, for holders ---- */
+/* In a transaction that removes the holder, or makes it GONE: with its end the fence is over. */
+int fence_record_delete(struct trans *t, const struct holder *h);
+int fence_over(struct trans *t, struct holder *h);
+bool fence_decided(struct layouts *ls, uint64_t holder); /* it has a record; mutex not held */
+int fences_load(struct fs *fs); /* fs->lock held */
 /* holder.c, for it */
 struct holder *holder_new(struct layouts *ls);
 void holder_enter_table(struct layouts *ls, struct holder *h);

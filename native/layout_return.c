@@ -166,14 +166,14 @@ static enum step return_pages(struct file_run *r)
 /* Must the record stay that the holder had something of the inode? It must while it has a grant,
  * and while it is lost, or was when something of the inode was taken from it: then it reaches
  * blocks that the revoke left in the map for the reaper, and after a restart nothing but the record
- * tells it. Unless it returns everything, which ends that. fs->lock held. */
+ * tells it. Unless it returns everything, which ends that, if no fence is decided. fs->lock held. */
 static bool keeps_record(struct file_run *r)
 {
 	uint64_t holder = r->fop->layout->holder;
 	struct inode *in = r->fop->in;
 	bool any;
 
-	if (!(r->fop->flags & FILE_F_RETURNS_ALL) &&
+	if ((!(r->fop->flags & FILE_F_RETURNS_ALL) || fence_decided(r->fs->layouts, holder)) &&
 	    (holder_state_of(r->fs->layouts, holder) == HOLDER_LOST ||
 	     lost_has(r->fs, in->ino, holder)))
 		return true;

@@ -328,7 +328,7 @@ static int write_root(struct mkfs *m)
 	struct root_disk *r = new_meta(m, 0, MAGIC_ROOT, ROOT_BLOCK, 0);
 
 	r->next_inode = put64(FIRST_INODE);
-	r->next_intent = r->next_holder = r->next_fence = put64(1);
+	r->next_intent = r->next_holder = put64(1);
 	r->free_blocks = put64(m->free_blocks);
 	r->inodes = put64(1);
 	r->next_generation = put32(2);

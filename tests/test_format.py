@@ -58,6 +58,7 @@ CONSTANTS = {
     "INTENT_INSERT": 6,
     "INTENT_F_STAGING": layout.INTENT_STAGING,
     "QUARANTINE_ANY": layout.QUARANTINE_ANY,
+    **{f"FENCE_{word.upper()}": state for state, word in layout.FENCE_STATES.items()},
     "EXPOSURE_INODE_LO(0)": layout.EXPOSURE_INODE,
     **{f"EXPOSURE_F_{flag.name}": int(flag) for flag in layout.ExposureFlag},
     "OWNER_NODE(17, 9)": layout.node_owner(17, 9),
@@ -96,6 +97,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     source = directory / "layout.c"
     source.write_text(
         '#include "format.h"\n#include "btree.h"\n#include "journal_impl.h"\n'
+        '#include "fence.h"\n'
         '#define P(name, value) printf("%s=%llu\\n", name, (unsigned long long)(value))\n'
         "int main(void)\n{\n" + body + "\nreturn 0;\n}\n"
     )

@@ -111,7 +111,8 @@ class Inventory:
     quarantine: list[tuple[int, int]] = field(default_factory=list)
     quarantine_holders: list[tuple[int, int]] = field(default_factory=list)
     """(first block, holder) of each run."""
-    holders: set[int] = field(default_factory=set)
+    holders: dict[int, int] = field(default_factory=dict)
+    """State of each holder's record."""
     watched_extents: dict[int, list[tuple[int, int, int, int]]] = field(default_factory=dict)
     """(fork, file block, device block, blocks) of the inodes that have exposures."""
     staged_extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
@@ -259,6 +260,7 @@ class Inventory:
         self._read_intents()
         self._read_quarantine()
         self._read_holders()
+        self._read_fences()
         self._read_nfs_records()
 
     def _read_orphans(self) -> None:
@@ -342,29 +344,39 @@ class Inventory:
         self.report.add("NFS_CLIENT_SHAPE", f"{Tree.NFS_CLIENT.title} {number}", text)
 
     def _read_holders(self) -> None:
-        for tree, structure, states, counter in (
-            (Tree.HOLDER, layout.HOLDER, layout.HOLDER_STATES, "next_holder"),
-            (Tree.FENCE, layout.FENCE, layout.FENCE_STATES, "next_fence"),
-        ):
-            for leaf in self.walker.walk(self.roots[tree], tree):
-                for hi, lo, offset, _length, _reserved in leaf.slots:
-                    values = structure.unpack(leaf.data, offset)
-                    if tree == Tree.HOLDER:
-                        self.holders.add(hi)
-                    if lo or values["state"] not in states:
-                        self.report.add(
-                            f"{tree.name}_SHAPE",
-                            f"{tree.title} {hi}",
-                            f"state {values['state']}",
-                        )
-                    if hi >= self.root[counter]:
-                        self.fixes.root = True
-                        self.report.add(
-                            "NEXT_HOLDER",
-                            "root block",
-                            f"{tree.title} {hi} exists already",
-                            "raise it",
-                        )
+        for leaf in self.walker.walk(self.roots[Tree.HOLDER], Tree.HOLDER):
+            for hi, lo, offset, _length, _reserved in leaf.slots:
+                state = layout.HOLDER.unpack(leaf.data, offset)["state"]
+                self.holders[hi] = state
+                if lo or state not in layout.HOLDER_STATES:
+                    self.report.add("HOLDER_SHAPE", f"holder {hi}", f"state {state}")
+                if hi >= self.root["next_holder"]:
+                    self.fixes.root = True
+                    self.report.add(
+                        "NEXT_HOLDER", "root block", f"holder {hi} exists already", "raise it"
+                    )
+
+    def _read_fences(self) -> None:
+        """The holder of each is there, and not yet known to be cut off."""
+        for leaf in self.walker.walk(self.roots[Tree.FENCE], Tree.FENCE):
+            for hi, lo, offset, _length, _reserved in leaf.slots:
+                values = layout.FENCE.unpack(leaf.data, offset)
+                where, state = f"fence {hi}", values["state"]
+                if lo or values["holder"] != hi or state not in layout.FENCE_STATES:
+                    self.report.add(
+                        "FENCE_SHAPE", where, f"state {state}, of holder {values['holder']}"
+                    )
+                elif layout.HOLDER_STATES.get(self.holders.get(hi, 0)) not in ("live", "lost"):
+                    if self.has_damage(Tree.HOLDER):
+                        self.report.add("FENCE_HOLDER", where, "its holder is not readable")
+                        continue
+                    self.fixes.remove[Tree.FENCE].add(hi << 64)
+                    self.report.add(
+                        "FENCE_HOLDER",
+                        where,
+                        "the holder is gone" if hi in self.holders else "the holder has no record",
+                        "remove the record",
+                    )
 
     def expected_records(self) -> int:
         """Records that the roots promise, for a progress bar."""

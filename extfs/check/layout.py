@@ -145,7 +145,7 @@ XATTR_PREFIXES = {1: b"user.", 2: b"trusted.", 3: b"security.", 4: b"system."}
 XNS_SYSTEM = 4
 HOLDER_KINDS = {1: "local", 2: "layout client"}
 HOLDER_STATES = {1: "live", 2: "lost", 3: "gone"}
-FENCE_STATES = {1: "decided", 2: "issued", 3: "confirmed", 4: "failed"}
+FENCE_STATES = {1: "decided", 2: "issued", 4: "failed"}
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ ROOT = _structure(
 u64 next_inode
 u64 next_intent
 u64 next_holder
-u64 next_fence
+u64 reserved0
 u64 free_blocks
 u64 inodes
 u64 quarantined_blocks

@@ -413,10 +413,8 @@ class Repair:
         values["next_generation"] = self.next_generation
         if inv.intents:
             values["next_intent"] = max(values["next_intent"], max(inv.intents) + 1)
-        for tree, counter in ((Tree.HOLDER, "next_holder"), (Tree.FENCE, "next_fence")):
-            if not inv.has_damage(tree):
-                for key, _record in records(self.volume, inv.roots[tree], tree):
-                    values[counter] = max(values[counter], (key >> 64) + 1)
+        if inv.holders:
+            values["next_holder"] = max(values["next_holder"], max(inv.holders) + 1)
         block = bytearray(BLOCK_SIZE)
         layout.ROOT.pack_into(block, 0, values)
         return bytes(block)

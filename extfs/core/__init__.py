@@ -20,6 +20,8 @@ from extfs.core.filesystem import Filesystem
 from extfs.core.layouts import (
     TO_THE_END,
     EventType,
+    FenceRecord,
+    FenceState,
     Grant,
     HolderKind,
     HolderRecord,
@@ -32,6 +34,7 @@ from extfs.core.layouts import (
     LayoutExtent,
     Layouts,
     LayoutState,
+    LostCause,
 )
 from extfs.core.locks import Lock, Locks
 from extfs.core.native import CoreError, JournalFullError, drain_log, log_fd, log_lines
@@ -69,6 +72,8 @@ __all__ = [
     "EventType",
     "Extent",
     "ExtentState",
+    "FenceRecord",
+    "FenceState",
     "Filesystem",
     "Grant",
     "HolderKind",
@@ -85,6 +90,7 @@ __all__ = [
     "Layouts",
     "Lock",
     "Locks",
+    "LostCause",
     "Mutant",
     "OpcodeServer",
     "Records",

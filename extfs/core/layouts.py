@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "TO_THE_END",
     "EventType",
+    "FenceRecord",
+    "FenceState",
     "Grant",
     "HolderKind",
     "HolderRecord",
@@ -37,6 +39,7 @@ __all__ = [
     "LayoutExtent",
     "LayoutState",
     "Layouts",
+    "LostCause",
 ]
 
 TO_THE_END = (1 << 64) - 1
@@ -79,8 +82,34 @@ class HolderState(enum.IntEnum):
     GONE = 3
 
 
+class LostCause(enum.IntEnum):
+    """Why a holder is lost.
+
+    RECALL: it did not answer one; ENDED: nobody speaks for it any more; MOUNT: it was there before.
+    """
+
+    NOT = 0
+    RECALL = 1
+    ENDED = 2
+    MOUNT = 3
+
+
+class FenceState(enum.IntEnum):
+    """How far the fence of a lost holder is, on disk (native/fence.h).
+
+    DECIDED: it was not harmed; ISSUED: it may have been; FAILED: the same, and the last attempt did
+    not confirm.
+    """
+
+    DECIDED = 1
+    ISSUED = 2
+    FAILED = 4
+
+
 class EventType(enum.IntEnum):
     """Events; FENCE_WANTED and HOLDER_GONE are for whoever decides about fences.
+
+    HOLDER_GONE: `length` is 1 if it was fenced, 0 if it had nothing any more.
 
     LOCK_FREE: a lock that the NFS owner `holder` watches for could be had (see `Locks.watch`).
     LOCK_WANTED: a local process wants what the NFS owner `holder` has locked; once for an owner.
@@ -156,7 +185,10 @@ class HolderSpec:
 
 @dataclass(frozen=True, slots=True)
 class HolderRecord:
-    """A holder now. `quarantined`: blocks under its name; `missed`: recalls it did not answer."""
+    """A holder now. `quarantined`: blocks under its name; `missed`: recalls it did not answer.
+
+    `cause`: why it is lost.
+    """
 
     id: int
     state: HolderState
@@ -165,6 +197,17 @@ class HolderRecord:
     quarantined: int
     recalls: int
     missed: int
+    cause: LostCause = LostCause.NOT
+
+
+@dataclass(frozen=True, slots=True)
+class FenceRecord:
+    """The durable record of a fence. `tries` that failed; `decided` in seconds since the epoch."""
+
+    holder: int
+    state: FenceState
+    tries: int
+    decided: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +275,7 @@ def _record_of(raw: Any) -> HolderRecord:
         raw.quarantined,
         raw.recalls,
         raw.missed,
+        LostCause(raw.cause),
     )
 
 
@@ -328,7 +372,10 @@ class Layouts:
         self._fs.change(lambda: lib.extfs_layout_return(self._raw, ino, args))
 
     def give_all_back(self, holder: int) -> None:
-        """LAYOUT_RETURN of everything; blocks. A lost holder is live again afterwards."""
+        """LAYOUT_RETURN of everything; blocks.
+
+        A lost holder is live again afterwards, unless its fence is decided.
+        """
         args = self._args(holder, Iomode.ANY, 0, TO_THE_END)
         args.flags = lib.EXTFS_LAYOUT_F_ALL
         self._fs.change(lambda: lib.extfs_layout_return(self._raw, 0, args))
@@ -369,7 +416,10 @@ class Layouts:
         return int(raw.id), int(raw.key)
 
     def resume(self, holder: int, key: int) -> None:
-        """A lost holder speaks again, with its grants. ENOENT, EKEYREJECTED, EBUSY (live)."""
+        """A lost holder speaks again, with its grants. ENOENT, EKEYREJECTED, EBUSY (live).
+
+        EKEYREVOKED: its fence is decided, so it will be gone.
+        """
         self._fs.change(lambda: lib.extfs_holder_resume(self._raw, holder, key))
 
     def check(self, holder: int, key: int) -> None:
@@ -381,7 +431,7 @@ class Layouts:
         self._fs.change(lambda: lib.extfs_holder_lost(self._raw, holder))
 
     def gone(self, holder: int) -> None:
-        """It has stopped and holds nothing. EBUSY: it does."""
+        """It has stopped and holds nothing. EBUSY: it does, or its fence is decided."""
         self._fs.change(lambda: lib.extfs_holder_gone(self._raw, holder))
 
     def fenced(self, holder: int) -> None:
@@ -405,6 +455,27 @@ class Layouts:
         """One holder; None: there is none of this id."""
         found = self.holders(holder - 1, 1) if holder > 0 else []
         return found[0] if found and found[0].id == holder else None
+
+    # -- fences --
+
+    def fence_put(self, holder: int, state: FenceState, tries: int) -> None:
+        """Record how far the fence of a lost holder is; durable at the return: blocks.
+
+        ENOENT; EBUSY: it is live; EINVAL: not a step from where it is (native/fence.h).
+        """
+        self._fs.change(lambda: lib.extfs_fence_put(self._raw, holder, state, tries))
+
+    def fences(self) -> list[FenceRecord]:
+        """Records of fences that are not confirmed yet, by holder."""
+        found: list[FenceRecord] = []
+        position = ffi.new("uint64_t *", 0)
+        out = ffi.new("struct extfs_fence[]", 64)
+        while count := lib.extfs_fence_list(self._raw, position, out, 64):
+            found += [
+                FenceRecord(f.holder, FenceState(f.state), f.tries, f.decided)
+                for f in (out[index] for index in range(count))
+            ]
+        return found
 
     # -- grants --
 
