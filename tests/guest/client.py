@@ -16,11 +16,12 @@ DEBUG_LINES = 200
 
 
 class Client:
-    """One NFS mount of a guest, at `mountpoint`."""
+    """One NFS mount of a guest, at `mountpoint`, where `layout` is what it should use."""
 
-    def __init__(self, guest: Guest, *, mountpoint: str = MOUNTPOINT) -> None:
+    def __init__(self, guest: Guest, *, mountpoint: str = MOUNTPOINT, layout: str = LAYOUT) -> None:
         self.guest = guest
         self.mountpoint = mountpoint
+        self.layout = layout
 
     def prepare(self, *, block_layouts: bool = True) -> None:
         """Load the client's modules, and start what finds the disks of block layouts; once."""
@@ -73,7 +74,7 @@ class Client:
     @contextmanager
     def counted(self) -> Iterator[Counted]:
         """Counts what the block does: ``with client.counted() as c: ...`` then ``c["WRITE"]``."""
-        counted = Counted(self.stats())
+        counted = Counted(self.stats(), self.layout)
         yield counted
         counted.close(self.stats())
 
@@ -135,8 +136,9 @@ class Client:
 class Counted:
     """What a client counted between two moments; known once the block has ended."""
 
-    def __init__(self, before: MountStats) -> None:
+    def __init__(self, before: MountStats, layout: str) -> None:
         self._before = before
+        self._layout = layout
         self._difference: MountStats | None = None
 
     def close(self, after: MountStats) -> None:
@@ -162,4 +164,4 @@ class Counted:
         if writes:
             assert self.stats.pnfs_writes > 0, f"nothing was written: {self}"
             assert self["LAYOUTCOMMIT"] > 0, f"nothing was committed: {self}"
-        assert self.stats.layout == LAYOUT, str(self)
+        assert self.stats.layout == self._layout, str(self)

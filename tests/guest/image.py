@@ -5,7 +5,7 @@
     packages/        Debian packages, downloaded and unpacked, nothing installed
     vmlinux          the kernel, uncompressed: the emulator starts it 4 s sooner than a bzImage
     initramfs.cpio   busybox, kernel modules, nfs-utils, xfsprogs, and the files of rootfs/
-    tools.img        ext4 with what is too large for the memory of every guest: fio
+    tools.img        ext4 with what is too large for the memory of every guest: fio, open-iscsi
     stamp            digest of the sources of all this; written last
 
 It needs the network once, and only programs of the packages that scripts/setup installs.
@@ -36,7 +36,8 @@ EMULATOR = "qemu-system-x86_64"
 KERNEL = "linux-image-amd64"
 """The meta package; the kernel proper is what it depends on."""
 
-# nfs-utils, and the libraries that its programs and xfsprogs need and a bare system lacks.
+# nfs-utils, open-iscsi, and the libraries that their programs and xfsprogs need and a bare system
+# lacks.
 PACKAGES = [
     "nfs-common",
     "nfs-kernel-server",
@@ -57,6 +58,12 @@ PACKAGES = [
     "liburcu8",
     "kmod",
     "libkmod2",
+    "open-iscsi",
+    "libisns0",
+    "libopeniscsiusr",
+    "libssl3",
+    "libmount1",
+    "libsystemd0",
 ]
 
 # Modules by name; what they depend on comes along.
@@ -83,6 +90,14 @@ MODULES = [
     "crc32c_generic",
     "crc32c_intel",
     "libcrc32c",
+    "iscsi_tcp",
+    "target_core_mod",
+    "target_core_iblock",
+    "iscsi_target_mod",
+    "9p",
+    "9pnet_virtio",
+    "overlay",
+    "fuse",
 ]
 
 # Where the program is in the packages, and where it goes.
@@ -98,13 +113,15 @@ PROGRAMS = {
     "usr/sbin/exportfs": "usr/sbin/exportfs",
 }
 # Programs of this machine that busybox has no equal of.
-HOST_PROGRAMS = ("chrt", "flock", "getfattr", "setfattr", "sg_inq", "sg_vpd")
-TOOLS = ("fio",)
+HOST_PROGRAMS = ("chrt", "flock", "getfattr", "setfattr", "sg_inq", "sg_persist", "sg_vpd")
+# Programs of the disk of tools: those of this machine by name, those of the packages by path.
+TOOLS = ("fio", "sbin/iscsid", "sbin/iscsiadm")
 LINKS = {
     "sbin/mount.nfs4": "mount.nfs",
     "sbin/umount.nfs": "mount.nfs",
     "sbin/umount.nfs4": "mount.nfs",
     **{f"sbin/{name}": "kmod" for name in ("modprobe", "insmod", "rmmod", "lsmod", "modinfo")},
+    **{f"usr/bin/{Path(name).name}": "tool" for name in TOOLS},
     "usr/lib/x86_64-linux-gnu": "../../lib/x86_64-linux-gnu",
     "var/run": "../run",
 }
@@ -406,10 +423,10 @@ def _make_tools(directory: Path, packages: Path, output: Path) -> None:
     for name in ("bin", "lib"):
         (directory / name).mkdir(parents=True)
     for name in TOOLS:
-        found = shutil.which(name)
-        if found is None:
+        found = str(packages / name) if "/" in name else shutil.which(name)
+        if found is None or not Path(found).exists():
             raise ImageError(f"there is no {name}; run scripts/setup")
-        shutil.copy(found, directory / "bin" / name)
+        shutil.copy(found, directory / "bin" / Path(name).name)
         for library in _libraries(Path(found), packages):
             shutil.copy(library, directory / "lib" / library.name)
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -8,6 +8,9 @@
 Emulation without hardware help (TCG): one guest keeps one host CPU busy only while it computes.
 The guest reaches 127.0.0.1 of the host as 10.0.2.2, and connects from unprivileged ports.
 
+Guests reach each other on the segments that they have a `Nic` on, as eth1, eth2, ... in the order
+given; nothing there has an address until a command gives it one.
+
 Commands travel over virtio-serial, through a pair of sockets for each of PORTS agents; each runs
 one command at a time (rootfs/usr/bin/agent says how). A command that does not answer in its time
 takes its port out of use; the guest stays usable through the others.
@@ -18,7 +21,9 @@ Everything here blocks. A `Guest` may be used by several threads, a `Job` by one
 from __future__ import annotations
 
 import base64
+import json
 import os
+import secrets
 import select
 import signal
 import socket
@@ -74,8 +79,27 @@ class Disk:
     read_only: bool = False
 
 
+class Segment:
+    """An Ethernet between guests: every frame reaches all of them, as multicast on loopback."""
+
+    def __init__(self) -> None:
+        # A group of the organisation-local scope (RFC 2365) that nobody else on this machine has.
+        self.group = "239.192." + ".".join(str(1 + byte % 254) for byte in secrets.token_bytes(2))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A guest's card on a segment; `station` (1 to 255) makes its MAC address."""
+
+    segment: Segment
+    station: int
+
+
 class _Port:
-    """The host's end of one agent's port."""
+    """The host's end of one agent's port, or of the emulator's monitor."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
@@ -164,7 +188,8 @@ class Guest:
 
     `directory`: for its console's log. `name`: its host name; two guests of one name are one NFS
     client to a server, which takes the second for the first after a reboot. `memory`: MiB.
-    `forwards`: port of the host's 127.0.0.1 to port of the guest.
+    `forwards`: port of the host's 127.0.0.1 to port of the guest. `drives`: raw images as /dev/vdb,
+    /dev/vdc, ... `shares`: 9p tags and the directories of this machine that they show, read-only.
     """
 
     def __init__(
@@ -174,6 +199,9 @@ class Guest:
         *,
         name: str = "guest",
         disks: Sequence[Disk] = (),
+        drives: Sequence[Path] = (),
+        nics: Sequence[Nic] = (),
+        shares: Mapping[str, Path] | None = None,
         memory: int = 512,
         forwards: Mapping[int, int] | None = None,
         environment: Mapping[str, str] | None = None,
@@ -183,14 +211,17 @@ class Guest:
         self.disks = tuple(disks)
         self.console = directory / f"console-{name}-{time.monotonic_ns()}.log"
         self._ports = [_Port() for _ in range(PORTS)]
+        self._monitor = _Port()
         self._free: list[_Port] = []
         self._ready = threading.Condition()
-        fds = [port.theirs.fileno() for port in self._ports]
+        fds = [port.theirs.fileno() for port in (self._monitor, *self._ports)]
         command = [
             *_machine(image, memory, name),
-            *_network(forwards or {}),
-            *_disks(image, self.disks),
-            *_agents(fds),
+            *_monitor(fds[0]),
+            *_network(forwards or {}, nics),
+            *_disks(image, self.disks, drives),
+            *_shares(shares or {}),
+            *_agents(fds[1:]),
         ]
         with open(self.console, "wb") as console:
             self._process = subprocess.Popen(
@@ -202,7 +233,7 @@ class Guest:
                 pass_fds=fds,
                 start_new_session=True,  # Ctrl-C is for the tests, which then end it
             )
-        for port in self._ports:
+        for port in (self._monitor, *self._ports):
             port.theirs.close()
         if wait:
             try:
@@ -247,7 +278,7 @@ class Guest:
         self.resume()
         self._process.kill()
         self._process.wait()
-        for port in self._ports:
+        for port in (self._monitor, *self._ports):
             port.close()
         with self._ready:
             self._free.clear()
@@ -261,6 +292,25 @@ class Guest:
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
+
+    def plug(self, nic: int, on: bool) -> None:
+        """Plug the cable of eth`nic` in, or pull it out: the carrier goes, no frame passes."""
+        self._ask("set_link", name=f"segment{nic}", up=on)
+
+    def _ask(self, command: str, **arguments: object) -> None:
+        """Have the emulator do something (QMP); one thread at a time."""
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for request in (
+            {"execute": "qmp_capabilities"},
+            {"execute": command, "arguments": arguments},
+        ):
+            self._monitor.send(json.dumps(request).encode() + b"\n", deadline)
+            while True:
+                answer = json.loads(self._monitor.line(deadline))
+                if "return" in answer or "error" in answer:
+                    break  # the rest are a greeting and events
+        if "error" in answer:
+            raise GuestError(f"{self.name}: {command}: {answer['error']['desc']}")
 
     def console_tail(self, lines: int = 30) -> str:
         """The last lines of the console: kernel messages of warnings and worse."""
@@ -312,26 +362,51 @@ def _machine(image: Image, memory: int, name: str) -> list[str]:
     return [
         *(EMULATOR, "-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35"),
         *("-m", str(memory), "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-serial", "stdio", "-monitor", "none", "-no-reboot"),
+        *("-serial", "stdio", "-no-reboot"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", arguments),
     ]
 
 
-def _network(forwards: Mapping[int, int]) -> list[str]:
+def _monitor(fd: int) -> list[str]:
+    return ["-chardev", f"socket,id=monitor,fd={fd}", "-mon", "chardev=monitor,mode=control"]
+
+
+def _network(forwards: Mapping[int, int], nics: Sequence[Nic]) -> list[str]:
     rules = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in forwards.items())
-    return [
+    arguments = [
         *("-netdev", f"user,id=net,ipv6=off{rules}"),
         *("-device", "virtio-net-pci,netdev=net,romfile="),
     ]
+    for number, nic in enumerate(nics, 1):
+        where = f"mcast={nic.segment.group}:{nic.segment.port},localaddr=127.0.0.1"
+        mac = f"52:54:00:5c:51:{nic.station:02x}"
+        arguments += [
+            *("-netdev", f"socket,id=segment{number},{where}"),
+            *("-device", f"virtio-net-pci,netdev=segment{number},mac={mac},romfile="),
+        ]
+    return arguments
 
 
-def _disks(image: Image, disks: Sequence[Disk]) -> list[str]:
+def _shares(shares: Mapping[str, Path]) -> list[str]:
+    arguments = []
+    for tag, path in shares.items():
+        how = f"local,id={tag},path={path},security_model=none,readonly=on,multidevs=remap"
+        arguments += ["-fsdev", how, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+    return arguments
+
+
+def _disks(image: Image, disks: Sequence[Disk], drives: Sequence[Path]) -> list[str]:
     # Not a SCSI disk: neither blkmapd nor a test can take it for a shared one.
     arguments = [
         *("-drive", _drive("tools", image.tools, read_only=True)),
         *("-device", "virtio-blk-pci,drive=tools"),
         *("-device", "virtio-scsi-pci,id=scsi"),
     ]
+    for index, path in enumerate(drives):
+        arguments += [
+            *("-drive", _drive(f"drive{index}", path, read_only=False)),
+            *("-device", f"virtio-blk-pci,drive=drive{index}"),
+        ]
     for index, disk in enumerate(disks):
         name = f"disk{index}"
         arguments += [

@@ -6,6 +6,7 @@
  *	-f	fsync(2) after each block, else once at the end
  *	-a LOG	after each fsync of a block append a line with the end of what is now durable
  *	-t	truncate the file first
+ *	-l	write it all again and again, until that fails
  *
  * stamp check [-d] FILE SEED OFFSET LENGTH: compare; prints the first sector that differs, exit 1.
  *
@@ -52,10 +53,11 @@ static int write_all(int fd, const char *buffer, size_t length, off_t offset)
 	return 0;
 }
 
-static int do_write(int fd, uint64_t *buffer, char **argv, int each, int log)
+static int do_write(int fd, uint64_t *buffer, char **argv, int each, int again, int log)
 {
-	uint64_t seed = strtoull(argv[0], NULL, 0), offset = strtoull(argv[1], NULL, 0);
-	uint64_t end = offset + strtoull(argv[2], NULL, 0), block = strtoull(argv[3], NULL, 0);
+	uint64_t seed = strtoull(argv[0], NULL, 0), begin = strtoull(argv[1], NULL, 0);
+	uint64_t end = begin + strtoull(argv[2], NULL, 0), block = strtoull(argv[3], NULL, 0);
+	uint64_t offset = begin;
 
 	while (offset < end) {
 		size_t length = end - offset < block ? end - offset : block;
@@ -68,6 +70,8 @@ static int do_write(int fd, uint64_t *buffer, char **argv, int each, int log)
 			return failed("fsync");
 		if (log >= 0)
 			dprintf(log, "%llu\n", (unsigned long long)offset);
+		if (again && offset == end)
+			offset = begin;
 	}
 	return fsync(fd) < 0 ? failed("fsync") : 0;
 }
@@ -104,20 +108,22 @@ static int do_check(int fd, uint64_t *buffer, uint64_t *expected, char **argv)
 
 int main(int argc, char **argv)
 {
-	int each = 0, log = -1, flags = 0, option, writes, fd;
+	int each = 0, again = 0, log = -1, flags = 0, option, writes, fd;
 	uint64_t *buffer, *expected;
 
 	if (argc < 2)
 		return 2;
 	writes = !strcmp(argv[1], "write");
 	optind = 2;
-	while ((option = getopt(argc, argv, "dfta:")) != -1) {
+	while ((option = getopt(argc, argv, "dftla:")) != -1) {
 		if (option == 'd')
 			flags |= O_DIRECT;
 		else if (option == 'f')
 			each = 1;
 		else if (option == 't')
 			flags |= O_TRUNC;
+		else if (option == 'l')
+			again = 1;
 		else if (option == 'a')
 			log = open(optarg, O_WRONLY | O_CREAT | O_APPEND, 0644);
 		else
@@ -133,6 +139,6 @@ int main(int argc, char **argv)
 	fd = open(argv[optind], (writes ? O_WRONLY | O_CREAT : O_RDONLY) | flags, 0644);
 	if (fd < 0)
 		return failed(argv[optind]);
-	return writes ? do_write(fd, buffer, argv + optind + 1, each, log) :
+	return writes ? do_write(fd, buffer, argv + optind + 1, each, again, log) :
 			do_check(fd, buffer, expected, argv + optind + 1);
 }

@@ -1,0 +1,1 @@
+"""Guests around a disk on a storage network: target, server, clients."""

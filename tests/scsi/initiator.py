@@ -1,0 +1,65 @@
+"""A guest's way to the disk: open-iscsi, with a daemon that brings a lost session back."""
+
+from __future__ import annotations
+
+from guest.machine import Guest
+
+from scsi.target import PORTAL, TARGET
+
+_SETTINGS = """\
+node.startup = manual
+node.session.timeo.replacement_timeout = 120
+node.conn[0].timeo.login_timeout = 5
+node.conn[0].timeo.logout_timeout = 5
+node.conn[0].timeo.noop_out_interval = 2
+node.conn[0].timeo.noop_out_timeout = 3
+node.session.err_timeo.abort_timeout = 5
+node.session.err_timeo.lu_reset_timeout = 5
+node.session.err_timeo.tgt_reset_timeout = 5
+node.session.initial_login_retry_max = 4
+node.session.cmds_max = 128
+node.session.queue_depth = 32
+node.session.iscsi.InitialR2T = No
+node.session.iscsi.ImmediateData = Yes
+"""
+
+
+def name(guest: Guest) -> str:
+    """The initiator's name of a guest."""
+    return f"iqn.2026-01.extfs.test:{guest.name}"
+
+
+def login(guest: Guest, address: str = PORTAL) -> str:
+    """Log in; the path of the disk, which has its name in /dev/disk/by-id too."""
+    where = f"-T {TARGET} -p {address}:3260"
+    return guest.check(
+        f"""set -e
+modprobe -a iscsi_tcp sd_mod sg
+mkdir -p /etc/iscsi /run/lock/iscsi /var/lib/iscsi
+echo InitiatorName={name(guest)} >/etc/iscsi/initiatorname.iscsi
+cat >/etc/iscsi/iscsid.conf <<'END'
+{_SETTINGS}END
+iscsid -f >/run/iscsid.log 2>&1 &
+daemon=$!
+exec 3>&1 >/run/iscsiadm.log 2>&1
+trap '[ $? -eq 0 ] || cat /run/iscsiadm.log /run/iscsid.log >&3' EXIT
+until grep -q ISCSIADM_ABSTRACT_NAMESPACE /proc/net/unix; do
+  kill -0 $daemon
+  usleep 20000
+done
+iscsiadm -m node -o new {where}
+iscsiadm -m node {where} --login
+for i in $(seq 200); do
+  for disk in /sys/block/sd*; do
+    [ -e $disk/device/vendor ] && grep -q LIO-ORG $disk/device/vendor || continue
+    read -r identity <$disk/device/wwid
+    ln -sf ../../${{disk##*/}} /dev/disk/by-id/wwn-0x${{identity#naa.}}
+    echo /dev/${{disk##*/}} >&3
+    exit 0
+  done
+  usleep 50000
+done
+echo the disk does not come
+exit 1
+"""
+    ).strip()

@@ -1,0 +1,175 @@
+"""A storage network: a target, a server on its disk, and clients, each a guest.
+
+    segment "storage", eth1, 192.168.77.0/24: iSCSI         target 1, server 2, clients from 3 on
+    segment "files", eth2, 192.168.78.0/24: NFS             the same numbers
+
+So the network to the server can be cut while the disk stays, and the other way round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import rundir
+from guest.client import Client
+from guest.image import Image
+from guest.machine import Guest, Nic, Segment
+
+from scsi import initiator, target
+from scsi.server import SHARES, ScsiServer
+
+MIB = 1 << 20
+SIZE = 192 * MIB
+MEMORY = 384
+SERVER_MEMORY = 640
+NETWORK = "192.168.78.0/24"
+LAYOUT = "LAYOUT_SCSI"
+EXPORTS = {"/": f"{NETWORK},rw,no_root_squash,layouts=scsi"}
+STORAGE_NIC, FILES_NIC = 1, 2
+
+
+class San:
+    """Target and server; clients come with `client_of`. A context manager for the guests' lives."""
+
+    def __init__(
+        self,
+        image: Image,
+        directory: rundir.RunDirectory,
+        *,
+        size: int = SIZE,
+        exports: dict[str, str] | None = None,
+        options: dict[str, str] | None = None,
+    ) -> None:
+        self._image = image
+        self._directory = directory
+        self._stack = contextlib.ExitStack()
+        self._storage, self._files = Segment(), Segment()
+        self._numbers: dict[str, int] = {}
+        self._clients: dict[str, Client] = {}
+        self.disk = directory.new_image(size, "unit")
+        self._state = directory.new_image(target.STATE_SIZE, "registrations")
+        self._stack.callback(self.disk.unlink, missing_ok=True)
+        self._stack.callback(self._state.unlink, missing_ok=True)
+        target.new_state(self._state)
+        try:
+            self.target = self._boot("target", memory=MEMORY, wait=False)
+            self.server_guest = self._boot("server", memory=SERVER_MEMORY, wait=False)
+            self._connect(self.target)
+            self._connect(self.server_guest)
+            target.start(self.target)
+            self.server = ScsiServer(
+                self.server_guest,
+                self.address(self.server_guest),
+                exports or EXPORTS,
+                options or {},
+            )
+            self.server.prepare()
+            self.server.device = initiator.login(self.server_guest)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End all guests, and remove the disk."""
+        self._stack.close()
+
+    # -- guests --
+
+    def _boot(self, name: str, *, memory: int, wait: bool = True) -> Guest:
+        number = self._numbers.setdefault(name, len(self._numbers) + 1)
+        guest = Guest(
+            self._image,
+            self._directory.path,
+            name=name,
+            drives=[self.disk, self._state] if name == "target" else [],
+            nics=[Nic(self._storage, number), Nic(self._files, 64 + number)],
+            shares=SHARES if name == "server" else {},
+            memory=memory,
+            environment=self._directory.environment(),
+            wait=wait,
+        )
+        self._stack.enter_context(guest)
+        return guest
+
+    def _connect(self, guest: Guest) -> None:
+        """Wait for the boot, and give the cards their addresses."""
+        guest.wait_booted()
+        number = self._numbers[guest.name]
+        guest.check(
+            "".join(
+                f"ip addr add 192.168.{net}.{number}/24 dev {card}; ip link set {card} up\n"
+                for card, net in (("eth1", 77), ("eth2", 78))
+            )
+        )
+
+    def address(self, guest: Guest) -> str:
+        """Its address on the segment of files."""
+        return f"192.168.78.{self._numbers[guest.name]}"
+
+    def client_of(self, name: str) -> Client:
+        """The mount of the guest of this name, booted and mounted at the first use.
+
+        "target" is the target's guest, which then is a client of itself: a client more without a
+        guest more.
+        """
+        if name not in self._clients:
+            if name == "target":
+                guest = self.target
+            else:
+                guest = self._boot(name, memory=MEMORY, wait=False)
+                self._connect(guest)
+            initiator.login(guest)
+            self._clients[name] = self.mount(guest)
+        return self._clients[name]
+
+    def mount(self, guest: Guest) -> Client:
+        """Mount the server's root in a guest that has the disk."""
+        client = Client(guest, layout=LAYOUT)
+        client.prepare(block_layouts=False)
+        guest.check("modprobe blocklayoutdriver; dmesg -c >/dev/null")
+        client.debug()
+        client.mount(2049, server=self.address(self.server_guest))
+        return client
+
+    def restart_target(self, *, forgetful: bool = False) -> None:
+        """Cut the target's power and start it again.
+
+        LIO enforces a reservation from when its holder is logged in again, so until then nobody
+        else reaches it. `forgetful`: it lost what it had saved, and everybody may come.
+        """
+        others = [client.guest for client in self._clients.values()]
+        for guest in others:
+            guest.plug(STORAGE_NIC, False)
+        self.target.power_off()
+        self.target = self._boot("target", memory=MEMORY, wait=False)
+        self._connect(self.target)
+        if forgetful:
+            target.forget(self.target)
+        target.start(self.target)
+        name = initiator.name(self.server_guest)
+        self.target.check(target.wait_session(name), 60)
+        for guest in others:
+            guest.plug(STORAGE_NIC, True)
+
+    # -- evidence --
+
+    def evidence(self) -> str:
+        """What there is to see of a failure."""
+        texts = [f"-- daemon\n{self.server.log()[-20000:]}"]
+        texts += [client.evidence() for client in self._clients.values()]
+        return "\n".join(texts)
+
+
+def stamps_on(disk: Path, seed: int) -> set[int]:
+    """Numbers of the unit's sectors that carry a stamp of `seed` (programs/stamp.c)."""
+    head = seed.to_bytes(8, "little")
+    found = set()
+    content = disk.read_bytes()
+    at = content.find(head)
+    while at >= 0:
+        if at % 512 == 0 and content[at : at + 16] == content[at + 16 : at + 32]:
+            found.add(at // 512)
+            at += 511
+        at = content.find(head, at + 1)
+    return found
