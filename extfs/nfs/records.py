@@ -371,6 +371,11 @@ class Records:
                     self._staged = batch | self._staged
                 raise
 
+    def finish(self) -> None:
+        """Make durable all that is pending, when no more requests come. Blocks. `OSError`."""
+        self._stage_changed()
+        self.commit()
+
     def _put(self, changes: list[tuple[int, bytes | None]]) -> None:
         """In the order in which they were staged, in as few transactions as they fit in."""
         try:

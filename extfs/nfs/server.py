@@ -284,6 +284,9 @@ class Server:
                     nursery.start_soon(self._accept, listener)
         finally:
             self._nursery = None  # nothing is begun any more
+            # What has time to the next commit, an open that was closed: it would come back.
+            with trio.CancelScope(shield=True), self._contained("the last of the records"):
+                await trio.to_thread.run_sync(self.service.records.finish)
 
     @staticmethod
     def _listener(host: str, port: int) -> socket.socket:

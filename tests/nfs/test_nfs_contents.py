@@ -370,6 +370,15 @@ def test_copy(world: World, one: FileClient, file: Opened) -> None:
     assert status_of(copy, one, file, target, 0, 0, 0, other) == n.NFS4ERR_NOTSUPP
 
 
+def test_a_copy_that_moves_bytes_is_short(world: World, one: FileClient, file: Opened) -> None:
+    """RFC 7862 15.2.3: a thread is not held for long; the client goes on where it ended."""
+    target = one.create(b"g")
+    world.fs.truncate(ino_of(world, b"f"), 20 << 20)
+    assert copy(one, file, target, 1, 0, 17 << 20) == 16 << 20
+    assert copy(one, file, target, BLOCK, 0, 17 << 20) == 17 << 20
+    assert copy(one, file, target, 1, BLOCK + 1, 17 << 20) == 17 << 20
+
+
 def test_copy_asks_both_stateids(one: FileClient, file: Opened) -> None:
     """RFC 7862 15.2.3, 15.13.3"""
     one.write(file.fh, file.stateid, 0, b"x" * BLOCK)

@@ -14,6 +14,7 @@ import trio
 from extfs.core import Filesystem, SimDevice, mkfs
 from extfs.nfs import constants as n
 from extfs.nfs.exports import Exports, parse_export
+from extfs.nfs.records import Kind
 from extfs.nfs.rpc import RecordReader, marked
 from extfs.nfs.server import Server, ServerOptions
 from extfs.nfs.service import ServiceOptions
@@ -104,6 +105,15 @@ async def with_session(server: Server, owner: bytes = b"one") -> tuple[Client, b
     reply = Reader(await client.ask(call(2, wire.create_session(clientid, first))), 24)
     assert wire.read_compound(reply).status == n.NFS4_OK
     return client, wire.next_result(reply).body.fixed(16)
+
+
+async def test_what_has_time_is_durable_at_the_end(serve: Serve) -> None:
+    """An open that was closed in the last second does not come back."""
+    async with serve() as server:
+        records = server.service.records
+        records.stage(records.new_number(Kind.STATE), b"state", urgent=False)
+        assert records.pending
+    assert not records.pending
 
 
 async def test_a_record_may_come_byte_by_byte_and_in_fragments(serve: Serve) -> None:

@@ -23,6 +23,8 @@ __all__ = ["OPERATIONS"]
 
 COPY_BYTES_MAX = 256 << 20
 """Of one COPY: the client goes on where it ends (RFC 7862 15.2.3)."""
+COPY_BYTES_MOVED = 16 << 20
+"""The same where blocks cannot be shared: bytes are moved, in one of the server's threads."""
 
 _SERVERS_MAX = 64
 _COPIED = struct.Struct(">IQI8sII")
@@ -101,7 +103,7 @@ def copy(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     length = length or size - offset
     check_range(to, length)
     _check_overlap(source, target, offset, to, length)
-    length = min(length, COPY_BYTES_MAX)
+    length = min(length, COPY_BYTES_MOVED if (offset - to) % BLOCK_SIZE else COPY_BYTES_MAX)
     kill_priv = c.user().uid != 0
 
     def copy_it() -> int:
