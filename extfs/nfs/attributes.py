@@ -186,7 +186,7 @@ class _View:
     """What an export and a client have to do with each other, as far as attributes depend on it."""
 
     minor: int
-    layouts: bool
+    layouts: tuple[int, ...]
     pseudo: bool
     lease_seconds: int
     io_bytes: int
@@ -227,8 +227,7 @@ _BY_VIEW: dict[int, Callable[[_View], bytes]] = {
 
 
 def _layout_types(view: _View) -> bytes:
-    types = (n.LAYOUT4_BLOCK_VOLUME,) if view.layouts else ()
-    return b"".join(map(_U32.pack, (len(types), *types)))
+    return b"".join(map(_U32.pack, (len(view.layouts), *view.layouts)))
 
 
 # ---- space, asked of the core each time --------------------------------------------------------
@@ -363,9 +362,10 @@ def plan(c: Compound, fh: Filehandle, mask: int) -> Plan:
     export = fh.export
     host = c.connection.host
     if export.pseudo:
-        layouts = c.service.filehandles.pseudo.offers_layouts(host)
+        layouts = c.service.filehandles.pseudo.layout_types(host)
     else:
-        layouts = export.offers_layouts(host)
+        offered = export.layout_type(host)
+        layouts = (offered,) if offered else ()
     plans = c.service.filehandles.plans
     key = (mask, c.minor, export.id, layouts)
     known = plans.get(key)

@@ -20,6 +20,7 @@ __all__ = [
     "LAYOUT_HEAD_BYTES",
     "RANGES_MAX",
     "SIGNATURE_MAX",
+    "VOLUME_SLICE",
     "BlockExtent",
     "Signature",
     "SimpleVolume",
@@ -31,6 +32,7 @@ __all__ = [
     "encode_device_address",
     "encode_layout",
     "encode_update",
+    "joined",
 ]
 
 EXTENT_BYTES = 44
@@ -97,7 +99,8 @@ def encode_layout(device: bytes, extents: Iterable[LayoutExtent]) -> bytes:
     """pnfs_block_layout4 of the core's extents, all on one volume that is the filesystem.
 
     The order is the core's: by file offset, and READ_DATA before the INVALID_DATA that it is the
-    copy-on-write source of; RFC 5663 2.3.1 and verify_extent() of Linux accept it so.
+    copy-on-write source of; RFC 5663 2.3.1 and verify_extent() of Linux accept it so. A SCSI
+    layout is the same bytes (RFC 8154 2.4).
     """
     assert len(device) == 16
     body = bytearray(LAYOUT_HEAD_BYTES)
@@ -158,19 +161,19 @@ def decode_update(body: bytes) -> list[tuple[int, int]]:
         if not extent.length or extent.offset + extent.length > _END - 1:
             raise XdrError("an extent of no length, or too long")
         ranges.append((extent.offset, extent.length))
-    return _joined(ranges)
+    return joined(ranges)
 
 
-def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Sorted, and what touches or overlaps made one."""
-    joined: list[tuple[int, int]] = []
+    whole: list[tuple[int, int]] = []
     for offset, length in sorted(ranges):
-        if joined and offset <= sum(joined[-1]):
-            start, before = joined[-1]
-            joined[-1] = (start, max(before, offset + length - start))
+        if whole and offset <= sum(whole[-1]):
+            start, before = whole[-1]
+            whole[-1] = (start, max(before, offset + length - start))
         else:
-            joined.append((offset, length))
-    return joined
+            whole.append((offset, length))
+    return whole
 
 
 # -- device addresses --

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import enum
 import errno
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from extfs.core import CoreError, Filesystem, HolderKind, HolderSpec
@@ -34,12 +36,22 @@ if TYPE_CHECKING:
     from extfs.nfs.service import Service
     from extfs.nfs.sessions import Session
 
-__all__ = ["Client", "ClientTable", "Standing", "in_background", "resume_holder", "retire_holder"]
+__all__ = [
+    "Client",
+    "ClientTable",
+    "Standing",
+    "fence_key_of",
+    "in_background",
+    "owner_tag",
+    "resume_holder",
+    "retire_holder",
+]
 
 log = logging.getLogger("extfs.nfs")
 
 PENDING_MAX = 1024
 """Client IDs that are not confirmed; the oldest makes room for the next."""
+KEY_TRIES = 64
 _HOLDER_NAME_MAX = 60
 
 Principal = tuple[int, int]
@@ -61,13 +73,16 @@ class Client:
     `sequence` and `reply`: the slot of CREATE_SESSION (RFC 8881 18.36.4): the sequence number that
     succeeded last, and its result after the status. `renewed`: seconds of the service's clock.
     `reclaim_done`: it has sent RECLAIM_COMPLETE. `eligible`: it may reclaim after a restart of the
-    server (8.4.3). `kept`: it and its states survive a restart of the server.
+    server (8.4.3). `kept`: it and its states survive a restart of the server. `fence_key`: what the
+    storage knows its holder by, or 0. `cleared`: invariant 14 of `extfs.nfs.layout_holders` holds.
     """
 
     __slots__ = (
+        "cleared",
         "clientid",
         "creating",
         "eligible",
+        "fence_key",
         "holder_id",
         "holder_key",
         "holder_old",
@@ -114,6 +129,13 @@ class Client:
         """The holder is from before a restart: what it was granted then is given up by
         RECLAIM_COMPLETE, for layouts are not reclaimed (RFC 8881 12.7.4)."""
         self.wants_holder = False
+        self.fence_key = 0
+        self.cleared = False
+
+    def forget_holder(self) -> None:
+        """It has none any more."""
+        self.holder_id = self.holder_key = self.fence_key = 0
+        self.holder_old = self.cleared = False
 
     def renew(self, now: float) -> None:
         """Its lease begins anew; what it had by courtesy is its own again."""
@@ -167,24 +189,53 @@ class Client:
         if self.wants_holder:
             raise NfsError(n.NFS4ERR_DELAY)
         layouts = service.fs.layouts
+        unit = service.options.unit
         spec = HolderSpec(
             name=self.name[:_HOLDER_NAME_MAX],
             kind=HolderKind.CLIENT,
-            fence=f"nfs:{self.clientid:x}",
+            fence=f"nfs:{self.clientid:x}"
+            if unit is None
+            else f"scsi:{self.clientid:x}:{owner_tag(self.owner)}",
         )
+        new_key = None if unit is None else unit.new_key
         self.wants_holder = True
         try:
-            registered: tuple[int, int] = yield Blocking(lambda: layouts.register(spec))
+            registered: tuple[int, int, int] = yield Blocking(
+                lambda: _register(service.fs, spec, new_key)
+            )
         finally:
             self.wants_holder = False
-        holder, key = registered
+        holder, key, fence_key = registered
         if self.standing is Standing.GONE:
             yield Blocking(lambda: layouts.gone(holder))
             raise NfsError(n.NFS4ERR_EXPIRED)
-        self.holder_id, self.holder_key = holder, key
+        self.holder_id, self.holder_key, self.fence_key = holder, key, fence_key
         service.records.stage_client(self)
         yield Blocking(service.records.commit)
         return holder
+
+
+def owner_tag(owner: bytes) -> str:
+    """What stands for an owner in the fence of its holders: 16 hexadecimal digits."""
+    return hashlib.blake2b(owner, digest_size=8, person=b"extfs owner").hexdigest()
+
+
+def _register(
+    fs: Filesystem, spec: HolderSpec, new_key: Callable[[], int] | None
+) -> tuple[int, int, int]:
+    """A new holder: (id, key, fence key), the last one no other holder has. Blocks.
+
+    `OSError` EAGAIN: too many holders, or no such key.
+    """
+    fence_key = 0
+    if new_key is not None:
+        taken = {holder.spec.fence_key for holder in fs.layouts.holders()} | {0}
+        keys = (new_key() for _ in range(KEY_TRIES))
+        fence_key = next((one for one in keys if one not in taken), 0)
+        if not fence_key:
+            raise OSError(errno.EAGAIN, "every new key was one that a holder has")
+        spec = replace(spec, fence_key=fence_key)
+    return (*fs.layouts.register(spec), fence_key)
 
 
 class ClientTable:
@@ -271,8 +322,9 @@ class ClientTable:
         client = Client.from_record(record, self._service.clock())
         holder, key = client.holder_id, client.holder_key
         if holder and not resume_holder(self._service.fs, holder, key):
-            client.holder_id = client.holder_key = 0
+            client.forget_holder()
         elif holder:
+            client.fence_key = fence_key_of(self._service.fs, holder)
             self._service.layouts.resumed(client)
         self._by_id[client.clientid] = client
         self._living[client.owner] = client
@@ -313,11 +365,9 @@ class ClientTable:
         service.layouts.client_lost(client)
         service.count("clients_dropped")
         if client.holder_id:
-            layouts, holder = service.fs.layouts, client.holder_id
-            if restarted:
-                in_background(service, lambda: retire_holder(service.fs, holder))
-            else:
-                in_background(service, lambda: layouts.lost(holder))
+            holder = client.holder_id
+            end = retire_holder if restarted else _lose_holder
+            in_background(service, lambda: end(service.fs, holder))
 
     def status(self) -> list[dict[str, Any]]:
         """For people: every client with its sessions."""
@@ -353,13 +403,22 @@ def in_background(service: Service, call: Callable[[], object]) -> None:
 
 
 def resume_holder(fs: Filesystem, holder: int, key: int) -> bool:
-    """A holder of before a restart speaks again. False: it is no more. Blocks."""
+    """A holder of before a restart speaks again. False: it is no more. Blocks.
+
+    One that is condemned does not, but stays what the client is until its fence is confirmed.
+    """
     try:
         fs.layouts.resume(holder, key)
     except CoreError as error:
         log.info("holder %d is not resumed: %s", holder, error)
-        return error.errno == errno.EBUSY  # live already
+        return error.errno in (errno.EBUSY, errno.EKEYREVOKED)  # EBUSY: live already
     return True
+
+
+def fence_key_of(fs: Filesystem, holder: int) -> int:
+    """The key that a holder was registered with; 0: none, or no such holder."""
+    record = fs.layouts.holder(holder)
+    return 0 if record is None else record.spec.fence_key
 
 
 def retire_holder(fs: Filesystem, holder: int) -> None:
@@ -368,4 +427,13 @@ def retire_holder(fs: Filesystem, holder: int) -> None:
         fs.layouts.give_all_back(holder)
         fs.layouts.gone(holder)
     except CoreError:
+        _lose_holder(fs, holder)
+
+
+def _lose_holder(fs: Filesystem, holder: int) -> None:
+    """The client behind it is gone; one that was fenced is no more. Blocks."""
+    try:
         fs.layouts.lost(holder)
+    except CoreError as error:
+        if error.errno != errno.ENOENT:
+            raise

@@ -275,6 +275,12 @@ class Delegations:
                 self._tell_core(delegation), lambda result, error: self._told(error)
             )
 
+    def holder_gone(self, holder: int) -> None:
+        """The core has dropped all delegations of a holder with it."""
+        mine = [one for (of, _), one in self._by_holder.items() if of == holder]
+        for delegation in mine:
+            self._taken(delegation)
+
     def events_lost(self) -> None:
         """What the core recalls, or has revoked, is to be seen from its table."""
         by_holder: dict[int, list[DelegationState]] = {}

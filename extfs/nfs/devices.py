@@ -1,34 +1,21 @@
-"""The one device of a filesystem as pNFS clients see it: its id, and the volume that finds it.
+"""The one device of a filesystem as pNFS clients see it, in the format of each layout type.
 
-A client knows the disk by the bytes that stand on it (RFC 5663 2.2.1). What is named here never
-changes while a filesystem exists: magic and UUID of the superblock, at their places in struct
-super_disk of native/format.h (its checksum and log position do change with the label). blkmapd
-looks at whole disks only, so for a partition the signature is told at its place on the disk, and
-the filesystem is a slice of that.
-
-A device id is the first half of the UUID and the size in blocks. So it is the same after a restart,
-and another one when the filesystem has grown; an id of the same filesystem when it was smaller
-stays good, because nothing that it addressed has moved.
+What is told of it is the formats' (`extfs.nfs.layout_format`); here is who asked for it, and who is
+told that it has changed. blkmapd and the Linux kernel look at whole disks only, so the place of the
+filesystem on its disk is looked up here, too.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extfs.nfs import constants as n
-from extfs.nfs.block_layout import (
-    Signature,
-    SimpleVolume,
-    SliceVolume,
-    Volume,
-    encode_device_address,
-)
+from extfs.nfs.layout_format import BlockFormat, LayoutFormat, ScsiFormat
 from extfs.nfs.xdr import Writer
 
 if TYPE_CHECKING:
@@ -36,19 +23,17 @@ if TYPE_CHECKING:
     from extfs.nfs.clients import Client
     from extfs.nfs.service import Service
 
-__all__ = ["Devices", "disk_offset", "encode_change", "offset_of"]
+__all__ = ["Devices", "disk_offset", "encode_change", "encode_delete", "offset_of"]
 
-_MAGIC = b"EXsb"  # MAGIC_SUPER, at the begin of the block
-_UUID_OFFSET = 16  # of struct meta_hdr
 _SECTOR = 512
-_ID = struct.Struct(">8sQ")
 ASKED_MAX = 64
 """Device ids that a client is told changes of: every size that the filesystem had is one."""
 NOTIFIED = 1 << n.NOTIFY_DEVICEID4_CHANGE | 1 << n.NOTIFY_DEVICEID4_DELETE
 """The notifications that a client gets if it asks for them.
 
-No id is ever deleted while the filesystem is served, so that one never comes. It is promised
-because the Linux client asks for both, and keeps no address when it is promised only one of them.
+A block device is never deleted while the filesystem is served, so that one never comes for it. It
+is promised because the Linux client asks for both, and keeps no address when it is promised only
+one of them.
 """
 
 
@@ -84,45 +69,27 @@ def _number(path: Path) -> int:
 class Devices:
     """Device ids and addresses of the filesystem of a service.
 
-    `offset`: bytes before it on its disk. `changed` is called with the id before and now when the
-    filesystem has grown, for each client that asked to be told.
+    `offset`: bytes before it on its disk. `formats`: by layout type; LAYOUT4_SCSI only on a unit
+    that can fence. Those who asked are told when the filesystem has grown.
     """
 
     service: Service
     offset: int = 0
-    _super: Superblock = field(init=False)
+    formats: dict[int, LayoutFormat] = field(init=False)
+    block: BlockFormat = field(init=False)
+    superblock: Superblock = field(init=False)
     _asked: dict[Client, set[bytes]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._super = self.service.fs.super
-        if self.service.options.device:
-            self.offset = disk_offset(self.service.options.device)
-
-    @property
-    def current(self) -> bytes:
-        """The id that new layouts name."""
-        return _ID.pack(self._super.uuid[:8], self._super.total_blocks)
-
-    def known(self, device: bytes) -> bool:
-        """Whether an id is, or was, one of this filesystem."""
-        uuid, blocks = _ID.unpack(device)
-        return bool(uuid == self._super.uuid[:8] and 0 < blocks <= self._super.total_blocks)
-
-    def volumes(self) -> list[Volume]:
-        """The disk, and the part of it that the filesystem is when that is not all of it."""
-        signatures = (
-            Signature(self.offset, _MAGIC),
-            Signature(self.offset + _UUID_OFFSET, self._super.uuid),
-        )
-        volumes: list[Volume] = [SimpleVolume(signatures)]
-        if self.offset:
-            size = self._super.total_blocks * self._super.block_size
-            volumes.append(SliceVolume(self.offset, size, 0))
-        return volumes
-
-    def address(self) -> bytes:
-        """The body of device_addr4."""
-        return encode_device_address(self.volumes())
+        self.superblock = self.service.fs.super
+        options = self.service.options
+        if options.device:
+            self.offset = disk_offset(options.device)
+        self.block = BlockFormat(self)
+        self.formats = {n.LAYOUT4_BLOCK_VOLUME: self.block}
+        if options.unit is not None:
+            options.unit.check()
+            self.formats[n.LAYOUT4_SCSI] = ScsiFormat(self, options.unit)
 
     # -- notifications (RFC 8881 12.2.10, 18.40.3, 20.12) --
 
@@ -147,32 +114,58 @@ class Devices:
     def refresh(self) -> bool:
         """Look whether the filesystem has grown; then tell those who asked. True: it has."""
         now = self.service.fs.super
-        if now.total_blocks == self._super.total_blocks:
+        if now.total_blocks == self.superblock.total_blocks:
             return False
-        before, self._super = self.current, now
+        before, self.superblock = self.block.current, now
         for client, ids in list(self._asked.items()):
             if before in ids:
-                self._notify(client, before)
+                self._notify(client, encode_change(n.LAYOUT4_BLOCK_VOLUME, before))
         self.service.count("devices_grown")
         return True
 
-    def _notify(self, client: Client, device: bytes) -> None:
+    def deleted(self, client: Client, key: int) -> None:
+        """The client has nothing any more that it was told with this key, and never will again."""
+        scsi = self.formats.get(n.LAYOUT4_SCSI)
+        if not isinstance(scsi, ScsiFormat):
+            return
+        device = scsi.id_of(key)
+        of_client = self._asked.get(client, set())
+        if device not in of_client:
+            return
+        of_client.discard(device)
+        if not of_client:
+            del self._asked[client]
+        self.service.count("devices_deleted")
+        self._notify(client, encode_delete(n.LAYOUT4_SCSI, device))
+
+    def _notify(self, client: Client, body: bytes) -> None:
         if not self.service.callbacks.path_up(client):
             return
-        body = encode_change(device)
         done: Callable[[object], None] = lambda reply: None  # noqa: E731 - nothing depends on it
         self.service.callbacks.call(client, body, 1, done)
 
 
-def encode_change(device: bytes) -> bytes:
+def encode_change(layout_type: int, device: bytes) -> bytes:
     """CB_NOTIFY_DEVICEID4args: the address of this id is another one now (RFC 8881 20.12)."""
     change = Writer()
-    change.u32(n.LAYOUT4_BLOCK_VOLUME)
+    change.u32(layout_type)
     change.fixed(device)
     change.boolean(False)  # ndc_immediate: nothing that the old address says is wrong
+    return _notification(n.NOTIFY_DEVICEID4_CHANGE, change)
+
+
+def encode_delete(layout_type: int, device: bytes) -> bytes:
+    """The same: this id is none any more."""
+    delete = Writer()
+    delete.u32(layout_type)
+    delete.fixed(device)
+    return _notification(n.NOTIFY_DEVICEID4_DELETE, delete)
+
+
+def _notification(kind: int, what: Writer) -> bytes:
     out = Writer()
     out.u32(n.OP_CB_NOTIFY_DEVICEID)
     out.u32(1)
-    out.bitmap(1 << n.NOTIFY_DEVICEID4_CHANGE)
-    out.opaque(change.buffer)
+    out.bitmap(1 << kind)
+    out.opaque(what.buffer)
     return bytes(out.buffer)

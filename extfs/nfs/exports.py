@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from extfs.core import Filesystem
+from extfs.nfs import constants as n
 
 __all__ = [
     "LOOPBACK",
@@ -58,7 +59,10 @@ class Squash(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an export allows. `layouts`: networks whose hosts reach the disk; empty: nobody's do."""
+    """What an export allows. `layouts`: networks whose hosts reach the disk; empty: nobody's do.
+
+    `layout_type`: LAYOUT4_*, of the layouts that these hosts get.
+    """
 
     networks: tuple[Network, ...] = LOOPBACK
     read_only: bool = True
@@ -67,6 +71,7 @@ class Rules:
     anongid: int = NOBODY
     insecure: bool = False
     layouts: tuple[Network, ...] = ()
+    layout_type: int = n.LAYOUT4_BLOCK_VOLUME
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,9 +95,13 @@ class Export:
         return _remember(self._allowed, host, self.rules.networks) if known is None else known
 
     def offers_layouts(self, host: str) -> bool:
-        """Whether a client at this address may have block layouts: it says it sees the disk."""
+        """Whether a client at this address may have layouts: it says it sees the disk."""
         known = self._layouts.get(host)
         return _remember(self._layouts, host, self.rules.layouts) if known is None else known
+
+    def layout_type(self, host: str) -> int:
+        """LAYOUT4_* of the layouts that a client at this address may have; 0: none."""
+        return self.rules.layout_type if self.offers_layouts(host) else 0
 
 
 def _remember(known: dict[str, bool], host: str, networks: tuple[Network, ...]) -> bool:
@@ -148,13 +157,17 @@ def _anonymous(text: str) -> int:
     return int(text)
 
 
-def _layouts(text: str, networks: tuple[Network, ...]) -> tuple[Network, ...]:
+_LAYOUT_TYPES = {"block": n.LAYOUT4_BLOCK_VOLUME, "scsi": n.LAYOUT4_SCSI}
+
+
+def _with_layouts(rules: Rules, text: str) -> Rules:
     kind, at, where = text.partition("@")
-    if kind not in ("none", "block") or (at and kind == "none"):
-        raise ExportError("is to be none, block, or block@NETWORK+NETWORK...")
-    if kind == "none":
-        return ()
-    return parse_networks(where.split("+"), "layouts") if at else networks
+    if kind == "none" and not at:
+        return replace(rules, layouts=())
+    if kind not in _LAYOUT_TYPES:
+        raise ExportError("is to be none, block, scsi, or one of these two and @NETWORK+NETWORK...")
+    networks = parse_networks(where.split("+"), "layouts") if at else rules.networks
+    return replace(rules, layouts=networks, layout_type=_LAYOUT_TYPES[kind])
 
 
 _FLAGS: Mapping[str, Callable[[Rules], Rules]] = {
@@ -213,8 +226,9 @@ def parse_export(text: str) -> Export:
 
     Options: networks and addresses of clients (default: loopback); ro (default) or rw; root_squash
     (default), no_root_squash, all_squash; anonuid=N, anongid=N (65534); secure (default: client
-    ports below 1024 only) or insecure; sec=sys; layouts=none (default), layouts=block (all
-    the export's networks) or layouts=block@NETWORK+NETWORK. `ExportError` names what is wrong.
+    ports below 1024 only) or insecure; sec=sys; layouts=none (default), layouts=block or
+    layouts=scsi (all the export's networks), or one of these with @NETWORK+NETWORK behind it.
+    `ExportError` names what is wrong.
     """
     path, _, rest = text.partition(":")
     path = clean_path(path)
@@ -235,7 +249,7 @@ def parse_export(text: str) -> Export:
             raise ExportError(f"{where}: {option}: {error}") from None
     for option in layouts:
         try:
-            rules = replace(rules, layouts=_layouts(option, rules.networks))
+            rules = _with_layouts(rules, option)
         except ExportError as error:
             raise ExportError(f"{where}: layouts={option}: {error}") from None
     return Export(export_id(path), path, rules)
@@ -286,6 +300,10 @@ class Exports:
         self._roots[export.id] = (stat.ino, stat.generation)
         self._crossings[stat.ino] = export
         return stat.ino, stat.generation
+
+    def layout_types(self) -> set[int]:
+        """LAYOUT4_* of the layouts that some export offers to somebody."""
+        return {export.rules.layout_type for export in self.all if export.rules.layouts}
 
     def rooted_at(self, ino: int) -> Export | None:
         """The export whose directory this inode is."""

@@ -70,7 +70,7 @@ class Filehandles:
         self.fs = fs
         self.exports = exports
         self.pseudo = PseudoTree(exports)
-        self.plans: dict[tuple[int, int, int, bool], Plan] = {}
+        self.plans: dict[tuple[int, int, int, tuple[int, ...]], Plan] = {}
         """Of GETATTR; `attributes.plan` keeps them here, as they depend on the exports."""
         self._secret = secret
         self._by_wire: dict[bytes, Filehandle] = {}

@@ -15,6 +15,7 @@ from extfs.nfs import constants as n
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.errors import NfsError
 from extfs.nfs.layout_recalls import covered
+from extfs.nfs.layout_states import LayoutState
 from extfs.nfs.stateids import Kind, Stateid
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def commit(
     size: int,
     mtime: tuple[int, int] | None,
     *,
+    layout_type: int,
     reclaim: bool,
 ) -> Steps[int]:
     """Commit (offset, length) pairs of the current file; its size after that.
@@ -41,7 +43,7 @@ def commit(
     """
     client, ino = c.client, c.regular().ino
     assert client is not None
-    _check_stateid(table, c, stateid, ino, reclaim=reclaim)
+    _check_stateid(table, c, stateid, ino, layout_type, reclaim=reclaim)
     c.writable()
     holder = client.holder_id
     if not holder:
@@ -56,35 +58,40 @@ def commit(
         writes = state is None or state.segments.has(Iomode.RW)
         table.service.count("layoutcommit_refused")
         raise refusal(error, bool(ranges) or size > before or writes) from None
-    _check_not_revoked(table, client, ino)
+    _check_not_revoked(table, client, holder, ino)
     table.service.count("layoutcommits")
     return after
 
 
-def _check_not_revoked(table: LayoutTable, client: Client, ino: int) -> None:
+def _check_not_revoked(table: LayoutTable, client: Client, holder: int, ino: int) -> None:
     """What was written in place, which no range says, was lost if something was revoked of which
-    the event has not come yet. Only a holder that missed a recall has anything revoked."""
+    the event has not come yet, or if the client was fenced: who knows which writes were refused.
+    Only a holder that missed a recall has anything revoked."""
     layouts = table.service.fs.layouts
-    holder = layouts.holder(client.holder_id)
-    if holder is None or holder.state is not HolderState.LOST:
+    record = layouts.holder(holder)
+    if record is None or record.state is HolderState.GONE:
+        table.holders.gone(holder)
+        raise NfsError(n.NFS4ERR_BAD_STATEID)
+    if record.state is not HolderState.LOST:
         return
     state = table.find(client, ino)
-    mine = [g for g in layouts.grants(ino) if g.holder == client.holder_id]
+    mine = [g for g in layouts.grants(ino) if g.holder == holder]
     if state is not None and not covered(state, [(g.offset, g.length, g.iomode) for g in mine]):
         table.revoked(state)
         raise NfsError(n.NFS4ERR_BAD_STATEID)
 
 
 def _check_stateid(
-    table: LayoutTable, c: Compound, stateid: Stateid, ino: int, *, reclaim: bool
+    table: LayoutTable, c: Compound, stateid: Stateid, ino: int, layout_type: int, *, reclaim: bool
 ) -> None:
-    """The stateid is of a layout. In grace it may be one of before the restart: the core knows what
-    the client was told, and a client that does not say reclaim means it all the same."""
+    """The stateid is of a layout of this type. In grace it may be one of before the restart: the
+    core knows what the client was told, and a client that does not say reclaim means it all the
+    same."""
     grace = table.service.lease.in_grace()
     if reclaim and not grace:
         raise NfsError(n.NFS4ERR_NO_GRACE)
     try:
-        table.believe(c, stateid, ino, Kind.LAYOUT)
+        state = table.believe(c, stateid, ino, Kind.LAYOUT)
     except NfsError as error:
         if not grace or error.status not in (n.NFS4ERR_STALE_STATEID, n.NFS4ERR_BAD_STATEID):
             raise
@@ -93,6 +100,10 @@ def _check_stateid(
         # With blocks in quarantine something of it was revoked: it does not know of what.
         if not c.client.holder_old or holder is None or holder.quarantined:
             raise NfsError(n.NFS4ERR_BAD_STATEID) from None
+        return
+    assert isinstance(state, LayoutState)
+    if state.layout_type != layout_type:
+        raise NfsError(n.NFS4ERR_INVAL)
 
 
 def refusal(error: OSError, loses: bool) -> Exception:

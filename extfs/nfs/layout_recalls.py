@@ -119,7 +119,7 @@ class Recalls:
         serial = recall.serial
         body = Writer()
         body.u32(n.OP_CB_LAYOUTRECALL)
-        body.u32(n.LAYOUT4_BLOCK_VOLUME)
+        body.u32(state.layout_type)
         body.u32(n.LAYOUTIOMODE4_ANY)
         body.boolean(False)  # clora_changed: what was written is to be committed
         if state.known:

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from extfs.nfs.opens import FileState
     from extfs.nfs.xdr import Reader
 
-__all__ = ["PARALLEL", "Gate", "LayoutState"]
+__all__ = ["PARALLEL", "TRY_LATER", "Gate", "LayoutState"]
 
 PARALLEL = 1 << 20
 """VALID_SEQID_RANGE of RFC 8881 12.5.5.2.1.4; more than a client can have under way."""
 SKIPPED = 1024
 """Serials between a record and what may have been told since it was written."""
+TRY_LATER = bytes(4)
+"""logr_will_signal_layout_avail: false; the body of NFS4ERR_LAYOUTTRYLATER."""
 GATE_SECONDS = 30.0
 """Nobody is at a gate as long as this: device I/O is."""
 
@@ -81,7 +83,8 @@ class Gate:
 
 
 class LayoutState(State):
-    """See the module. `fh` is the filehandle that the client knows the file by.
+    """See the module. `fh` is the filehandle that the client knows the file by; `layout_type` one
+    of LAYOUT4_*, which a state has for as long as it is.
 
     After a restart of the server the serial is a guess until the client has shown its stateid
     (`known`), and seqids that look too new are learnt (`restored`): they are not durable.
@@ -94,6 +97,7 @@ class LayoutState(State):
         "fh",
         "gate",
         "known",
+        "layout_type",
         "recall",
         "recorded",
         "restored",
@@ -104,8 +108,17 @@ class LayoutState(State):
     )
     file: FileState
 
-    def __init__(self, client: Any, file: FileState, other: bytes, fh: bytes, export: int) -> None:
+    def __init__(
+        self,
+        client: Any,
+        file: FileState,
+        other: bytes,
+        fh: bytes,
+        export: int,
+        layout_type: int = n.LAYOUT4_BLOCK_VOLUME,
+    ) -> None:
         super().__init__(client, file, other)
+        self.layout_type = layout_type
         self.serial = self.recorded = 0
         self.fh = fh
         self.export = export
@@ -177,15 +190,17 @@ class LayoutState(State):
         out = self.begin_record(self.mark)
         out.opaque(self.fh)
         out.u32(self.export)
+        out.u32(self.layout_type)
         return bytes(out.buffer)
 
     @classmethod
     def from_record(
         cls, record: Reader, client: Any, file: FileState, head: RecordHead
     ) -> LayoutState:
-        """The state, without segments."""
-        fh = record.opaque(n.NFS4_FHSIZE)
-        state = cls(client, file, head.other, fh, record.u32())
+        """The state, without segments. Records of before there were two types do not say theirs."""
+        fh, export = record.opaque(n.NFS4_FHSIZE), record.u32()
+        layout_type = n.LAYOUT4_BLOCK_VOLUME if record.done() else record.u32()
+        state = cls(client, file, head.other, fh, export, layout_type)
         state.serial = state.seqid = state.recorded = head.seqid
         state.known, state.restored = False, True
         return state

@@ -45,6 +45,8 @@ and core do not mean different things by a stateid:
      its state was revoked or its client went meanwhile, unless the client had nothing of the file;
      not with one of several revoked stateids of a file; and nothing when a lease has ended.
 
+13 and 14, about clients that were fenced, are in `extfs.nfs.layout_holders`.
+
 Everything runs in the protocol's thread. A generator's `yield` lets others run: what is checked
 before one is checked again after it, unless the gate of the state is held.
 """
@@ -54,20 +56,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extfs.core import TO_THE_END, EventType, Iomode, Layout
+from extfs.core import TO_THE_END, CoreError, EventType, HolderState, Iomode, Layout
 from extfs.nfs import constants as n
 from extfs.nfs.block_layout import EXTENT_BYTES, LAYOUT_HEAD_BYTES
 from extfs.nfs.clients import Standing
 from extfs.nfs.effects import Blocking, Steps, Waiting
 from extfs.nfs.errors import NfsError
+from extfs.nfs.layout_holders import Holders
 from extfs.nfs.layout_recalls import Recalls
+from extfs.nfs.layout_revoked import Revoked
 from extfs.nfs.layout_segments import Received, Segment, merged
 from extfs.nfs.layout_size import Wanted, ask
-from extfs.nfs.layout_states import Gate, LayoutState
+from extfs.nfs.layout_states import TRY_LATER, Gate, LayoutState
 from extfs.nfs.stateids import Kind, RecordHead, State, Stateid
 from extfs.nfs.xdr import Reader
 
@@ -89,23 +93,20 @@ STATES_MAX = 65536
 """Layout states of all clients; before there are more, clients are asked to return some."""
 RECALL_ANY_SECONDS = 5.0
 RECALL_ANY_KEEP = 16
-REVOKED_MAX = 1024
-"""Revoked stateids that are remembered of a client, so that it can return them."""
 SEGMENTS_MAX = 1 << 20
 """Segments of all clients, which are as many grants in the core."""
-_OTHERS = b""
-"""Stands for revoked stateids that are not remembered: only all at once can they be returned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What LAYOUTGET answers: [start, end) in the core's extents."""
+    """What LAYOUTGET answers: [start, end) in the core's extents, on the client's `device`."""
 
     stateid: Stateid
     start: int
     end: int
     iomode: Iomode
     layout: Layout
+    device: bytes
 
 
 class LayoutTable:
@@ -114,12 +115,12 @@ class LayoutTable:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.recalls = Recalls(self)
+        self.holders = Holders(self)
         self._states: dict[tuple[Client, int], LayoutState] = {}
         self._of_client: dict[Client, set[LayoutState]] = {}
-        self._revoked: dict[Client, dict[bytes, int]] = {}
+        self._revoked: dict[Client, Revoked] = {}
         self._unclean: set[Client] = set()
         self._settling: dict[Client, Gate] = {}
-        self._by_holder: dict[int, Client] = {}
         self._asked_any = float("-inf")
         self._segments = 0
         """Of all states."""
@@ -134,20 +135,6 @@ class LayoutTable:
     def of_client(self, client: Client) -> list[LayoutState]:
         """All of a client's."""
         return list(self._of_client.get(client, ()))
-
-    def by_holder(self, holder: int) -> Client | None:
-        """The client that is this holder in the core."""
-        client = self._by_holder.get(holder)
-        if client is None or client.holder_id != holder or client.standing is Standing.GONE:
-            self._by_holder = {c.holder_id: c for c in self.service.clients.all_living()}
-            client = self._by_holder.get(holder)
-        return client
-
-    def holder_of(self, client: Client) -> Steps[int]:
-        """The client's holder in the core, registered if it has none; durable."""
-        holder = yield from client.holder(self.service)
-        self._by_holder[holder] = client
-        return holder
 
     def shared(self, client: Client, ino: int) -> bool:
         """Whether another client has a layout of the file."""
@@ -167,7 +154,9 @@ class LayoutTable:
 
     # -- LAYOUTGET --
 
-    def get(self, c: Compound, wanted: Wanted, stateid: Stateid, maxcount: int) -> Steps[Granted]:
+    def get(
+        self, c: Compound, wanted: Wanted, stateid: Stateid, maxcount: int, layout_type: int
+    ) -> Steps[Granted]:
         """RFC 8881 18.43, after the arguments by themselves were found to be good."""
         client, ino = c.client, c.regular().ino
         assert client is not None
@@ -175,21 +164,27 @@ class LayoutTable:
         limit = min(maxcount, c.room()) - LAYOUTGET_HEAD_BYTES
         if limit < 2 * EXTENT_BYTES:  # a copy-on-write source and its copy belong together
             raise NfsError(n.NFS4ERR_TOOSMALL)
-        holder = yield from self.holder_of(client)
+        holder = yield from self.holders.of(client)
+        if layout_type == n.LAYOUT4_SCSI:
+            if not client.fence_key:  # of before there was a unit that can fence
+                self.service.count("layoutget_no_key")
+                raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
+            yield from self.holders.clear(client)
         self._check_stateid(c, stateid, ino, wanted.iomode)
         with contextlib.ExitStack() as inside:
-            state = yield from self._enter(c, ino, inside)
+            state = yield from self._enter(c, ino, layout_type, inside)
             self._check_recalled(state)
             self._check_segments()
             fresh = self._holds_nothing(state, holder)
             layout = yield from self._ask_core(client, ino, holder, wanted, limit // EXTENT_BYTES)
             try:
-                return self._granted(c, state, wanted, layout)
+                return self._granted(c, state, holder, wanted, layout)
             except NfsError:
                 if fresh and not state.serial and client.standing is not Standing.GONE:
                     start, length = wanted.start, layout.next - wanted.start
                     give, iomode = self.service.fs.layouts.give_back, wanted.iomode
-                    yield Blocking(lambda: give(ino, holder, start, length, iomode=iomode))
+                    call = lambda: give(ino, holder, start, length, iomode=iomode)  # noqa: E731
+                    yield Blocking(lambda: _unless_gone(call))
                 raise
 
     def _holds_nothing(self, state: LayoutState, holder: int) -> bool:
@@ -200,7 +195,9 @@ class LayoutTable:
         grants = self.service.fs.layouts.grants(state.file.ino)
         return not any(grant.holder == holder for grant in grants)
 
-    def _enter(self, c: Compound, ino: int, inside: contextlib.ExitStack) -> Steps[LayoutState]:
+    def _enter(
+        self, c: Compound, ino: int, layout_type: int, inside: contextlib.ExitStack
+    ) -> Steps[LayoutState]:
         """The state of the client and the current file, with its gate held."""
         client = c.client
         assert client is not None
@@ -208,7 +205,7 @@ class LayoutTable:
         yield from settling.enter()
         inside.callback(self._left, client, settling)
         while True:
-            state = self._state_for(c, ino)
+            state = self._state_for(c, ino, layout_type)
             yield from state.gate.enter()
             if self._states.get((client, ino)) is state:
                 inside.callback(self._left_state, state)
@@ -258,8 +255,11 @@ class LayoutTable:
             raise NfsError(n.NFS4ERR_LAYOUTTRYLATER, TRY_LATER)
         raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
 
-    def _state_for(self, c: Compound, ino: int) -> LayoutState:
-        """The state of this client and the current file; a new one is nowhere but in our table."""
+    def _state_for(self, c: Compound, ino: int, layout_type: int) -> LayoutState:
+        """The state of this client and the current file; a new one is nowhere but in our table.
+
+        `NfsError`: there is one of another layout type, by another export.
+        """
         client, fh = c.client, c.current
         assert client is not None
         assert fh is not None
@@ -267,8 +267,11 @@ class LayoutTable:
         if state is None:
             states = self.service.states
             file = states.file(ino, fh.generation)
-            state = LayoutState(client, file, states.new_other(), fh.wire, fh.export.id)
+            other = states.new_other()
+            state = LayoutState(client, file, other, fh.wire, fh.export.id, layout_type)
             self._states[client, ino] = state
+        if state.layout_type != layout_type:
+            raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
         return state
 
     def _forget_empty(self, state: LayoutState) -> None:
@@ -288,7 +291,7 @@ class LayoutTable:
                 return layout
             except OSError as error:
                 if error.errno != errno.EAGAIN:
-                    yield from self._refused(client, error)
+                    yield from self._refused(client, holder, error)
                     continue
             others = [g for g in fs.layouts.grants(ino) if g.holder != holder]
             if any(wanted.touches(g.offset, g.offset + g.length) for g in others):
@@ -306,24 +309,15 @@ class LayoutTable:
         self.service.count("layoutget_unavailable")
         raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
 
-    def _refused(self, client: Client, error: OSError) -> Steps[None]:
+    def _refused(self, client: Client, holder: int, error: OSError) -> Steps[None]:
         """Not for a conflict. Returns when it is worth trying again."""
         if error.errno == errno.EOWNERDEAD:
-            # It missed a recall, but it is here. It goes on with what it has left; what it did not
-            # return stays in quarantine (invariant 11).
-            if client.standing is Standing.GONE:
-                raise NfsError(n.NFS4ERR_EXPIRED)
             self._unclean.add(client)
-            if not self.service.callbacks.path_up(client):
-                raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
-            layouts, holder, key = self.service.fs.layouts, client.holder_id, client.holder_key
-            try:
-                yield Blocking(lambda: layouts.resume(holder, key))
-            except OSError as failed:
-                if failed.errno != errno.EBUSY:  # live already
-                    raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE) from None
-            self.service.count("holders_resumed")
+            yield from self.holders.speak_again(client)
             return
+        if error.errno == errno.ENOENT and self.holders.is_gone(holder):
+            self.holders.gone(holder)
+            raise NfsError(n.NFS4ERR_DELAY)
         if error.errno == errno.ENOSPC:
             if self.recall_any():
                 raise NfsError(n.NFS4ERR_LAYOUTTRYLATER, TRY_LATER)
@@ -332,14 +326,17 @@ class LayoutTable:
             raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
         raise error
 
-    def _granted(self, c: Compound, state: LayoutState, wanted: Wanted, layout: Layout) -> Granted:
-        """The core has granted it. `NfsError`: meanwhile the client, the file or the state went."""
+    def _granted(
+        self, c: Compound, state: LayoutState, holder: int, wanted: Wanted, layout: Layout
+    ) -> Granted:
+        """The core has granted it. `NfsError`: meanwhile the client, its holder, the file or the
+        state went."""
         assert c.session is not None
         assert c.slot is not None
         client = state.client
         if client.standing is Standing.GONE:
             raise NfsError(n.NFS4ERR_EXPIRED)
-        if self._states.get((client, state.file.ino)) is not state:
+        if client.holder_id != holder or self._states.get((client, state.file.ino)) is not state:
             raise NfsError(n.NFS4ERR_DELAY)
         if state.serial == 0:
             known = self.service.states.known_file(state.file.ino)
@@ -359,7 +356,8 @@ class LayoutTable:
         state.add(Segment(start, end, wanted.iomode, state.serial, reply))
         self._segments += len(state.segments) - had
         self.service.count("layoutgets")
-        return Granted(stateid, start, end, wanted.iomode, layout)
+        device = self.service.devices.formats[state.layout_type].device(client)
+        return Granted(stateid, start, end, wanted.iomode, layout, device)
 
     def _bump(self, state: LayoutState) -> Stateid:
         """The stateid of a reply."""
@@ -371,7 +369,13 @@ class LayoutTable:
     # -- LAYOUTRETURN --
 
     def give_back(
-        self, c: Compound, stateid: Stateid, start: int, end: int, iomode: int
+        self,
+        c: Compound,
+        stateid: Stateid,
+        start: int,
+        end: int,
+        iomode: int,
+        layout_type: int,
     ) -> Steps[Stateid | None]:
         """LAYOUTRETURN of a range of a file (RFC 8881 18.44); None: nothing is left of its state.
 
@@ -380,13 +384,16 @@ class LayoutTable:
         client, ino = c.client, c.regular().ino
         assert client is not None
         stateid = self.service.states.actual(c, stateid)
-        if self._revoked.get(client, {}).get(stateid.other) == ino:
+        revoked = self._revoked.get(client)
+        if revoked is not None and revoked.is_of(stateid.other, ino):
             if start or end != n.NFS4_MAXFILELEN or iomode != n.LAYOUTIOMODE4_ANY:
                 raise NfsError(n.NFS4ERR_BAD_STATEID)
             yield from self._give_back_revoked(client, stateid.other, ino)
             return None
         state = self.believe(c, stateid, ino, Kind.LAYOUT)
         assert isinstance(state, LayoutState)
+        if state.layout_type != layout_type:
+            raise NfsError(n.NFS4ERR_INVAL)
         serial = state.serial_of(stateid.seqid)
         yield from state.gate.enter(alone=True)
         with self._leaving(state):
@@ -399,9 +406,14 @@ class LayoutTable:
                 return self._bump(state) if state.segments else None
             if not whole:
                 raise NfsError(n.NFS4ERR_BAD_STATEID)  # revoked meanwhile: what is left is lost
-            self._revoked.get(client, {}).pop(state.other, None)
+            self._revoked_returned(client, state.other)
         self.settle(client)
         return None
+
+    def _revoked_returned(self, client: Client, other: bytes) -> None:
+        revoked = self._revoked.get(client)
+        if revoked is not None:
+            revoked.returned(other)
 
     def _take(self, state: LayoutState, parts: list[Segment]) -> Steps[None]:
         """The core takes them back; the gate is held."""
@@ -416,7 +428,7 @@ class LayoutTable:
                 layouts.give_back(ino, holder, offset, length, iomode=iomode)
 
         if spans:
-            yield Blocking(give)
+            yield Blocking(lambda: _unless_gone(give))
         had = len(state.segments)
         state.remove(parts)
         self._segments += len(state.segments) - had
@@ -446,27 +458,28 @@ class LayoutTable:
         gate = self._settling.setdefault(client, Gate())
         yield from gate.enter(alone=True)  # no LAYOUTGET of the client runs
         try:
-            revoked = self._revoked.get(client, {})
-            others = any(file == ino for one, file in revoked.items() if one != other)
-            if self.find(client, ino) is None and not others and _OTHERS not in revoked:
-                yield Blocking(lambda: layouts.give_back(ino, holder))
+            revoked = self._revoked.get(client)
+            if self.find(client, ino) is None and revoked is not None and revoked.alone(other, ino):
+                yield Blocking(lambda: _unless_gone(lambda: layouts.give_back(ino, holder)))
         finally:
             gate.leave(alone=True)
             if gate.idle and self._settling.get(client) is gate:
                 del self._settling[client]
-        self._revoked.get(client, {}).pop(other, None)
+        self._revoked_returned(client, other)
         self.settle(client)
 
-    def give_all_back(self, client: Client, export: int | None) -> Steps[None]:
-        """LAYOUTRETURN of an export's layouts (FSID), or of all (None)."""
+    def give_all_back(self, client: Client, export: int | None, layout_type: int) -> Steps[None]:
+        """LAYOUTRETURN of an export's layouts of a type (FSID), or of all of that type (None)."""
         for state in self.of_client(client):
-            if export is not None and state.export != export:
+            if state.layout_type != layout_type or export not in (None, state.export):
                 continue
             yield from state.gate.enter(alone=True)
             with self._leaving(state):
                 yield from self._take(state, list(state.segments))
         if export is None:
-            self._revoked.pop(client, None)
+            revoked = self._revoked.get(client)
+            if revoked is not None:
+                revoked.all_returned(layout_type)
             self._unclean.add(client)  # of before a restart, too
         self.settle(client)
 
@@ -483,7 +496,7 @@ class LayoutTable:
             try:
                 layouts, holder = self.service.fs.layouts, client.holder_id
                 if client in self._unclean and not self._of_client.get(client):
-                    yield Blocking(lambda: layouts.give_all_back(holder))
+                    yield Blocking(lambda: _unless_gone(lambda: layouts.give_all_back(holder)))
                     self._unclean.discard(client)
                     self.service.count("holders_settled")
             finally:
@@ -514,11 +527,8 @@ class LayoutTable:
     def revoked(self, state: LayoutState) -> None:
         """The core took something of it back (invariant 10)."""
         client = state.client
-        remembered = self._revoked.setdefault(client, {})
-        if len(remembered) < REVOKED_MAX:
-            remembered[state.other] = state.file.ino
-        else:
-            remembered[_OTHERS] = 0
+        remembered = self._revoked.setdefault(client, Revoked())
+        remembered.add(state.other, state.file.ino, state.layout_type)
         self._unclean.add(client)
         self.service.count("layouts_revoked")
         log.warning("client %s: the layout of inode %d was revoked", client.name, state.file.ino)
@@ -553,9 +563,13 @@ class LayoutTable:
         mine = [g for g in layouts.grants(head.ino) if g.holder == client.holder_id]
         if head.mark or not mine or holder is None or holder.quarantined:
             return None
+        if holder.state is not HolderState.LIVE:
+            return None  # condemned: its fence is decided
         states = self.service.states
         file = states.file(head.ino, head.generation)
         state = LayoutState.from_record(record, client, file, head)
+        if state.layout_type not in self.service.devices.formats:
+            return None
         for grant in mine:
             end = min(grant.offset + grant.length, n.NFS4_MAXFILELEN)
             state.add(Segment(grant.offset, end, grant.iomode, 1, None))
@@ -570,12 +584,22 @@ class LayoutTable:
         it are not known any more, and what the client could reach by them is in quarantine."""
         holder = self.service.fs.layouts.holder(client.holder_id)
         if holder is not None and holder.quarantined:
-            self._revoked.setdefault(client, {})[_OTHERS] = 0
+            types = self.service.exports.layout_types()
+            self._revoked.setdefault(client, Revoked()).forget(types)
+
+    def holder_gone(self, client: Client) -> None:
+        """The client has no holder any more (invariant 13)."""
+        for state in self.of_client(client):
+            self.service.count("layouts_fenced")
+            self.drop(state)
+        self._revoked.pop(client, None)
+        self._unclean.discard(client)
 
     def client_lost(self, client: Client) -> None:
         """The client is GONE; `ClientTable.drop` tells the core."""
         for state in self.of_client(client):
             self.drop(state)
+        self.holders.client_lost(client)
         self._revoked.pop(client, None)
         self._unclean.discard(client)
         self._settling.pop(client, None)
@@ -584,13 +608,17 @@ class LayoutTable:
     # -- events, recalls of anything, status --
 
     def core_event(self, event: LayoutEvent) -> None:
-        """RECALL and REVOKED of holders that are clients; others are not for us."""
-        if event.type not in (EventType.RECALL, EventType.REVOKED, EventType.OVERFLOW):
-            return
+        """RECALL, REVOKED and HOLDER_GONE of holders that are clients; others are not for us."""
         if event.type is EventType.OVERFLOW:
+            self.holders.look()
             self.recalls.overflow()
-            return
-        client = self.by_holder(event.holder)
+        elif event.type is EventType.HOLDER_GONE:
+            self.holders.gone(event.holder)
+        elif event.type in (EventType.RECALL, EventType.REVOKED):
+            self._wanted_or_revoked(event)
+
+    def _wanted_or_revoked(self, event: LayoutEvent) -> None:
+        client = self.holders.client_of(event.holder)
         state = None if client is None else self._states.get((client, event.ino))
         if client is None:
             return
@@ -635,19 +663,26 @@ class LayoutTable:
             ],
             "revoked": sum(len(others) for others in self._revoked.values()),
             "unclean_clients": len(self._unclean),
-            "devices": [self.service.devices.current.hex()],
+            "devices": [self.service.devices.block.current.hex()],
         }
 
 
 LAYOUTGET_HEAD_BYTES = 4 + 16 + 4 + 8 + 8 + 4 + 4 + 4 + LAYOUT_HEAD_BYTES
 """LAYOUTGET4resok with one layout, before its extents."""
-TRY_LATER = bytes(4)
-"""logr_will_signal_layout_avail: false."""
 
 
 def _held_open(file: FileState, client: Client) -> bool:
     """Whether the client has an open or a delegation of the file."""
     return client in file.delegations or any(owner is client for owner, _ in file.opens)
+
+
+def _unless_gone(give_back: Callable[[], None]) -> None:
+    """Of a holder that was fenced there is nothing to be given back. Blocks."""
+    try:
+        give_back()
+    except CoreError as error:
+        if error.errno != errno.ENOENT:
+            raise
 
 
 def _logged(what: str) -> Any:

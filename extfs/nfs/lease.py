@@ -20,11 +20,13 @@ reclaim; until it is expired, or grace ends without its RECLAIM_COMPLETE.
 from __future__ import annotations
 
 import enum
+import errno
 import logging
 from typing import TYPE_CHECKING, Any
 
+from extfs.core import CoreError
 from extfs.nfs import constants as n
-from extfs.nfs.clients import Client, Standing, resume_holder, retire_holder
+from extfs.nfs.clients import Client, Standing, fence_key_of, resume_holder, retire_holder
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.errors import NfsError
 from extfs.nfs.records import ClientRecord
@@ -148,9 +150,10 @@ class Lease:
         fs = self._service.fs
         if not same:
             yield Blocking(lambda: retire_holder(fs, holder))
-        elif not (yield Blocking(lambda: resume_holder(fs, holder, key))):
-            client.holder_id = client.holder_key = 0
-            client.holder_old = False
+        elif (yield Blocking(lambda: resume_holder(fs, holder, key))):
+            client.fence_key = fence_key_of(fs, holder)
+        else:
+            client.forget_holder()
 
     def reclaim_complete(self, client: Client) -> Steps[None]:
         """RECLAIM_COMPLETE for all file systems (RFC 8881 18.51); durable when it returns."""
@@ -166,8 +169,12 @@ class Lease:
             client.reclaim_done, client.eligible = False, was_eligible
             raise
         if client.holder_old:
+            holder = client.holder_id
             try:
-                yield Blocking(lambda: fs.layouts.give_all_back(client.holder_id))
+                yield Blocking(lambda: fs.layouts.give_all_back(holder))
+            except CoreError as error:
+                if error.errno != errno.ENOENT:  # it was fenced meanwhile
+                    raise
             finally:
                 client.holder_old = False
         self._reclaiming.discard(client.owner)

@@ -114,11 +114,10 @@ class PseudoTree:
             return self._by_path[export.path].ino
         return None
 
-    def offers_layouts(self, host: str) -> bool:
-        """Whether some export does that this host may use: clients ask the root first."""
-        return any(
-            export.allows(host) and export.offers_layouts(host) for export in self._exports.all
-        )
+    def layout_types(self, host: str) -> tuple[int, ...]:
+        """LAYOUT4_* that some export offers that this host may use: clients ask the root first."""
+        types = {export.layout_type(host) for export in self._exports.all if export.allows(host)}
+        return tuple(sorted(types - {0}))
 
     def stat(self, node: Node) -> Stat:
         """Attributes; `size` in entries, as of any directory."""

@@ -27,6 +27,7 @@ from extfs.nfs.lease import Lease
 from extfs.nfs.operations.table import OPERATIONS
 from extfs.nfs.records import Records
 from extfs.nfs.rpc import RejectedError, accepted, marked, read_call, reply_head
+from extfs.nfs.scsi_layout import ScsiIdentity
 from extfs.nfs.sessions import InProgress, Session, SessionTable
 from extfs.nfs.state import Kind, States
 from extfs.nfs.timers import Timers
@@ -48,6 +49,7 @@ class ServiceOptions:
     session. `cached_bytes`: of a result that a slot keeps; `reply_cache_bytes`: of all that all
     slots may keep. `states`: opens, locks and delegations, of all clients and of one.
     `keep_clients`: those who ask for it survive a restart with all their state (records.py).
+    `unit`: the device as a SCSI unit that can fence clients; without it there are no SCSI layouts.
     """
 
     device: str = ""
@@ -66,6 +68,7 @@ class ServiceOptions:
     states_of_client: int = 1 << 17
     courtesy: bool = True
     keep_clients: bool = True
+    unit: ScsiIdentity | None = None
 
     @property
     def record_bytes(self) -> int:
@@ -104,7 +107,11 @@ class Connection:
 
 
 class Service:
-    """The server of one filesystem. `clock`: seconds, monotonic."""
+    """The server of one filesystem. `clock`: seconds, monotonic.
+
+    ValueError: an export offers SCSI layouts, and there is no unit that can fence, or none that
+    clients can find.
+    """
 
     def __init__(
         self,
@@ -114,6 +121,14 @@ class Service:
         runner: Runner,
         clock: Callable[[], float],
     ) -> None:
+        types = exports.layout_types()
+        if n.LAYOUT4_SCSI in types and options.unit is None:
+            raise ValueError("layouts=scsi needs a unit with persistent reservations")
+        if len(types) > 1:
+            log.warning(
+                "exports offer block and SCSI layouts: hosts with block layouts do not register,"
+                " so a unit that is reserved refuses their I/O"
+            )
         self.fs = fs
         self.exports = exports
         self.options = options

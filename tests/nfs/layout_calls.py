@@ -1,4 +1,7 @@
-"""pNFS operations as calls, OPEN and CLOSE for them, and the client's side of the backchannel."""
+"""pNFS operations as calls, OPEN and CLOSE for them, and the client's side of the backchannel.
+
+Calls take the layout type; a `File` has one for all of its calls.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from extfs.nfs import constants as n
+from extfs.nfs import scsi_layout
 from extfs.nfs.block_layout import BlockExtent, decode_layout, encode_update
 from extfs.nfs.rpc import RecordReader, marked
 from extfs.nfs.stateids import Stateid
@@ -17,6 +21,7 @@ from nfs.wire import Session, Wire, op, opaque, u32, u64
 
 ALL = (1 << 64) - 1
 BLOCK = 4096
+BLOCK_TYPE, SCSI_TYPE = n.LAYOUT4_BLOCK_VOLUME, n.LAYOUT4_SCSI
 READ, RW, ANY = n.LAYOUTIOMODE4_READ, n.LAYOUTIOMODE4_RW, n.LAYOUTIOMODE4_ANY
 
 
@@ -79,6 +84,7 @@ class File:
     fh: bytes
     opened: Stateid
     layout: Stateid | None = None
+    kind: int = BLOCK_TYPE
 
     def do(self, *calls: Call, slot: int = 0) -> Any:
         """The last call's result, on the file."""
@@ -94,7 +100,14 @@ class File:
         stateid: Stateid | None = None,
     ) -> Layout:
         layout = self.do(
-            layoutget(offset, length, least, iomode, stateid or self.layout or self.opened)
+            layoutget(
+                offset,
+                length,
+                least,
+                iomode,
+                stateid or self.layout or self.opened,
+                kind=self.kind,
+            )
         )
         self.layout = layout.stateid
         assert isinstance(layout, Layout)
@@ -102,7 +115,7 @@ class File:
 
     def commit(self, *ranges: tuple[int, int], last: int | None = None) -> int | None:
         assert self.layout is not None
-        size = self.do(layoutcommit(list(ranges), self.layout, last))
+        size = self.do(layoutcommit(list(ranges), self.layout, last, kind=self.kind))
         assert size is None or isinstance(size, int)
         return size
 
@@ -110,13 +123,19 @@ class File:
         self, offset: int = 0, length: int = ALL, iomode: int = ANY, stateid: Stateid | None = None
     ) -> Stateid | None:
         assert self.layout is not None
-        self.layout = self.do(layoutreturn(offset, length, iomode, stateid or self.layout))
+        call = layoutreturn(offset, length, iomode, stateid or self.layout, layout_type=self.kind)
+        self.layout = self.do(call)
         return self.layout
 
 
-def open_file(session: Session, name: bytes, access: int = n.OPEN4_SHARE_ACCESS_BOTH) -> File:
+def open_file(
+    session: Session,
+    name: bytes,
+    access: int = n.OPEN4_SHARE_ACCESS_BOTH,
+    kind: int = BLOCK_TYPE,
+) -> File:
     _, stateid, fh = do(session, putrootfh(), open_(name, access), getfh())
-    return File(session, fh, stateid)
+    return File(session, fh, stateid, kind=kind)
 
 
 # ---- layouts -----------------------------------------------------------------------------------
@@ -132,6 +151,7 @@ class Layout:
     length: int
     iomode: int
     extents: list[BlockExtent]
+    kind: int = BLOCK_TYPE
 
     @property
     def end(self) -> int:
@@ -142,8 +162,8 @@ def _layout(body: Reader) -> Layout:
     close_, stateid = body.boolean(), read_stateid(body)
     assert body.u32() == 1
     offset, length, iomode, kind = body.u64(), body.u64(), body.u32(), body.u32()
-    assert kind == n.LAYOUT4_BLOCK_VOLUME
-    return Layout(stateid, close_, offset, length, iomode, decode_layout(body.opaque(1 << 20)))
+    extents = decode_layout(body.opaque(1 << 20))
+    return Layout(stateid, close_, offset, length, iomode, extents, kind)
 
 
 def layoutget(
@@ -181,8 +201,14 @@ def layoutcommit(
     body: bytes | None = None,
     offset: int = 0,
     length: int = ALL,
+    kind: int = BLOCK_TYPE,
 ) -> Call:
-    update = encode_update(bytes(16), ranges) if body is None else body
+    if body is not None:
+        update = body
+    elif kind == SCSI_TYPE:
+        update = scsi_layout.encode_update(ranges)
+    else:
+        update = encode_update(bytes(16), ranges)
     return Call(
         op(
             n.OP_LAYOUTCOMMIT,
@@ -192,7 +218,7 @@ def layoutcommit(
             encoded(stateid),
             u32(0) if last is None else u32(1) + u64(last),
             u32(0) if mtime is None else u32(1) + struct.pack(">qI", *mtime),
-            u32(n.LAYOUT4_BLOCK_VOLUME),
+            u32(kind),
             opaque(update),
         ),
         lambda reader: reader.u64() if reader.boolean() else None,
@@ -223,12 +249,14 @@ def layoutreturn(
     )
 
 
-def getdeviceinfo(device: bytes, maxcount: int = 65536, types: int = 0, kind: int = 3) -> Call:
+def getdeviceinfo(
+    device: bytes, maxcount: int = 65536, types: int = 0, kind: int = BLOCK_TYPE
+) -> Call:
     out = Writer()
     out.bitmap(types)
 
     def decode(body: Reader) -> tuple[bytes, int]:
-        assert body.u32() == n.LAYOUT4_BLOCK_VOLUME
+        assert body.u32() == kind
         return body.opaque(1 << 16), body.bitmap()
 
     return Call(op(n.OP_GETDEVICEINFO, device, u32(kind), u32(maxcount), bytes(out.buffer)), decode)
@@ -272,6 +300,7 @@ class Recall:
     offset: int
     length: int
     stateid: Stateid | None
+    layout_type: int = BLOCK_TYPE
 
 
 def read_callback(message: bytes) -> Callback:
@@ -303,13 +332,14 @@ def read_callback(message: bytes) -> Callback:
 def read_recall(callback: Callback) -> Recall:
     assert callback.op == n.OP_CB_LAYOUTRECALL
     body = callback.body
-    assert body.u32() == n.LAYOUT4_BLOCK_VOLUME
+    layout_type = body.u32()
     iomode, changed, kind = body.u32(), body.boolean(), body.u32()
     if kind == n.LAYOUT4_RET_REC_FILE:
         fh, offset, length = body.opaque(128), body.u64(), body.u64()
-        recall = Recall(iomode, changed, kind, fh, offset, length, read_stateid(body))
+        stateid = read_stateid(body)
+        recall = Recall(iomode, changed, kind, fh, offset, length, stateid, layout_type)
     else:
-        recall = Recall(iomode, changed, kind, b"", 0, ALL, None)
+        recall = Recall(iomode, changed, kind, b"", 0, ALL, None, layout_type)
     assert body.done()
     return recall
 

@@ -23,6 +23,8 @@ from extfs.nfs.xdr import Reader, XdrError
 DEVICE = bytes(range(16))
 UUID = bytes(range(100, 116))
 MIB = 1 << 20
+CLIENT: Any = None
+"""A block device is the same for all."""
 
 
 def test_layout_is_what_rfc_5663_says() -> None:
@@ -124,7 +126,7 @@ def _service(uuid: bytes, blocks: int, device: str = "") -> Any:
     superblock = SimpleNamespace(uuid=uuid, total_blocks=blocks, block_size=4096)
     return SimpleNamespace(
         fs=SimpleNamespace(super=superblock),
-        options=SimpleNamespace(device=device),
+        options=SimpleNamespace(device=device, unit=None),
         callbacks=Callbacks(),
         count=lambda name: None,
     )
@@ -136,7 +138,7 @@ def test_the_signatures_stand_on_the_device_and_stay() -> None:
         mkfs(device, uuid=UUID)
     fs = Filesystem.open(sim.device())
     service = _service(fs.super.uuid, fs.super.total_blocks)
-    (volume,) = devices.Devices(service).volumes()
+    (volume,) = devices.Devices(service).block.volumes()
     assert isinstance(volume, b.SimpleVolume)
 
     def match() -> None:
@@ -154,32 +156,32 @@ def test_the_signatures_stand_on_the_device_and_stay() -> None:
 
 
 def test_a_filesystem_inside_a_disk_is_a_slice() -> None:
-    known = devices.Devices(_service(UUID, 1000), offset=MIB)
+    known = devices.Devices(_service(UUID, 1000), offset=MIB).block
     simple, part = known.volumes()
     assert isinstance(simple, b.SimpleVolume)
     assert [s.offset for s in simple.signatures] == [MIB, MIB + 16]
     assert part == b.SliceVolume(MIB, 1000 * 4096, 0)
-    assert b.decode_device_address(known.address()) == [simple, part]
+    assert b.decode_device_address(known.address(CLIENT)) == [simple, part]
 
 
 def test_ids_outlive_a_restart_and_change_with_the_size() -> None:
     service = _service(UUID, 1000)
     known = devices.Devices(service)
-    small = known.current
+    small = known.block.current
     assert len(small) == 16
-    assert devices.Devices(_service(UUID, 1000)).current == small
+    assert devices.Devices(_service(UUID, 1000)).block.current == small
     known.asked("friend", small, 0xFF)  # type: ignore[arg-type]
     known.asked("deaf", small, 0xFF)  # type: ignore[arg-type]
     known.asked("silent", small, 0)  # type: ignore[arg-type]
     assert not known.refresh()
     service.fs.super = SimpleNamespace(uuid=UUID, total_blocks=2000, block_size=4096)
     assert known.refresh()
-    assert known.current != small
-    assert known.known(small)
-    assert known.known(known.current)
-    assert not known.known(struct.pack(">8sQ", UUID[:8], 2001))
-    assert not known.known(struct.pack(">8sQ", UUID[8:], 1000))
-    assert not known.known(bytes(16))
+    assert known.block.current != small
+    assert known.block.known(CLIENT, small)
+    assert known.block.known(CLIENT, known.block.current)
+    assert not known.block.known(CLIENT, struct.pack(">8sQ", UUID[:8], 2001))
+    assert not known.block.known(CLIENT, struct.pack(">8sQ", UUID[8:], 1000))
+    assert not known.block.known(CLIENT, bytes(16))
     ((client, body),) = service.callbacks.calls
     assert client == "friend"
     reader = Reader(body)
@@ -196,8 +198,8 @@ def test_what_can_happen_is_notified() -> None:
     known = devices.Devices(_service(UUID, 1000))
     both = 1 << n.NOTIFY_DEVICEID4_CHANGE | 1 << n.NOTIFY_DEVICEID4_DELETE
     client: Any = "c"
-    assert known.asked(client, known.current, both | 1 << 5) == both
-    assert known.asked(client, known.current, 0) == 0
+    assert known.asked(client, known.block.current, both | 1 << 5) == both
+    assert known.asked(client, known.block.current, 0) == 0
     known.client_lost(client)
 
 

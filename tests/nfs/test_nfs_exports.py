@@ -103,7 +103,7 @@ def test_layouts_for_all_of_the_exports_networks() -> None:
         ("/a:anonuid=1,anonuid=2", "anonuid is given twice"),
         ("/a:rw,rw", "rw is given twice"),
         ("/a:sec=krb5", "sec=krb5: only sys is supported"),
-        ("/a:layouts=scsi", "layouts=scsi: is to be none, block"),
+        ("/a:layouts=files", "layouts=files: is to be none, block, scsi"),
         ("/a:layouts=none@10.0.0.0/8", "is to be none, block"),
         ("/a:layouts=block@", "host names are not supported"),
         ("/a:layouts=block@10.0.0.1/8", "has host bits set"),

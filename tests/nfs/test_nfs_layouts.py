@@ -142,7 +142,7 @@ def test_rw_over_a_hole_is_invalid_data_and_tiles(world: World, file: File) -> N
     check_layout(layout, 0, 8192, BLOCK)
     assert layout.return_on_close
     assert {e.state for e in layout.extents} == {INVALID}
-    assert all(e.device == world.service.devices.current for e in layout.extents)
+    assert all(e.device == world.service.devices.block.current for e in layout.extents)
     assert world.fs.getattr(ino_of(world)).size == 0
 
 
@@ -458,7 +458,7 @@ def test_getdeviceinfo(world: World, file: File) -> None:
     session = file.session
     device = file.get(0, 4096).extents[0].device
     (address,) = do(session, getdeviceinfo(device))
-    assert decode_device_address(address[0]) == world.service.devices.volumes()
+    assert decode_device_address(address[0]) == world.service.devices.block.volumes()
     types = 1 << n.NOTIFY_DEVICEID4_CHANGE | 1 << n.NOTIFY_DEVICEID4_DELETE
     (address,) = do(session, getdeviceinfo(device, types=types))
     assert address[1] == types  # else the Linux client keeps no address
@@ -474,7 +474,7 @@ def test_getdeviceinfo(world: World, file: File) -> None:
 
 
 def test_getdevicelist(world: World, file: File) -> None:
-    assert file.do(getdevicelist()) == [world.service.devices.current]
+    assert file.do(getdevicelist()) == [world.service.devices.block.current]
     failed = fails(file.session, putfh(file.fh), getdevicelist(cookie=1))
     assert failed.status == n.NFS4ERR_BAD_COOKIE
     failed = fails(file.session, putfh(file.fh), getdevicelist(n.LAYOUT4_SCSI))

@@ -10,7 +10,7 @@ from conftest import LogWatch
 
 from extfs.core import ROOT_INODE, Cred, DelegationConflict, EventType, LayoutEvent
 from extfs.nfs import constants as n
-from extfs.nfs import layouts
+from extfs.nfs import layout_revoked, layouts
 from extfs.nfs.callbacks import CallbackReply
 from extfs.nfs.clients import Client
 from extfs.nfs.service import Service, ServiceOptions
@@ -359,7 +359,7 @@ def test_revoked_layouts_that_are_not_remembered_are_not_returned(
 ) -> None:
     """The quarantine holds what the client could reach by any of them."""
     log_watch.expect("was revoked")
-    monkeypatch.setattr(layouts, "REVOKED_MAX", 1)
+    monkeypatch.setattr(layout_revoked, "REVOKED_MAX", 1)
     session = world.session()
     files = [open_file(session, name) for name in (b"a", b"b")]
     table = world.service.layouts
@@ -439,7 +439,7 @@ def test_a_client_is_told_of_few_devices(world: World) -> None:
     """Every size up to now names the device, and there are as many as blocks."""
     session = world.session()
     devices = world.service.devices
-    uuid, blocks = devices.current[:8], world.fs.super.total_blocks
+    uuid, blocks = devices.block.current[:8], world.fs.super.total_blocks
     for number in range(1, 200):
         asked = getdeviceinfo(uuid + u64(number), types=1 << n.NOTIFY_DEVICEID4_CHANGE)
         do(session, asked)

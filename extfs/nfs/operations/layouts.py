@@ -1,4 +1,7 @@
-"""pNFS operations (RFC 8881 18.40 to 18.44, RFC 7862 15.6 and 15.7); bodies as in RFC 5663."""
+"""pNFS operations (RFC 8881 18.40 to 18.44, RFC 7862 15.6 and 15.7).
+
+What is in the opaque bodies is the layout type's business (`extfs.nfs.layout_format`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from extfs.core import Iomode
 from extfs.nfs import constants as n
-from extfs.nfs.block_layout import decode_update, encode_layout
 from extfs.nfs.compound import Operation
 from extfs.nfs.effects import Steps
 from extfs.nfs.errors import NfsError
@@ -19,6 +21,7 @@ from extfs.nfs.xdr import Reader, Writer
 
 if TYPE_CHECKING:
     from extfs.nfs.compound import Compound
+    from extfs.nfs.layout_format import LayoutFormat
 
 __all__ = ["OPERATIONS"]
 
@@ -37,9 +40,11 @@ _IO_INFO = struct.Struct(">QQ")
 _IOMODES = {n.LAYOUTIOMODE4_READ: Iomode.READ, n.LAYOUTIOMODE4_RW: Iomode.RW}
 
 
-def _check_type(layout_type: int) -> None:
-    if layout_type != n.LAYOUT4_BLOCK_VOLUME:
+def _format(c: Compound, layout_type: int) -> LayoutFormat:
+    found = c.service.devices.formats.get(layout_type)
+    if found is None:
         raise NfsError(n.NFS4ERR_UNKNOWN_LAYOUTTYPE)
+    return found
 
 
 def _end_of(offset: int, length: int) -> int | None:
@@ -52,41 +57,59 @@ def _end_of(offset: int, length: int) -> int | None:
 # -- devices --
 
 
-def getdeviceinfo(c: Compound, args: Reader, out: Writer) -> None:
+def getdeviceinfo(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     """GETDEVICEINFO (RFC 8881 18.40). TOOSMALL tells how large gdia_maxcount has to be."""
     device = args.fixed(n.NFS4_DEVICEID4_SIZE)
     layout_type = args.u32()
     maxcount = args.u32()
     types = args.bitmap()
-    _check_type(layout_type)
+    known = _format(c, layout_type)
     devices = c.service.devices
     devices.refresh()
-    if not devices.known(device):
+    assert c.client is not None
+    if layout_type == n.LAYOUT4_SCSI and known.known(c.client, device):
+        yield from _cleared(c)
+    if not known.known(c.client, device):
         raise NfsError(n.NFS4ERR_NOENT)
-    body = devices.address() if maxcount else b""
+    body = known.address(c.client) if maxcount else b""
     needed = _DEVICE_ADDRESS_HEAD + len(body)
     if maxcount and needed > min(maxcount, c.room()):
         raise NfsError(n.NFS4ERR_TOOSMALL, struct.pack(">I", needed))
-    assert c.client is not None
     out.u32(layout_type)
     out.opaque(body)
     out.bitmap(devices.asked(c.client, device, types))
 
 
+def _cleared(c: Compound) -> Steps[None]:
+    """The client may be told its key. `NfsError`: not while a fence of it is under way."""
+    assert c.client is not None
+    try:
+        yield from c.service.layouts.holders.clear(c.client)
+    except NfsError:
+        raise NfsError(n.NFS4ERR_NOENT) from None
+
+
 def getdevicelist(c: Compound, args: Reader, out: Writer) -> None:
-    """GETDEVICELIST (RFC 5661 18.41; RFC 8881 leaves it out, clients may still ask): the one."""
+    """GETDEVICELIST (RFC 5661 18.41; RFC 8881 leaves it out, clients may still ask): the one.
+
+    A client that never had a SCSI layout has no device of that type.
+    """
     layout_type = args.u32()
     args.u32()  # maxdevices
     cookie = args.u64()
     args.fixed(n.NFS4_VERIFIER_SIZE)
-    _check_type(layout_type)
+    known = _format(c, layout_type)
     if cookie:
         raise NfsError(n.NFS4ERR_BAD_COOKIE)
     c.service.devices.refresh()
+    assert c.client is not None
+    there = layout_type != n.LAYOUT4_SCSI or (c.client.fence_key and c.client.cleared)
+    devices = [known.device(c.client)] if there else []
     out.u64(1)
     out.fixed(bytes(n.NFS4_VERIFIER_SIZE))
-    out.u32(1)
-    out.fixed(c.service.devices.current)
+    out.u32(len(devices))
+    for device in devices:
+        out.fixed(device)
     out.boolean(True)
 
 
@@ -103,13 +126,13 @@ def layoutget(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     least = args.u64()
     stateid = read_stateid(args)
     maxcount = args.u32()
-    _check_type(layout_type)
+    asked = _format(c, layout_type)
     if iomode not in _IOMODES:
         raise NfsError(n.NFS4ERR_BADIOMODE)
     end = _end_of(offset, length)
     if least > length or offset + least > _ALL:
         raise NfsError(n.NFS4ERR_INVAL)
-    _check_offered(c)
+    _check_offered(c, layout_type)
     assert c.client is not None
     if c.service.lease.in_grace() or c.client.holder_old:
         # What RECLAIM_COMPLETE gives up is all that the core has of the client.
@@ -118,22 +141,26 @@ def layoutget(c: Compound, args: Reader, out: Writer) -> Steps[None]:
         raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
     c.service.devices.refresh()
     wanted = Wanted(_IOMODES[iomode], offset, None if end is None else length, least)
-    granted = yield from c.service.layouts.get(c, wanted, stateid, maxcount)
+    granted = yield from c.service.layouts.get(c, wanted, stateid, maxcount, layout_type)
     out.boolean(True)  # logr_return_on_close
     write_stateid(out, granted.stateid)
     out.u32(1)
     out.pack(_LAYOUT_HEAD, granted.start, granted.end - granted.start, iomode, layout_type)
-    out.opaque(encode_layout(c.service.devices.current, granted.layout.extents))
+    out.opaque(asked.encode(granted.device, granted.layout.extents))
     c.set_stateid(granted.stateid)
 
 
-def _check_offered(c: Compound) -> None:
-    """Not for directories, nor where the export or the client's host has no layouts."""
+def _check_offered(c: Compound, layout_type: int) -> None:
+    """Not for directories, nor where the export or the client's host has no layouts, or others."""
     fh = c.current
     assert fh is not None
-    if fh.pseudo or not fh.export.offers_layouts(c.connection.host):
+    offered = 0 if fh.pseudo else fh.export.layout_type(c.connection.host)
+    if not offered:
         c.service.count("layoutget_not_offered")
         raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
+    if offered != layout_type:
+        c.service.count("layoutget_not_offered")
+        raise NfsError(n.NFS4ERR_UNKNOWN_LAYOUTTYPE)
     try:
         c.regular()
     except NfsError:
@@ -155,16 +182,18 @@ def layoutcommit(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     mtime = _read_time(args) if args.boolean() else None
     layout_type = args.u32()
     body = args.opaque(_BODY_MAX)
-    _check_type(layout_type)
+    update = _format(c, layout_type)
     if length != _ALL and offset + length > _ALL:
         raise NfsError(n.NFS4ERR_INVAL)
     if last is not None and last >= 1 << 63:
         raise NfsError(n.NFS4ERR_FBIG)
-    ranges = decode_update(body)
+    ranges = update.decode_update(body)
     size = 0 if last is None else last + 1
     before = c.service.fs.getattr(c.regular().ino).size
     table = c.service.layouts
-    after = yield from commit(table, c, stateid, ranges, size, mtime, reclaim=reclaim)
+    after = yield from commit(
+        table, c, stateid, ranges, size, mtime, layout_type=layout_type, reclaim=reclaim
+    )
     out.boolean(after > before)
     if after > before:
         out.u64(after)
@@ -189,7 +218,7 @@ def layoutreturn(c: Compound, args: Reader, out: Writer) -> Steps[None]:
         offset, length = args.u64(), args.u64()
         stateid = read_stateid(args)
         args.opaque(_BODY_MAX)
-    _check_type(layout_type)
+    _format(c, layout_type)
     if kind not in (n.LAYOUT4_RET_REC_FILE, n.LAYOUT4_RET_REC_FSID, n.LAYOUT4_RET_REC_ALL):
         raise NfsError(n.NFS4ERR_INVAL)
     if not n.LAYOUTIOMODE4_READ <= iomode <= n.LAYOUTIOMODE4_ANY:
@@ -208,6 +237,7 @@ def layoutreturn(c: Compound, args: Reader, out: Writer) -> Steps[None]:
                 -(-offset // _BLOCK) * _BLOCK,
                 _ALL if end is None else end - end % _BLOCK,
                 iomode,
+                layout_type,
             )
     else:
         assert c.client is not None
@@ -215,7 +245,7 @@ def layoutreturn(c: Compound, args: Reader, out: Writer) -> Steps[None]:
         if kind == n.LAYOUT4_RET_REC_FSID:
             assert c.current is not None
             export = c.current.export.id
-        yield from c.service.layouts.give_all_back(c.client, export)
+        yield from c.service.layouts.give_all_back(c.client, export, layout_type)
     out.boolean(left is not None)
     if left is not None:
         write_stateid(out, left)
@@ -226,7 +256,8 @@ def layoutreturn(c: Compound, args: Reader, out: Writer) -> Steps[None]:
 
 
 def layouterror(c: Compound, args: Reader, out: Writer) -> None:
-    """LAYOUTERROR (RFC 7862 15.6): the client could not use a layout. It is logged and counted."""
+    """LAYOUTERROR (RFC 7862 15.6): the client could not use a layout. The errors are counted, and
+    the first one is logged: a client sends as many, and as often, as it likes."""
     args.u64()
     args.u64()
     stateid = read_stateid(args)
@@ -234,15 +265,18 @@ def layouterror(c: Compound, args: Reader, out: Writer) -> None:
     fh = c.regular()
     c.service.layouts.believe(c, stateid, fh.ino, Kind.LAYOUT)
     assert c.client is not None
-    for device, status, operation in errors:
-        c.service.count("layouterrors")
-        log.warning(
-            "client %s cannot use device %s: %s in operation %d",
-            c.client.name,
-            device.hex(),
-            n.STATUS_NAMES.get(status, status),
-            operation,
-        )
+    if not errors:
+        return
+    c.service.count("layouterrors", len(errors))
+    device, status, operation = errors[0]
+    log.warning(
+        "client %s cannot use device %s: %s in operation %d%s",
+        c.client.name,
+        device.hex(),
+        n.STATUS_NAMES.get(status, status),
+        operation,
+        f", and {len(errors) - 1} more errors" if len(errors) > 1 else "",
+    )
 
 
 def layoutstats(c: Compound, args: Reader, out: Writer) -> None:
@@ -255,7 +289,7 @@ def layoutstats(c: Compound, args: Reader, out: Writer) -> None:
     args.fixed(n.NFS4_DEVICEID4_SIZE)
     layout_type = args.u32()
     args.opaque(_BODY_MAX)
-    _check_type(layout_type)
+    _format(c, layout_type)
     fh = c.regular()
     c.service.layouts.believe(c, stateid, fh.ino, Kind.LAYOUT)
     service = c.service

@@ -1,0 +1,157 @@
+"""Clients as holders of the core: made, lost, condemned, fenced, and here again.
+
+    none        the client has no holder: before its first layout, and after it was fenced
+    live        it has one (`of`); on a unit that can fence, with a key of its own
+    lost        it missed a recall, or the server was restarted; `speak_again` makes it live
+    condemned   it is lost and its fence is decided, durably: it never is live again
+    gone        the fence is confirmed (`gone`): its layouts, stateids, delegations and device id
+                are no more; the next LAYOUTGET makes another holder, with another key
+
+Invariants, beside those of `extfs.nfs.layouts`:
+
+ 13. The layout states of a client are of its holder now. When that is gone they end together.
+ 14. A client is told its key only when no other holder of the same owner can reach the device any
+     more (`clear`). The client registers its key over the one that its path to the unit has: the
+     older key would be gone from the unit, though nobody has fenced what was written with it, and
+     the path would work. So who was dropped while it held layouts waits for its own fence.
+
+Who has to wait for a fence is told to try again for `FENCE_SECONDS`, in which it is usually done,
+and after that to go through the server.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING
+
+from extfs.core import HolderState
+from extfs.nfs import constants as n
+from extfs.nfs.clients import Standing, owner_tag
+from extfs.nfs.effects import Blocking, Steps
+from extfs.nfs.errors import NfsError
+from extfs.nfs.layout_states import TRY_LATER
+
+if TYPE_CHECKING:
+    from extfs.core import HolderRecord
+    from extfs.nfs.clients import Client
+    from extfs.nfs.layouts import LayoutTable
+
+__all__ = ["FENCE_SECONDS", "Holders"]
+
+log = logging.getLogger("extfs.nfs")
+
+FENCE_SECONDS = 2.0
+
+
+class Holders:
+    """The holders of all clients."""
+
+    def __init__(self, table: LayoutTable) -> None:
+        self._table = table
+        self._service = table.service
+        self._by_holder: dict[int, Client] = {}
+        self._waiting: dict[Client, float] = {}
+        """Since when a client waits for a fence."""
+
+    def client_of(self, holder: int) -> Client | None:
+        """The client that is this holder in the core."""
+        client = self._by_holder.get(holder)
+        if client is None or client.holder_id != holder or client.standing is Standing.GONE:
+            living = self._service.clients.all_living()
+            self._by_holder = {c.holder_id: c for c in living if c.holder_id}
+            client = self._by_holder.get(holder)
+        return client
+
+    def of(self, client: Client) -> Steps[int]:
+        """The client's holder, registered if it has none; durable."""
+        holder = yield from client.holder(self._service)
+        self._by_holder[holder] = client
+        return holder
+
+    # -- what a LAYOUTGET may have to wait for --
+
+    def clear(self, client: Client) -> Steps[None]:
+        """Invariant 14. `NfsError`: not yet."""
+        if client.cleared:
+            return
+        mine, tag = client.holder_id, owner_tag(client.owner)
+        found: list[HolderRecord] = yield Blocking(self._service.fs.layouts.holders)
+        if client.holder_id != mine:
+            raise NfsError(n.NFS4ERR_DELAY)
+        if any(_is_of(record, tag) for record in found if record.id != mine):
+            self._wait(client)
+        client.cleared = True
+        self._waiting.pop(client, None)
+
+    def speak_again(self, client: Client) -> Steps[None]:
+        """A lost client is here: it goes on with what it has left. What it did not return stays in
+        quarantine (invariant 11). `NfsError`: it cannot."""
+        if client.standing is Standing.GONE:
+            raise NfsError(n.NFS4ERR_EXPIRED)
+        if not self._service.callbacks.path_up(client):
+            raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
+        layouts, holder, key = self._service.fs.layouts, client.holder_id, client.holder_key
+        try:
+            yield Blocking(lambda: layouts.resume(holder, key))
+        except OSError as error:
+            if error.errno == errno.EKEYREVOKED:
+                self._wait(client)
+            if error.errno == errno.ENOENT:
+                self.gone(holder)
+                raise NfsError(n.NFS4ERR_DELAY) from None
+            if error.errno != errno.EBUSY:  # live already
+                raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE) from None
+        self._service.count("holders_resumed")
+
+    def _wait(self, client: Client) -> None:
+        """`NfsError`: a fence is under way."""
+        now = self._service.clock()
+        since = self._waiting.setdefault(client, now)
+        self._service.count("layoutget_waits_for_fence")
+        if now < since + FENCE_SECONDS:
+            raise NfsError(n.NFS4ERR_LAYOUTTRYLATER, TRY_LATER)
+        raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
+
+    # -- the end --
+
+    def is_gone(self, holder: int) -> bool:
+        """Whether the core has no such holder any more; asked of the core."""
+        record = self._service.fs.layouts.holder(holder)
+        return record is None or record.state is HolderState.GONE
+
+    def gone(self, holder: int) -> None:
+        """The core says so. Of a client that has another holder by now this changes nothing."""
+        client = self.client_of(holder)
+        self._by_holder.pop(holder, None)
+        if client is None:
+            return
+        service, key = self._service, client.fence_key
+        client.forget_holder()
+        self._waiting.pop(client, None)
+        self._table.holder_gone(client)
+        service.states.delegations.holder_gone(holder)
+        service.devices.deleted(client, key)
+        service.records.stage_client(client)
+        service.count("holders_gone")
+        log.info("client %s was fenced: what it held is gone", client.name)
+
+    def look(self) -> None:
+        """Events of the core were lost: which holders are gone?"""
+        for client in self._service.clients.all_living():
+            if client.holder_id and self.is_gone(client.holder_id):
+                self.gone(client.holder_id)
+
+    def client_lost(self, client: Client) -> None:
+        """The client is GONE."""
+        self._waiting.pop(client, None)
+
+
+def _is_of(record: HolderRecord, tag: str) -> bool:
+    """Whether a holder is of an owner, and may reach the device with a key."""
+    fence = record.spec.fence
+    return (
+        record.state is not HolderState.GONE
+        and fence.startswith("scsi:")
+        and fence.endswith(f":{tag}")
+    )
