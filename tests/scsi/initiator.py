@@ -23,37 +23,60 @@ node.session.iscsi.InitialR2T = No
 node.session.iscsi.ImmediateData = Yes
 """
 
+_LOG = "/run/iscsid.log"
+
 
 def name(guest: Guest) -> str:
     """The initiator's name of a guest."""
     return f"iqn.2026-01.extfs.test:{guest.name}"
 
 
-def login(guest: Guest, address: str = PORTAL) -> str:
-    """Log in; the path of the disk, which has its name in /dev/disk/by-id too."""
-    where = f"-T {TARGET} -p {address}:3260"
-    return guest.check(
+def start(guest: Guest) -> None:
+    """Start the daemon that brings lost sessions back; once for each guest."""
+    guest.check(
         f"""set -e
 modprobe -a iscsi_tcp sd_mod sg
 mkdir -p /etc/iscsi /run/lock/iscsi /var/lib/iscsi
 echo InitiatorName={name(guest)} >/etc/iscsi/initiatorname.iscsi
 cat >/etc/iscsi/iscsid.conf <<'END'
 {_SETTINGS}END
-iscsid -f >/run/iscsid.log 2>&1 &
+iscsid -f >{_LOG} 2>&1 &
 daemon=$!
-exec 3>&1 >/run/iscsiadm.log 2>&1
-trap '[ $? -eq 0 ] || cat /run/iscsiadm.log /run/iscsid.log >&3' EXIT
 until grep -q ISCSIADM_ABSTRACT_NAMESPACE /proc/net/unix; do
-  kill -0 $daemon
+  kill -0 $daemon || {{ cat {_LOG}; exit 1; }}
   usleep 20000
 done
+"""
+    )
+
+
+def login(guest: Guest, *, nexus: str = "", address: str = PORTAL) -> str:
+    """Log in; the path of the disk. The first one gets its name in /dev/disk/by-id.
+
+    `nexus`: a second session, of an initiator of this name: the guest then has the unit twice, by
+    two nexuses, as two hosts would.
+    """
+    face = f"-I {nexus}" if nexus else ""
+    where = f"-T {TARGET} -p {address}:3260 {face}"
+    make_face = (
+        f"iscsiadm -m iface {face} -o new\n"
+        f"iscsiadm -m iface {face} -o update -n iface.initiatorname -v {name(guest)}.{nexus}"
+    )
+    return guest.check(
+        f"""set -e
+exec 3>&1 >/run/iscsiadm.log 2>&1
+trap '[ $? -eq 0 ] || cat /run/iscsiadm.log {_LOG} >&3' EXIT
+before=$(echo /sys/block/sd*)
+{make_face if nexus else ""}
 iscsiadm -m node -o new {where}
 iscsiadm -m node {where} --login
 for i in $(seq 200); do
   for disk in /sys/block/sd*; do
+    case " $before " in *" $disk "*) continue ;; esac
     [ -e $disk/device/vendor ] && grep -q LIO-ORG $disk/device/vendor || continue
     read -r identity <$disk/device/wwid
-    ln -sf ../../${{disk##*/}} /dev/disk/by-id/wwn-0x${{identity#naa.}}
+    link=/dev/disk/by-id/wwn-0x${{identity#naa.}}
+    [ -L $link ] || ln -s ../../${{disk##*/}} $link
     echo /dev/${{disk##*/}} >&3
     exit 0
   done
@@ -63,3 +86,8 @@ echo the disk does not come
 exit 1
 """
     ).strip()
+
+
+def logout(guest: Guest, nexus: str) -> None:
+    """End the session of a second nexus; its disk goes."""
+    guest.check(f"iscsiadm -m node -T {TARGET} -I {nexus} --logout")

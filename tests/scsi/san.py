@@ -14,7 +14,7 @@ from pathlib import Path
 import rundir
 from guest.client import Client
 from guest.image import Image
-from guest.machine import Guest, Nic, Segment
+from guest.machine import Guest, GuestError, Nic, Segment
 
 from scsi import initiator, target
 from scsi.server import SHARES, ScsiServer
@@ -47,6 +47,9 @@ class San:
         self._storage, self._files = Segment(), Segment()
         self._numbers: dict[str, int] = {}
         self._clients: dict[str, Client] = {}
+        self._serving = False
+        self.tolerated: list[str] = []
+        """Patterns of warnings that the test at hand may bring up, and need not."""
         self.disk = directory.new_image(size, "unit")
         self._state = directory.new_image(target.STATE_SIZE, "registrations")
         self._stack.callback(self.disk.unlink, missing_ok=True)
@@ -65,6 +68,7 @@ class San:
                 options or {},
             )
             self.server.prepare()
+            initiator.start(self.server_guest)
             self.server.device = initiator.login(self.server_guest)
         except BaseException:
             self.close()
@@ -113,18 +117,25 @@ class San:
         "target" is the target's guest, which then is a client of itself: a client more without a
         guest more.
         """
+        self.serve()
         if name not in self._clients:
             if name == "target":
                 guest = self.target
             else:
-                guest = self._boot(name, memory=MEMORY, wait=False)
-                self._connect(guest)
-            initiator.login(guest)
+                guest = self.guest_of(name)
             self._clients[name] = self.mount(guest)
         return self._clients[name]
 
+    def guest_of(self, name: str) -> Guest:
+        """Boot one more guest."""
+        guest = self._boot(name, memory=MEMORY, wait=False)
+        self._connect(guest)
+        return guest
+
     def mount(self, guest: Guest) -> Client:
-        """Mount the server's root in a guest that has the disk."""
+        """Have a guest log in to the disk and mount the server's root."""
+        initiator.start(guest)
+        initiator.login(guest)
         client = Client(guest, layout=LAYOUT)
         client.prepare(block_layouts=False)
         guest.check("modprobe blocklayoutdriver; dmesg -c >/dev/null")
@@ -152,12 +163,35 @@ class San:
         for guest in others:
             guest.plug(STORAGE_NIC, True)
 
+    def serve(self) -> None:
+        """Format the disk and start the server, unless it runs."""
+        if not self._serving:
+            self.server.extfs("mkfs", "--force", self.server.device)
+            self.server.start()
+            self._serving = True
+
+    def is_healthy(self) -> bool:
+        """Whether all guests answer, the server runs and the clients have their mounts."""
+        try:
+            if self._serving and not self.server.is_alive():
+                return False
+            for client in self._clients.values():
+                if client.guest.run(f"stat {client.mountpoint}", seconds=20).code != 0:
+                    return False
+            return all(guest.run("true").code == 0 for guest in (self.target, self.server_guest))
+        except GuestError:
+            return False
+
     # -- evidence --
 
     def evidence(self) -> str:
         """What there is to see of a failure."""
         texts = [f"-- daemon\n{self.server.log()[-20000:]}"]
         texts += [client.evidence() for client in self._clients.values()]
+        try:
+            texts += ["-- target", target.registrations(self.target)]
+        except GuestError as error:
+            texts.append(str(error))
         return "\n".join(texts)
 
 

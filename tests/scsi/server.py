@@ -61,6 +61,7 @@ class ScsiServer:
         self.options = {"recall": str(RECALL_SECONDS), **options}
         self.lease = LEASE_SECONDS
         self.device = ""
+        self._log_seen = 0
 
     def prepare(self) -> None:
         """Make the root; once."""
@@ -141,6 +142,12 @@ class ScsiServer:
             return self.guest.run(f"cat {_LOG}").output
         except GuestError as error:
             return str(error)
+
+    def new_log_lines(self) -> list[str]:
+        """What daemons said since the last call."""
+        lines = self.log().splitlines()
+        new, self._log_seen = lines[self._log_seen :], len(lines)
+        return new
 
     def status(self) -> dict[str, Any]:
         """/.extfs/status."""

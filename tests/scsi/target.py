@@ -2,8 +2,8 @@
 
 The unit's blocks are a raw image of the host, which can look at them at any time. Registrations
 that were made with APTPL lie on a disk of their own, and outlive the guest as they do in an array.
-LIO saves them, but reading them back is left to user space, so `start` does that, before anybody
-can log in.
+LIO saves them (without making them durable: so the filesystem of that disk is mounted "sync"), but
+reading them back is left to user space, so `start` does that, before anybody can log in.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ modprobe configfs
 grep -q configfs /proc/mounts || mount -t configfs config /sys/kernel/config
 modprobe -a ext4 target_core_mod target_core_iblock iscsi_target_mod
 mkdir -p /var/target
-mount -t ext4 /dev/vdc /var/target
+mount -t ext4 -o sync /dev/vdc /var/target
 mkdir -p /var/target/pr /var/target/alua
 unit={_CONFIG}/core/iblock_0/disk
 mkdir -p $unit
