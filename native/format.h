@@ -340,7 +340,7 @@ struct holder_disk {
 struct fence_disk {
 	le64_t holder;          /* as in the key */
 	le32_t state;           /* enum fence_state */
-	le32_t tries;           /* attempts that have ended without confirmation */
+	le32_t tries;           /* attempts that began */
 	le64_t decided_sec;
 	uint8_t reserved[40];
 };

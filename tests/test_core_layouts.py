@@ -314,7 +314,7 @@ def test_the_document(fs: Filesystem, ino: int) -> None:
     (recall,) = said["recalls"]["list"]
     assert (recall["holder"], recall["ino"]) == (holder, ino)
     assert recall["age_ms"] < 60_000
-    assert said["fences"] == {"driver": "none", "waiting": []}
+    assert said["fences"] == {"driver": "none", "waiting": [], "history": []}
     assert said["layouts"]["counters"]["gets"] == 1
     assert said["layouts"]["latencies"]["get"]["count"] == 1
     assert said["bridge"]["requests"] == 5

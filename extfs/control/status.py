@@ -14,7 +14,10 @@ name says otherwise. No keys of holders are in it: anybody may read it.
     holders     live, lost: how many; list
     grants      files: those of each inode
     recalls     of which holders do not have answered yet, with the age of the oldest in each
-    fences      driver, and who waits for one
+    fences      driver; waiting: fences that are not confirmed, each with its cause (recall, ended,
+                mount), driver, state (waiting, decided, issued, failed), attempts, when it began
+                and the seconds since; history: the last 256 that are over, oldest first, with
+                their outcome (confirmed, confirmed elsewhere, returned, came back, gone)
     core, bridge    counters of both
     nfs         the layout server: where it listens, its clients, sessions, opens, locks, layouts,
                 counters; null: none runs
@@ -41,7 +44,7 @@ from extfs.core import (
     HolderState,
     Latency,
 )
-from extfs.layout import Fencing
+from extfs.layout import FenceStatus, Fencing, PastFence
 
 __all__ = ["VERSION", "Status", "percentiles"]
 
@@ -102,6 +105,18 @@ def _grant(grant: Grant) -> dict[str, Any]:
         "iomode": grant.iomode.name.lower(),
         "seq": grant.seq,
         "atomic": grant.atomic,
+    }
+
+
+def _fence(fence: FenceStatus | PastFence) -> dict[str, Any]:
+    return {
+        "holder": fence.holder,
+        "name": fence.name,
+        "fence": fence.fence,
+        "cause": fence.cause.name.lower(),
+        "driver": fence.driver,
+        "begun": fence.begun,
+        "attempts": fence.attempts,
     }
 
 
@@ -235,16 +250,21 @@ class Status:
 
     def _fences(self) -> dict[str, Any]:
         if self._fencing is None:
-            return {"driver": "none", "waiting": []}
+            return {"driver": "none", "waiting": [], "history": []}
         return {
             "driver": self._fencing.driver,
             "waiting": [
-                {
-                    "holder": fence.holder,
-                    "attempts": fence.attempts,
+                _fence(fence)
+                | {
+                    "state": fence.state,
                     "seconds": fence.waited,
                     "last_failure": fence.last_failure,
                 }
                 for fence in self._fencing.waiting()
+            ],
+            "history": [
+                _fence(fence)
+                | {"seconds": fence.seconds, "outcome": fence.outcome, "detail": fence.detail}
+                for fence in self._fencing.history()
             ],
         }

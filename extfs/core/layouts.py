@@ -202,7 +202,10 @@ class HolderRecord:
 
 @dataclass(frozen=True, slots=True)
 class FenceRecord:
-    """The durable record of a fence. `tries` that failed; `decided` in seconds since the epoch."""
+    """The durable record of a fence.
+
+    `tries` that began; `decided`: when, in seconds since the epoch.
+    """
 
     holder: int
     state: FenceState

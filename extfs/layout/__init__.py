@@ -14,7 +14,7 @@ from extfs.layout.fencing import (
     Outcome,
     Verdict,
 )
-from extfs.layout.policy import FenceStatus, Fencing
+from extfs.layout.policy import FenceStatus, Fencing, PastFence
 from extfs.layout.table import CoreTable
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Host",
     "NoFence",
     "Outcome",
+    "PastFence",
     "Verdict",
     "parse_fence",
 ]

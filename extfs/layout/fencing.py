@@ -72,7 +72,7 @@ class Attempt(Protocol):
 
     @property
     def number(self) -> int:
-        """1 for the first one of this fence, also when others were before a restart."""
+        """1 for the first one of this fence; those of before a restart count, too."""
         ...
 
     @property
