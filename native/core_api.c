@@ -11,6 +11,7 @@
 #include "acl.h"
 #include "alloc.h"
 #include "device_sim.h"
+#include "heartbeat.h"
 #include "journal.h"
 #include "log.h"
 #include "namei.h"
@@ -154,6 +155,19 @@ int extfs_super_read(struct device *dev, struct extfs_super *out)
 	if (!err)
 		super_out(&sb, out);
 	return err;
+}
+
+int extfs_device_mounted(struct device *dev)
+{
+	struct super sb;
+	int err = super_read(dev, &sb);
+
+	return err ? err : heartbeat_look(dev, sb.uuid);
+}
+
+int extfs_mount_stands(struct fs *fs)
+{
+	return heartbeat_ours(fs);
 }
 
 void extfs_super_of(struct fs *fs, struct extfs_super *out) { super_out(&fs->super, out); }

@@ -103,6 +103,10 @@ struct extfs_super {
 	int from_copy;
 };
 int extfs_super_read(struct device *dev, struct extfs_super *out);
+/* Who mounts it: 0: nobody; 1: somebody who is not heard of any more; -EBUSY: somebody, now. Can wait for seconds. */
+int extfs_device_mounted(struct device *dev);
+/* 1: nobody has mounted the device since this mount; 0: somebody has. Reads the device. */
+int extfs_mount_stands(struct fs *fs);
 void extfs_super_of(struct fs *fs, struct extfs_super *out);
 
 struct extfs_space {

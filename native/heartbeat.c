@@ -129,7 +129,7 @@ static int read_beat(struct device *dev, struct heartbeat_disk *h)
 	return dev_read(dev, (uint64_t)HEARTBEAT_BLOCK << BLOCK_SHIFT, h, BLOCK_SIZE);
 }
 
-int heartbeat_check(struct device *dev, const uint8_t *uuid)
+int heartbeat_look(struct device *dev, const uint8_t *uuid)
 {
 	char *blocks = io_alloc(2 * BLOCK_SIZE);
 	struct heartbeat_disk *before = (void *)blocks, *now = (void *)(blocks + BLOCK_SIZE);
@@ -142,18 +142,21 @@ int heartbeat_check(struct device *dev, const uint8_t *uuid)
 	if (err)
 		goto out;
 	if (valid(before, uuid)) {
-		if (get32(before->state) != HB_MOUNTED || writer_gone(before))
+		err = get32(before->state) == HB_MOUNTED;
+		if (!err || writer_gone(before))
 			goto out;
 		watch = MIN(MAX(get32(before->interval_ms), 1), HEARTBEAT_MS_MAX);
 	}
 	/* Half an interval more than promised: the writer may be a little late. */
-	while (!err && waited < watch + watch / 2) {
+	for (int rc; err >= 0 && waited < watch + watch / 2;) {
 		unsigned step = MIN(watch / 8 + 1, 250);
 
 		sleep_ms(step);
 		waited += step;
-		err = read_beat(dev, now);
-		if (err || !memcmp(before, now, BLOCK_SIZE))
+		rc = read_beat(dev, now);
+		if (rc)
+			err = rc;
+		if (rc || !memcmp(before, now, BLOCK_SIZE))
 			continue;
 		err = -ERR_DEV_IN_USE;
 		log_msg(LOG_ERROR, "the device is mounted on host %.64s by process %u",
@@ -162,6 +165,13 @@ int heartbeat_check(struct device *dev, const uint8_t *uuid)
 out:
 	io_free(blocks);
 	return err;
+}
+
+int heartbeat_check(struct device *dev, const uint8_t *uuid)
+{
+	int how = heartbeat_look(dev, uuid);
+
+	return how < 0 ? how : 0;
 }
 
 /* ---- saying ---- */
@@ -255,6 +265,25 @@ int heartbeat_start(struct fs *fs, unsigned interval_ms)
 	}
 	fs->heartbeat = hb;
 	return 0;
+}
+
+/* mount_id never changes while the thread runs. */
+int heartbeat_ours(struct fs *fs)
+{
+	struct heartbeat_disk *h;
+	int err;
+
+	if (!fs->heartbeat)
+		return 0;
+	h = io_alloc(BLOCK_SIZE);
+	if (!h)
+		return -ENOMEM;
+	err = read_beat(fs->dev, h);
+	if (!err)
+		err = valid(h, fs->super.uuid) && get32(h->state) == HB_MOUNTED &&
+		      !memcmp(h->mount_id, fs->heartbeat->block->mount_id, sizeof(h->mount_id));
+	io_free(h);
+	return err;
 }
 
 void heartbeat_stop(struct fs *fs, bool clean)

@@ -20,6 +20,10 @@
 /* Is the device mounted now? 0: no; -ERR_DEV_IN_USE: yes, and the log says where. Can wait for one
  * interval of the other host. */
 int heartbeat_check(struct device *dev, const uint8_t *uuid);
+/* The same in more words: 0: not mounted; 1: it is marked as mounted by somebody who says no more; -ERR_DEV_IN_USE. */
+int heartbeat_look(struct device *dev, const uint8_t *uuid);
+/* Is the last heartbeat on the device ours? 1 or 0: somebody else mounted it since. Reads the device. */
+int heartbeat_ours(struct fs *fs);
 /* First heartbeat, then the thread. interval_ms 0: default. A heartbeat that cannot be written is
  * logged, and the mount goes on. */
 int heartbeat_start(struct fs *fs, unsigned interval_ms);

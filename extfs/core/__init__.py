@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from extfs.core.bridge import Bridge, BridgeStats, OpcodeServer, opcodes
 from extfs.core.delegations import Delegation, DelegationConflict, Delegations
-from extfs.core.device import Device, SimDevice, mkfs, read_super
+from extfs.core.device import Device, MountedState, SimDevice, mkfs, mounted_state, read_super
 from extfs.core.filesystem import Filesystem
 from extfs.core.layouts import (
     TO_THE_END,
@@ -91,6 +91,7 @@ __all__ = [
     "Lock",
     "Locks",
     "LostCause",
+    "MountedState",
     "Mutant",
     "OpcodeServer",
     "Records",
@@ -103,6 +104,7 @@ __all__ = [
     "log_fd",
     "log_lines",
     "mkfs",
+    "mounted_state",
     "opcodes",
     "read_super",
 ]

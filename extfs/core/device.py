@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
+import errno
 import mmap
 from typing import Any
 
-from extfs.core.native import Closing, checked, ffi, lib
+from extfs.core.native import Closing, CoreError, checked, ffi, lib
 from extfs.core.values import BLOCK_SIZE, Superblock, superblock_of
 
 
@@ -184,6 +186,25 @@ def mkfs(
     options.now_sec = now_sec
     options.size_blocks = size_blocks
     checked(lib.extfs_mkfs(device.raw, options))
+
+
+class MountedState(enum.Enum):
+    """UNHEARD: marked as mounted by somebody who says no more: its host is off, or cut off."""
+
+    NOT = "not mounted"
+    UNHEARD = "mounted, and not heard of"
+    NOW = "mounted"
+
+
+def mounted_state(device: Device) -> MountedState:
+    """Whether an extfs device is mounted by anybody; watches it for seconds. As `read_super`."""
+    try:
+        unheard = checked(lib.extfs_device_mounted(device.raw))
+    except CoreError as error:
+        if error.errno == errno.EBUSY:
+            return MountedState.NOW
+        raise
+    return MountedState.UNHEARD if unheard else MountedState.NOT
 
 
 def read_super(device: Device) -> Superblock:

@@ -208,6 +208,10 @@ class Filesystem(Closing):
         """Everything done so far is durable when this returns; blocks."""
         checked(lib.extfs_sync(self.raw))
 
+    def mount_stands(self) -> bool:
+        """Whether nobody has mounted the device since we did, by the heartbeat on it; blocks."""
+        return bool(checked(lib.extfs_mount_stands(self.raw)))
+
     def wait_space(self) -> None:
         """Until the journal has room; blocks."""
         checked(lib.extfs_wait_space(self.raw))

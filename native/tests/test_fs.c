@@ -563,6 +563,40 @@ static void *other_host_thread(void *arg)
 	return NULL;
 }
 
+static int look(struct sim *sim)
+{
+	struct device *dev;
+	struct super sb;
+	int how;
+
+	assert_int_equal(sim_device(sim, &dev), 0);
+	assert_int_equal(super_read(dev, &sb), 0);
+	how = heartbeat_look(dev, sb.uuid);
+	dev_close(dev);
+	return how;
+}
+
+/* A mount whose device another host has taken sees it on the device. */
+static void a_mount_knows_when_it_was_replaced(void **state)
+{
+	struct other_host o = {.sim = new_sim(16384)};
+	const struct fs_options opt = {.heartbeat_ms = 5000};
+	struct device *dev;
+	struct fs *fs;
+
+	assert_int_equal(format(o.sim, NULL), 0);
+	assert_int_equal(sim_device(o.sim, &dev), 0);
+	assert_int_equal(fs_open(dev, &opt, &fs), 0);
+	assert_int_equal(heartbeat_ours(fs), 1);
+	assert_int_equal(sim_peek(o.sim, (uint64_t)HEARTBEAT_BLOCK << BLOCK_SHIFT, o.page, BLOCK_SIZE), 0);
+	memset(((struct heartbeat_disk *)o.page)->mount_id, 7,
+	       sizeof(((struct heartbeat_disk *)o.page)->mount_id));
+	beat(&o);
+	assert_int_equal(heartbeat_ours(fs), 0);
+	fs_abandon(fs);
+	sim_destroy(o.sim);
+}
+
 static void mounted_elsewhere_is_refused(void **state)
 {
 	struct other_host o = {.sim = new_sim(16384)};
@@ -576,13 +610,16 @@ static void mounted_elsewhere_is_refused(void **state)
 	log_says("");
 	assert_int_equal(open_close(o.sim, NULL), -ERR_DEV_IN_USE);
 	assert_true(log_says("elsewhere by process 4711"));
+	assert_int_equal(look(o.sim), -ERR_DEV_IN_USE);
 	assert_int_equal(format(o.sim, &(struct mkfs_options){.force = true}), -ERR_DEV_IN_USE);
 	atomic_store(&o.stop, true);
 	pthread_join(thread, NULL);
 	/* It has died: one interval of waiting. */
+	assert_int_equal(look(o.sim), 1);
 	clock_gettime(CLOCK_MONOTONIC, &begin);
 	assert_int_equal(open_close(o.sim, NULL), 0);
 	assert_true(seconds_since(&begin) >= 0.1);
+	assert_int_equal(look(o.sim), 0);
 	log_says("");
 	sim_destroy(o.sim);
 }
@@ -604,6 +641,7 @@ int main(void)
 		cmocka_unit_test(lazy_times_are_written),
 		cmocka_unit_test(open_survives_a_failure_of_any_io),
 		cmocka_unit_test(heartbeat_moves_while_mounted),
+		cmocka_unit_test(a_mount_knows_when_it_was_replaced),
 		cmocka_unit_test(mounted_elsewhere_is_refused),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
