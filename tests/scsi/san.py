@@ -20,7 +20,7 @@ from scsi import initiator, target
 from scsi.server import SHARES, ScsiServer
 
 MIB = 1 << 20
-SIZE = 192 * MIB
+SIZE = 64 * MIB
 MEMORY = 384
 SERVER_MEMORY = 640
 NETWORK = "192.168.78.0/24"

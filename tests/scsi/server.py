@@ -79,14 +79,20 @@ class ScsiServer:
         """Run a command of extfs to its end; its output. CommandError."""
         return self.guest.check(f"exec {self._command(*arguments)}", seconds)
 
-    def _command(self, *arguments: str) -> str:
-        program = Path(sys.executable).with_name("extfs")
-        return f"chroot {ROOT} {shlex.join([str(program), *arguments])}"
+    def _command(self, *arguments: str, fault: str = "") -> str:
+        words = [str(Path(sys.executable).with_name("extfs"))]
+        if fault:
+            words = ["env", f"PYTHONPATH={PROJECT / 'tests'}", sys.executable]
+            words += ["-m", "scsi.faulty", fault]
+        return f"chroot {ROOT} {shlex.join([*words, *arguments])}"
 
     # -- the daemon --
 
-    def begin(self, *arguments: str) -> None:
-        """Start the daemon, which need not succeed; what it says is in `log`."""
+    def begin(self, *arguments: str, fault: str = "") -> None:
+        """Start the daemon, which need not succeed; what it says is in `log`.
+
+        `fault`: it dies at that step of a fence, see `scsi.faulty`.
+        """
         options = ",".join(f"{name}={value}" for name, value in self.options.items())
         text = (
             f'device = "{self.device}"\nmountpoint = "{MOUNTPOINT}"\noptions = "{options}"\n'
@@ -96,12 +102,14 @@ class ScsiServer:
         for path, words in self.exports.items():
             text += f'[[nfs.export]]\npath = "{path}"\noptions = {json.dumps(words.split(","))}\n'
         self.guest.write_file(f"{ROOT}/run/extfs.toml", text.encode())
-        command = self._command("mount", "--foreground", "--config", "/run/extfs.toml", *arguments)
+        command = self._command(
+            *("mount", "--foreground", "--config", "/run/extfs.toml", *arguments), fault=fault
+        )
         self.guest.check(f"setsid {command} >>{_LOG} 2>&1 </dev/null &\necho $! >{_PID}\n")
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, fault: str = "") -> None:
         """Start the daemon; returns when the mount is there and the port answers."""
-        self.begin(*arguments)
+        self.begin(*arguments, fault=fault)
         ready = (
             f"for i in $(seq {READY_SECONDS * 20}); do\n"
             f"  kill -0 $(cat {_PID}) || exit 1\n"

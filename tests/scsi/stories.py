@@ -1,0 +1,211 @@
+"""What happens around a client that writes all the time and does not hear the server any more.
+
+    victim = Victim(san, "one")
+    victim.write()              # it has a layout, and overwrites its file again and again
+    victim.cut_off()            # or victim.freeze()
+    victim.recall()             # the server needs the layout back
+    victim.wait_fenced()
+    successor = Successor(san); successor.write()    # gets the blocks that were the victim's
+    victim.reconnect()          # or victim.thaw()
+    successor.assert_intact()
+
+Every sector that is written says for which file (programs/stamp.c): the raw disk tells whose bytes
+are where.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+from guest.machine import Guest, GuestError
+
+from scsi.san import FILES_NIC, MIB, STORAGE_NIC, San, stamps_on
+from scsi.server import RECALL_SECONDS
+
+SIZE = 8 * MIB
+_PIECE = MIB // 4
+FENCE_SECONDS = RECALL_SECONDS + 60
+_PROGRESS = "/tmp/progress"
+
+_seeds = itertools.count(0xE0F5_0000_0001)
+
+
+def fences(san: San) -> dict[str, Any]:
+    """The fences of the server's status: "waiting" and "history"."""
+    found: dict[str, Any] = san.server.status()["fences"]
+    return found
+
+
+def keys(san: San) -> list[str]:
+    """Keys that are registered, as the server's kernel reads them from the unit."""
+    command = f"sg_persist -n -k {san.server.device}"
+    text = san.server_guest.check(f"{command} || {command}")
+    return [line.strip() for line in text.splitlines() if line.strip().startswith("0x")]
+
+
+class Victim:
+    """A client that is going to be fenced."""
+
+    def __init__(self, san: San, name: str) -> None:
+        self.san = san
+        self.client = san.client_of(name)
+        self.guest: Guest = self.client.guest
+        self.seed = next(_seeds)
+        self.file = f"victim-{self.seed:x}"
+        self.places: set[int] = set()
+        self.fences_before = 0
+        self.keys_before: list[str] = []
+
+    def write(self) -> None:
+        """Write a file by its layout, and overwrite it from now on, without an end."""
+        path = self.client.path(self.file)
+        with self.client.counted() as counted:
+            self.guest.check(f"stamp write -d {path} {self.seed} 0 {SIZE} {_PIECE}", 120)
+        counted.assert_by_layout(writes=True)
+        self.places = stamps_on(self.san.disk, self.seed)
+        assert len(self.places) * 512 == SIZE
+        self.guest.check(
+            f"dmesg -c >/dev/null; rm -f {_PROGRESS}\n"
+            f"stamp write -dl -a {_PROGRESS} {path} {self.seed} 0 {SIZE} {_PIECE} "
+            ">/tmp/writer.log 2>&1 &"
+        )
+        self.wait_progress()
+        self.fences_before = len(fences(self.san)["history"])
+        self.keys_before = keys(self.san)
+
+    def progress(self) -> int:
+        """Pieces that it has written."""
+        return int(self.guest.check(f"wc -l <{_PROGRESS}"))
+
+    def wait_progress(self, seconds: float = 30) -> None:
+        """Wait until it has written some more."""
+        wanted = (int(self.guest.run(f"cat {_PROGRESS} 2>/dev/null | wc -l").output)) + 3
+        self.guest.check(
+            f"until [ $(wc -l <{_PROGRESS}) -ge {wanted} ]; do usleep 20000; done", seconds
+        )
+
+    # -- it does not hear --
+
+    def cut_off(self) -> None:
+        """It does not reach the server any more; it does reach the disk."""
+        self.guest.plug(FILES_NIC, False)
+        self.wait_progress()
+
+    def reconnect(self) -> None:
+        self.guest.plug(FILES_NIC, True)
+
+    def freeze(self) -> None:
+        """Its time stands still, in the middle of what it was writing."""
+        self.guest.pause()
+
+    def thaw(self) -> None:
+        self.guest.resume()
+
+    # -- the server --
+
+    def recall(self, *, dies: bool = False) -> None:
+        """The server empties the file, and so wants the layout back. `dies`: it dies of that."""
+        result = self.san.server_guest.run(f": >{self.san.server.path(self.file)}", FENCE_SECONDS)
+        assert dies or result.code == 0, result.output
+
+    def wait_fenced(self) -> dict[str, Any]:
+        """Wait until the fence is confirmed; what the server's status says of it."""
+        deadline = time.monotonic() + FENCE_SECONDS
+        while True:
+            found = fences(self.san)
+            if len(found["history"]) > self.fences_before and not found["waiting"]:
+                break
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
+        fence: dict[str, Any] = found["history"][-1]
+        assert fence["outcome"] == "confirmed", fence
+        assert fence["driver"] == "reservation", fence
+        assert fence["fence"].startswith("scsi:"), fence
+        now = keys(self.san)
+        assert len(now) == len(self.keys_before) - 1, (now, self.keys_before)
+        return fence
+
+    def wait_refused(self, seconds: float = 30) -> None:
+        """Wait until the unit has refused a write of it; from then on it writes nothing more."""
+        self.guest.check(
+            "until dmesg | grep -q 'reservation conflict'; do usleep 50000; done", seconds
+        )
+
+    def assert_shut_out(self) -> None:
+        """Whatever it sends to the disk now is refused."""
+        disk = "/dev/disk/by-id/wwn-*"
+        result = self.guest.run(
+            f"dd if=/dev/urandom of=$(ls {disk}) bs=4k count=1 seek=100 oflag=direct 2>&1"
+        )
+        assert result.code != 0, "the unit took a write of a client that is fenced"
+        assert "Invalid exchange" in result.output, result.output
+
+    def come_back(self, seconds: float = 120) -> None:
+        """The client goes on: it has its mount, and writes by layouts again, with another key."""
+        self.guest.check(
+            "pid=$(pidof stamp) && kill -9 $pid\n"
+            "while pidof stamp >/dev/null; do usleep 50000; done",
+            seconds,
+        )
+        name = f"back-{self.seed:x}"
+        path = self.client.path(name)
+        self.guest.check(f"stamp write -d {path} {self.seed} 0 {_PIECE} {_PIECE}", seconds)
+        with self.client.counted() as counted:
+            self.guest.check(f"stamp write -d {path}.2 {self.seed} 0 {MIB} {_PIECE}", seconds)
+        counted.assert_by_layout(writes=True)
+        assert set(keys(self.san)) - set(self.keys_before), "it has no new key"
+        for file in (self.file, name, f"{name}.2"):
+            self.guest.check(f"rm -f {self.client.path(file)}", seconds)
+
+
+class Successor:
+    """Another client, which fills what is free, and so gets the blocks that a victim had."""
+
+    def __init__(self, san: San, *, local: bool = False) -> None:
+        self.san = san
+        self.client = None if local else san.client_of("target")
+        self.seed = next(_seeds)
+        self.file = f"successor-{self.seed:x}"
+        self.size = 0
+        self.places: set[int] = set()
+
+    def write(self, victim: Victim) -> None:
+        """Write a file that takes nearly all that is free, some of it the victim's."""
+        server = self.san.server
+        free = server.guest.check(f"stat -f -c '%a %S' {server.path('')}").split()
+        self.size = (int(free[0]) * int(free[1]) - 2 * MIB) // MIB * MIB
+        if self.client is None:
+            path = server.path(self.file)
+            server.guest.check(f"stamp write {path} {self.seed} 0 {self.size} {MIB}", 120)
+        else:
+            path = self.client.path(self.file)
+            with self.client.counted() as counted:
+                self.client.guest.check(
+                    f"stamp write -d {path} {self.seed} 0 {self.size} {MIB}", 120
+                )
+            counted.assert_by_layout(writes=True)
+        self.places = stamps_on(self.san.disk, self.seed)
+        assert len(self.places) * 512 == self.size
+        assert self.places & victim.places, "no block of the victim's was used again"
+
+    def assert_intact(self) -> None:
+        """All its bytes are on the disk where they were, and in the file; then remove it."""
+        assert self.places == stamps_on(self.san.disk, self.seed)
+        server = self.san.server
+        path = server.path(self.file)
+        server.guest.check(
+            f"echo 1 >/proc/sys/vm/drop_caches; stamp check {path} {self.seed} 0 {self.size}", 120
+        )
+        server.guest.check(f"rm {path}", 60)
+
+
+def cables_back(san: San, victim: Victim) -> None:
+    """Whatever happened, the next story finds all cables plugged in and nobody frozen."""
+    victim.guest.resume()
+    for nic in (STORAGE_NIC, FILES_NIC):
+        try:
+            victim.guest.plug(nic, True)
+        except GuestError:
+            return
