@@ -7,29 +7,23 @@
  *
  * Invariants, all under inode->lock:
  *  1. No two held segments clash, except grants that were added without a segment (a restart).
- *  2. A parked segment clashes with a held one or with one before it in the queue.
+ *  2. A parked segment clashes with a held one or, if it is no revoke, with one before it in the
+ *     queue.
  *  3. The queue is in order of arrival, behind those that were put at its head.
- *  4. Each kind has a treap: ordered by (start, order, holder, kind), which no two have in common,
- *     heap by a random priority. Every node knows the greatest end, the least and the greatest
- *     holder of its subtree. Grants are in a second one for their kind as well, where the holder
- *     comes first.
+ *  4. Each kind has a treap (segment_treap.h). Grants are in a second one for their kind as well,
+ *     where the holder comes first.
  *  5. `present` has a bit for every kind that has a treap: an inode without grants pays nothing for
  *     the kinds of grants.
  *
  * Whatever makes a segment smaller, weaker or go away (release, shrink, change, cancel, fail) goes
  * through the queue once, in order, and lets in what invariant 2 no longer holds back.
- *
- * A search for an overlap goes down one path of a treap, whatever is in it: of the nodes that begin
- * before the range ends, one whose subtree reaches past the start of the range has an overlap in
- * it. Only a search for a foreign holder may have to look at more: at each of its own segments that
- * overlaps the start of the range.
  */
 #include "segment.h"
 
 #include "device.h"
+#include "segment_treap.h"
 
 #define GRANT_KINDS (SEG_KINDS - SEG_FIRST_GRANT)
-enum { BY_START, BY_HOLDER };
 
 struct seg_tree {
 	struct seg *root[SEG_KINDS];
@@ -73,11 +67,6 @@ static const uint16_t foes_of[SEG_FIRST_GRANT] = {
 	[SEG_GET_PIN] = 0x158e, [SEG_SWAP] = 0x3fbf,
 };
 
-static bool is_grant(const struct seg *s)
-{
-	return s->kind >= SEG_FIRST_GRANT;
-}
-
 /* Do parked revokes take all of [start, end) from the holder? */
 static bool being_revoked(const struct seg_tree *st, uint64_t holder, uint64_t start, uint64_t end)
 {
@@ -116,149 +105,6 @@ static bool clash(const struct seg *s, const struct seg *other)
 		break;
 	}
 	return true;
-}
-
-/* ---- treaps --------------------------------------------------------------------------------- */
-
-static bool before(const struct seg *a, const struct seg *b, unsigned by)
-{
-	if (by == BY_HOLDER && a->holder != b->holder)
-		return a->holder < b->holder;
-	if (a->start != b->start)
-		return a->start < b->start;
-	if (a->order != b->order)
-		return a->order < b->order;
-	if (a->holder != b->holder)
-		return a->holder < b->holder;
-	return a->kind < b->kind;
-}
-
-static void pull_holders(struct seg *n)
-{
-	const struct seg *l = n->link[BY_START].left, *r = n->link[BY_START].right;
-
-	n->min_holder = n->max_holder = n->holder;
-	if (l) {
-		n->min_holder = MIN(n->min_holder, l->min_holder);
-		n->max_holder = MAX(n->max_holder, l->max_holder);
-	}
-	if (r) {
-		n->min_holder = MIN(n->min_holder, r->min_holder);
-		n->max_holder = MAX(n->max_holder, r->max_holder);
-	}
-}
-
-static void pull(struct seg *n, unsigned by)
-{
-	struct seg_link *l = &n->link[by];
-	uint64_t max = n->end;
-
-	if (l->left && l->left->link[by].max_end > max)
-		max = l->left->link[by].max_end;
-	if (l->right && l->right->link[by].max_end > max)
-		max = l->right->link[by].max_end;
-	l->max_end = max;
-	if (by == BY_START && is_grant(n))
-		pull_holders(n);
-}
-
-/* Everything in a precedes everything in b. Depth is logarithmic in expectation. */
-static struct seg *treap_join(struct seg *a, struct seg *b, unsigned by)
-{
-	if (!a)
-		return b;
-	if (!b)
-		return a;
-	if (a->priority >= b->priority) {
-		a->link[by].right = treap_join(a->link[by].right, b, by);
-		pull(a, by);
-		return a;
-	}
-	b->link[by].left = treap_join(a, b->link[by].left, by);
-	pull(b, by);
-	return b;
-}
-
-/* Nodes of n that precede s go to *low, the others to *high. */
-static void treap_split(struct seg *n, const struct seg *s, unsigned by, struct seg **low,
-			struct seg **high)
-{
-	if (!n) {
-		*low = *high = NULL;
-	} else if (before(n, s, by)) {
-		treap_split(n->link[by].right, s, by, &n->link[by].right, high);
-		pull(n, by);
-		*low = n;
-	} else {
-		treap_split(n->link[by].left, s, by, low, &n->link[by].left);
-		pull(n, by);
-		*high = n;
-	}
-}
-
-static struct seg *treap_insert(struct seg *n, struct seg *s, unsigned by)
-{
-	if (!n || s->priority > n->priority) {
-		treap_split(n, s, by, &s->link[by].left, &s->link[by].right);
-		pull(s, by);
-		return s;
-	}
-	if (before(s, n, by))
-		n->link[by].left = treap_insert(n->link[by].left, s, by);
-	else
-		n->link[by].right = treap_insert(n->link[by].right, s, by);
-	pull(n, by);
-	return n;
-}
-
-static struct seg *treap_remove(struct seg *n, struct seg *s, unsigned by)
-{
-	xassert(n);
-	if (n == s)
-		return treap_join(n->link[by].left, n->link[by].right, by);
-	if (before(s, n, by))
-		n->link[by].left = treap_remove(n->link[by].left, s, by);
-	else
-		n->link[by].right = treap_remove(n->link[by].right, s, by);
-	pull(n, by);
-	return n;
-}
-
-struct overlap_query {
-	unsigned by;
-	uint64_t start, end;
-	uint64_t holder;         /* BY_HOLDER: whose; BY_START: of anybody else (0: of anybody) */
-	const struct seg *after; /* NULL: from the first */
-};
-
-static bool too_low(const struct overlap_query *q, const struct seg *n)
-{
-	if (q->by == BY_HOLDER && n->holder != q->holder)
-		return n->holder < q->holder;
-	return q->after && !before(q->after, n, BY_START);
-}
-
-/* The first of the subtree, in its order. */
-static struct seg *treap_overlap(struct seg *n, const struct overlap_query *q)
-{
-	bool foreign = q->by == BY_START && q->holder;
-	struct seg *found;
-
-	while (n && n->link[q->by].max_end > q->start) {
-		if (foreign && n->min_holder == q->holder && n->max_holder == q->holder)
-			return NULL;
-		if (!too_low(q, n)) {
-			found = treap_overlap(n->link[q->by].left, q);
-			if (found)
-				return found;
-			if (n->start >= q->end || (q->by == BY_HOLDER && n->holder != q->holder))
-				return NULL;
-			if (n->end > q->start && !(foreign && n->holder == q->holder))
-				return n;
-		}
-		n = n->link[q->by].right;
-	}
-	return NULL;
 }
 
 /* ---- held and parked ------------------------------------------------------------------------ */
@@ -797,7 +643,7 @@ struct seg *seg_next_grant_locked(struct inode *in, unsigned kinds, uint64_t hol
 		struct seg *found = treap_overlap(holder ? in->segs->of_holder[k - SEG_FIRST_GRANT] :
 						  in->segs->root[k], &q);
 
-		if (found && (!first || before(found, first, BY_START)))
+		if (found && (!first || seg_before(found, first, BY_START)))
 			first = found;
 	}
 	return first;

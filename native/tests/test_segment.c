@@ -61,8 +61,7 @@ static void on_recall(struct inode *in, struct seg *waiter, struct seg *grant)
 	assert_ptr_equal(waiter->in, &file);
 	assert_in_range(grant - grants, 0, GRANTS - 1);
 	assert_int_equal(grant->state, SEG_HELD);
-	/* Revokes are told again what a revoke leaves that ends. */
-	assert_true(waiter->revokes || !a->told[grant - grants]);
+	assert_false(a->told[grant - grants]);
 	a->told[grant - grants] = a->told_any = true;
 }
 
@@ -518,146 +517,6 @@ static void head_of_the_queue(void **state)
 	seg_release(&file, &actors[1].seg);
 }
 
-static void add_grant(unsigned i, uint64_t holder, enum seg_kind kind, uint64_t start, uint64_t end)
-{
-	seg_init(&grants[i], kind, start, end, NULL);
-	grants[i].holder = holder;
-	pthread_mutex_lock(&file.lock);
-	assert_int_equal(seg_grant_locked(&file, NULL, &grants[i]), 0);
-	pthread_mutex_unlock(&file.lock);
-}
-
-static void drop_grant(unsigned i)
-{
-	pthread_mutex_lock(&file.lock);
-	seg_ungrant_locked(&file, &grants[i]);
-	pthread_mutex_unlock(&file.lock);
-}
-
-static int begin_revoke(unsigned i, uint64_t holder, uint64_t start, uint64_t end)
-{
-	seg_init(&actors[i].seg, SEG_MAP, start, end, &actors[i].op);
-	actors[i].seg.holder = holder;
-	actors[i].seg.revokes = true;
-	return seg_acquire_front(&file, &actors[i].seg);
-}
-
-/* A revoke waits for what is held only. One that is parked waits for a holder, as long as that has
- * time; who waited for it behind nothing else would be on no list of deadlines. */
-static void revokes_pass_parked_revokes(void **state)
-{
-	add_grant(0, 7, SEG_GRANT_READ, 8, 10);
-	assert_int_equal(begin_revoke(0, 1, 0, 4), 0);
-	assert_int_equal(begin_revoke(1, 2, 2, 6), ERR_PARKED);
-	assert_int_equal(begin_revoke(2, 3, 1, 10), ERR_PARKED);
-	assert_false(actors[1].told_any);
-	assert_true(actors[2].told[0]);
-	seg_release(&file, &actors[0].seg);
-	assert_int_equal(actors[1].seg.state, SEG_HELD);
-	drop_grant(0);
-	assert_int_equal(actors[2].seg.state, SEG_PARKED);
-	seg_release(&file, &actors[1].seg);
-	assert_int_equal(actors[2].seg.state, SEG_HELD);
-	assert_int_equal(ioctx_run(ctx, false), 2);
-	seg_release(&file, &actors[2].seg);
-}
-
-/* What revokes take together is not in the way of others; a gap between two of them is. */
-static void revokes_between_revokes(void **state)
-{
-	add_grant(0, 1, SEG_GRANT_RW, 0, 40);
-	add_grant(1, 2, SEG_GRANT_RW, 0, 40);
-	assert_int_equal(begin_revoke(0, 2, 0, 10), ERR_PARKED); /* behind grant 0 */
-	assert_int_equal(begin_revoke(1, 2, 20, 30), ERR_PARKED);
-	assert_true(actors[0].told[0] && actors[1].told[0]);
-	assert_int_equal(begin_revoke(2, 1, 0, 30), ERR_PARKED); /* the gap is [10, 20) */
-	assert_true(actors[2].told[1]);
-	/* Those two now pass under this one. */
-	assert_int_equal(actors[0].seg.state, SEG_HELD);
-	assert_int_equal(actors[1].seg.state, SEG_HELD);
-	assert_int_equal(begin_revoke(3, 2, 10, 20), 0);
-	for (unsigned i = 0; i < 3; i++) { /* as if they had failed: what they leave is told again */
-		static const unsigned order[] = { 0, 3, 1 };
-
-		actors[2].told[1] = false;
-		seg_release(&file, &actors[order[i]].seg);
-		assert_true(actors[2].told[1]);
-		assert_int_equal(actors[2].seg.state, SEG_PARKED);
-	}
-	drop_grant(1);
-	assert_int_equal(actors[2].seg.state, SEG_HELD);
-	assert_int_equal(ioctx_run(ctx, false), 3);
-	seg_release(&file, &actors[2].seg);
-	drop_grant(0);
-}
-
-/* Two revokes that are parked and side by side are as good as one over both. */
-static void revokes_side_by_side(void **state)
-{
-	add_grant(0, 1, SEG_GRANT_RW, 0, 40);
-	add_grant(1, 2, SEG_GRANT_RW, 0, 40);
-	seg_init(&actors[3].seg, SEG_READ_IO, 0, 40, &actors[3].op);
-	assert_int_equal(seg_acquire(&file, &actors[3].seg), 0);
-	assert_int_equal(begin_revoke(0, 2, 20, 30), ERR_PARKED);
-	assert_int_equal(begin_revoke(1, 2, 10, 20), ERR_PARKED);
-	assert_int_equal(begin_revoke(2, 1, 12, 28), ERR_PARKED); /* behind the READ_IO alone */
-	assert_false(actors[2].told_any);
-	seg_release(&file, &actors[3].seg);
-	assert_int_equal(actors[2].seg.state, SEG_HELD);
-	seg_release(&file, &actors[2].seg);
-	drop_grant(0);
-	assert_int_equal(actors[0].seg.state, SEG_HELD);
-	assert_int_equal(actors[1].seg.state, SEG_HELD);
-	assert_int_equal(ioctx_run(ctx, false), 3);
-	seg_release(&file, &actors[0].seg);
-	seg_release(&file, &actors[1].seg);
-	drop_grant(1);
-}
-
-/* A revoke that ends and leaves the grant leaves it in the way of others, which hear of it. */
-static void a_revoke_that_fails(void **state)
-{
-	add_grant(0, 1, SEG_GRANT_RW, 0, 40);
-	add_grant(1, 2, SEG_GRANT_RW, 0, 40);
-	seg_init(&actors[3].seg, SEG_READ_IO, 0, 40, &actors[3].op);
-	assert_int_equal(seg_acquire(&file, &actors[3].seg), 0);
-	assert_int_equal(begin_revoke(0, 2, 0, 20), ERR_PARKED);
-	assert_int_equal(begin_revoke(1, 1, 0, 20), ERR_PARKED);
-	assert_false(actors[1].told_any);
-	seg_release(&file, &actors[3].seg);
-	assert_int_equal(actors[1].seg.state, SEG_HELD);
-	actors[0].told[0] = false;
-	seg_release(&file, &actors[1].seg);
-	assert_true(actors[0].told[0]);
-	assert_int_equal(actors[0].seg.state, SEG_PARKED);
-	drop_grant(0);
-	assert_int_equal(actors[0].seg.state, SEG_HELD);
-	assert_int_equal(ioctx_run(ctx, false), 2);
-	seg_release(&file, &actors[0].seg);
-	drop_grant(1);
-}
-
-/* So does one that leaves the queue. */
-static void a_revoke_that_is_cancelled(void **state)
-{
-	add_grant(0, 1, SEG_GRANT_RW, 0, 40);
-	add_grant(1, 2, SEG_GRANT_RW, 0, 40);
-	seg_init(&actors[3].seg, SEG_READ_IO, 0, 40, &actors[3].op);
-	assert_int_equal(seg_acquire(&file, &actors[3].seg), 0);
-	assert_int_equal(begin_revoke(0, 2, 0, 20), ERR_PARKED);
-	assert_int_equal(begin_revoke(1, 1, 0, 20), ERR_PARKED);
-	assert_false(actors[1].told_any);
-	assert_true(seg_cancel(&file, &actors[0].seg));
-	assert_true(actors[1].told[1]);
-	seg_release(&file, &actors[3].seg);
-	assert_int_equal(actors[1].seg.state, SEG_PARKED);
-	drop_grant(1);
-	assert_int_equal(actors[1].seg.state, SEG_HELD);
-	assert_int_equal(ioctx_run(ctx, false), 1);
-	seg_release(&file, &actors[1].seg);
-	drop_grant(0);
-}
-
 /* Who waits for an operation that becomes a grant waits for the grant then, and is told so once. */
 static void a_grant_in_front_of_waiters(void **state)
 {
@@ -870,11 +729,6 @@ int main(void)
 		cmocka_unit_test_setup_teardown(agrees_with_brute_force, setup, teardown),
 		cmocka_unit_test_setup_teardown(first_come_first_served, setup, teardown),
 		cmocka_unit_test_setup_teardown(head_of_the_queue, setup, teardown),
-		cmocka_unit_test_setup_teardown(revokes_pass_parked_revokes, setup, teardown),
-		cmocka_unit_test_setup_teardown(revokes_between_revokes, setup, teardown),
-		cmocka_unit_test_setup_teardown(revokes_side_by_side, setup, teardown),
-		cmocka_unit_test_setup_teardown(a_revoke_that_fails, setup, teardown),
-		cmocka_unit_test_setup_teardown(a_revoke_that_is_cancelled, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_grant_in_front_of_waiters, setup, teardown),
 		cmocka_unit_test_setup_teardown(equal_places, setup, teardown),
 		cmocka_unit_test_setup_teardown(many_grants_are_cheap, setup, teardown),
