@@ -35,6 +35,8 @@ from extfs.control.status import Status
 from extfs.core import Atime, Bridge, CoreError, Device, Filesystem, LayoutEvent
 from extfs.fuse import Session
 from extfs.layout import CoreTable, FenceChoice, Fencing, Host, parse_fence
+from extfs.layout.reservation_fence import SCHEME
+from extfs.layout.reserved_mount import ReservedMount
 
 if TYPE_CHECKING:  # a mount that serves nobody does not load it
     from extfs.nfs.exports import Export
@@ -85,6 +87,8 @@ class MountOptions:
     atime: Atime = Atime.RELATIME
     threads: int = 0
     writeback_cache: bool = False
+    take_over: bool = False
+    """Of a reserved unit whose server is not heard of any more."""
     nfs: NfsOptions | None = None
     kernel: tuple[str, ...] = ()
     """Options of mount(8) that the kernel keeps: nosuid, nodev, ..."""
@@ -159,6 +163,8 @@ def _apply(options: MountOptions, word: str) -> MountOptions:
         return options
     if word == "allow_other":
         return options
+    if word == "take_over":
+        return replace(options, take_over=True)
     if word == "writeback_cache":
         return replace(options, writeback_cache=True)
     if equals and name == "cache":
@@ -181,7 +187,8 @@ def parse_options(device: str, mountpoint: str, words: str = "") -> MountOptions
 
     Ours: ``cache=SIZE`` (metadata cache), ``inode_cache=N``, ``commit=SECONDS``, ``threads=N``,
     ``writeback_cache``, ``recall=SECONDS`` (a layout holder's time to answer), ``fence=WAY`` (what
-    confirms that a lost holder cannot reach the device); ``allow_other`` is always on. MountError:
+    confirms that a lost holder cannot reach the device), ``take_over`` (a reserved device whose
+    server is not heard of any more); ``allow_other`` is always on. MountError:
     a word that nobody knows, or a number out of its range.
     """
     options = MountOptions(device, mountpoint)
@@ -280,6 +287,36 @@ def _opened(options: MountOptions) -> Iterator[Filesystem]:
             log.error("%s was turned read-only by an error: %s", options.device, failed.text)
 
 
+@contextlib.contextmanager
+def _reserved(options: MountOptions) -> Iterator[ReservedMount | None]:
+    """The device reserved, if an export needs that. MountError: it cannot be, or is by others."""
+    from extfs.nfs.constants import LAYOUT4_SCSI
+
+    kinds = (
+        {e.rules.layout_type for e in options.nfs.exports if e.rules.layouts}
+        if options.nfs
+        else set()
+    )
+    if LAYOUT4_SCSI not in kinds:
+        yield None
+        return
+    from extfs.layout.reservations import UnitError
+    from extfs.layout.reserved_mount import reserve
+    from extfs.layout.server_reservation import RefusedError
+
+    try:
+        mount = reserve(options.device, take_over=options.take_over)
+    except OSError as error:
+        raise _explain(error, options.device) from error
+    except (RefusedError, UnitError) as error:
+        raise MountError(f"layouts=scsi: {error}") from error
+    log.info("%s: %s", options.device, mount.described())
+    try:
+        yield mount
+    finally:
+        mount.reservation.close()
+
+
 def _start_bridge(filesystem: Filesystem, options: MountOptions) -> Bridge:
     try:
         return Bridge.start(
@@ -345,7 +382,10 @@ async def _obey_signals(filesystem: Filesystem, bridge: Bridge, mountpoint: str)
 
 
 def _fencing(
-    filesystem: Filesystem, options: MountOptions, on_event: Callable[[LayoutEvent], None]
+    filesystem: Filesystem,
+    options: MountOptions,
+    reserved: ReservedMount | None,
+    on_event: Callable[[LayoutEvent], None],
 ) -> Fencing | None:
     """Who decides about lost layout holders; a read-only mount changes nothing about them."""
     if options.read_only:
@@ -359,12 +399,15 @@ def _fencing(
     return Fencing(
         CoreTable(filesystem),
         driver,
+        schemes={SCHEME: reserved.fence} if reserved is not None else {},
         grace=options.recall_ms / 1000,
         on_event=on_event,
     )
 
 
-def _layout_server(filesystem: Filesystem, options: MountOptions) -> Server | None:
+def _layout_server(
+    filesystem: Filesystem, options: MountOptions, reserved: ReservedMount | None
+) -> Server | None:
     """The layout server, listening. MountError: it cannot be."""
     nfs = options.nfs
     if nfs is None:
@@ -377,6 +420,13 @@ def _layout_server(filesystem: Filesystem, options: MountOptions) -> Server | No
     if options.writeback_cache:
         raise MountError("writeback_cache is for exclusive local use: it excludes --nfs")
     service = replace(nfs.service, device=options.device)
+    if reserved is not None:
+        from extfs.nfs.devices import disk_offset
+        from extfs.nfs.scsi_layout import ScsiIdentity
+
+        offset = disk_offset(options.device)
+        unit = ScsiIdentity(reserved.designator, offset, reserved.new_key)
+        service = replace(service, unit=unit)
     try:
         server = Server(filesystem, Exports(filesystem, nfs.exports), nfs.server, service)
     except (ValueError, OSError) as error:
@@ -396,14 +446,25 @@ async def _serve(
     session: Session,
     fencing: Fencing | None,
     server: Server | None,
+    reserved: ReservedMount | None,
     mountpoint: str,
 ) -> None:
     """Until unmounted."""
+
+    def taken(why: str) -> None:
+        """Another server has the device: whatever we have not written is its business now."""
+        log.critical("%s", why)
+        filesystem.shutdown(why)
+        with contextlib.suppress(CoreError):
+            bridge.abort()
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_pass_log_on)
         nursery.start_soon(_obey_signals, filesystem, bridge, mountpoint)
         if fencing is not None:
             nursery.start_soon(fencing.run)
+        if reserved is not None:
+            nursery.start_soon(reserved.keep, taken)
         if server is not None:
             nursery.start_soon(server.run)
         async with trio.open_nursery() as serving:
@@ -414,14 +475,18 @@ async def _serve(
 
 
 def _run_mounted(
-    filesystem: Filesystem, bridge: Bridge, options: MountOptions, ready: Callable[[], None]
+    filesystem: Filesystem,
+    bridge: Bridge,
+    options: MountOptions,
+    reserved: ReservedMount | None,
+    ready: Callable[[], None],
 ) -> None:
     """From the mount to the unmount."""
-    server = _layout_server(filesystem, options)
+    server = _layout_server(filesystem, options, reserved)
     session = None
     try:
         on_event = server.layout_event if server is not None else lambda event: None
-        fencing = _fencing(filesystem, options, on_event)
+        fencing = _fencing(filesystem, options, reserved, on_event)
         status = Status(
             filesystem,
             device=options.device,
@@ -438,7 +503,7 @@ def _run_mounted(
         log.info("%s is mounted on %s", options.device, options.mountpoint)
         for host, port in server.listening if server is not None else ():
             log.info("serving NFS on %s:%d", host, port)
-        trio.run(_serve, filesystem, bridge, session, fencing, server, options.mountpoint)
+        trio.run(_serve, filesystem, bridge, session, fencing, server, reserved, options.mountpoint)
         log.info("%s is unmounted", options.mountpoint)
     finally:
         if session is not None:
@@ -456,10 +521,12 @@ def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _check_mountpoint(options.mountpoint)
     try:
-        with _opened(options) as filesystem:
+        with _reserved(options) as reserved, _opened(options) as filesystem:
+            if reserved is not None:
+                reserved.filesystem = filesystem
             bridge = _start_bridge(filesystem, options)
             try:
-                _run_mounted(filesystem, bridge, options, ready)
+                _run_mounted(filesystem, bridge, options, reserved, ready)
             finally:
                 bridge.stop()
     finally:

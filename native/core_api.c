@@ -165,6 +165,11 @@ int extfs_device_mounted(struct device *dev)
 	return err ? err : heartbeat_look(dev, sb.uuid);
 }
 
+void extfs_shutdown(struct fs *fs, const char *why)
+{
+	fs_shutdown_writes(fs, -ECANCELED, "%s", why);
+}
+
 int extfs_mount_stands(struct fs *fs)
 {
 	return heartbeat_ours(fs);

@@ -91,6 +91,7 @@ struct extfs_mount_options {
 int extfs_open(struct device *dev, const struct extfs_mount_options *opt, struct fs **out);
 int extfs_close(struct fs *fs);    /* waits: commit, checkpoint; closes the device */
 void extfs_abandon(struct fs *fs); /* as a power cut; closes the device handle */
+void extfs_shutdown(struct fs *fs, const char *why); /* no change from now on; what was not durable is lost */
 int extfs_is_shutdown(struct fs *fs); /* 0, or the code that turned it read-only */
 
 struct extfs_super {

@@ -140,6 +140,11 @@ def mount_device(options: MountOptions, foreground: bool) -> None:
     metavar="FILE",
     help="Everything from a TOML file instead, see extfs.toml(5).",
 )
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Preempt the server that has the device reserved and is not heard of any more.",
+)
 @click.option("--foreground", is_flag=True, help="Stay; log to standard error; end when unmounted.")
 def mount(
     device: str | None,
@@ -148,6 +153,7 @@ def mount(
     nfs: str | None,
     exports: tuple[str, ...],
     config: str | None,
+    take_over: bool,
     foreground: bool,
 ) -> None:
     """Mount the filesystem on DEVICE at the directory MOUNTPOINT.
@@ -185,6 +191,9 @@ def mount(
       insecure                      also from ports that any user may use
       layouts=none, layouts=block, layouts=block@NETWORK
                                     whose hosts reach the disk and are given its blocks (none)
+      layouts=scsi, layouts=scsi@NETWORK
+                                    the same of a disk with persistent reservations, which this
+                                    mount takes: a host that does not answer is shut out by it
       sec=sys
 
     Words for /etc/fstab (defaults, auto, noauto, nofail, _netdev, x-...) are accepted and ignored.
@@ -197,11 +206,14 @@ def mount(
 
         if device or options or nfs or exports:
             raise click.UsageError("--config says everything: no DEVICE, -o, --nfs, --export")
-        mount_device(read_configuration(config), foreground)
+        configured = read_configuration(config)
+        if take_over:
+            configured = replace(configured, take_over=True)
+        mount_device(configured, foreground)
         return
     if device is None or mountpoint is None:
         raise click.UsageError("DEVICE and MOUNTPOINT are missing")
-    words = ",".join(options)
+    words = ",".join([*options, "take_over"] if take_over else options)
     mount_device(mount_options(device, mountpoint, words, nfs, exports), foreground)
 
 

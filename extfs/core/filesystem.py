@@ -179,6 +179,10 @@ class Filesystem(Closing):
         if raw is not None:
             lib.extfs_abandon(raw)
 
+    def shutdown(self, why: str) -> None:
+        """Change nothing on the device from now on. What is not durable yet is lost."""
+        lib.extfs_shutdown(self.raw, why.encode())
+
     @property
     def shutdown_error(self) -> CoreError | None:
         """What made the filesystem read-only after the mount, or None."""

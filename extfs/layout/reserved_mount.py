@@ -1,0 +1,155 @@
+"""The reservation of a mount: taken before the filesystem is opened, looked after until its end.
+
+Order of things at a mount of a unit that another server may have: register (which gives access to a
+unit that is reserved), look at the heartbeat on the device, then take the reservation, then open.
+So the journal is replayed only when nobody else can write any more.
+
+    reservation of   mark on the device     what happens
+    nobody, us       mounted now            refused: another host has it without a reservation
+    another server   mounted now            refused; take_over changes nothing about that
+    another server   mounted, not heard of  refused, unless take_over: then preempted and aborted
+    another server   not mounted            preempted: it has unmounted and left its reservation
+    anybody          of no server           refused
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import trio
+
+from extfs.core import CoreError, Device, Filesystem, MountedState, mounted_state
+from extfs.layout.keys import is_server_key, key_text, new_client_key
+from extfs.layout.reservation_fence import ReservationFence
+from extfs.layout.reservations import Designator, Unit, UnitError
+from extfs.layout.scsi_unit import ScsiUnit
+from extfs.layout.server_reservation import RefusedError, ServerReservation, Standing, State
+
+__all__ = ["CHECK_SECONDS", "ReservedMount", "reserve"]
+
+log = logging.getLogger("extfs")
+
+CHECK_SECONDS = 2.0
+"""How often the unit is looked at: for so long at most a target that forgot serves everybody."""
+_MINUTE = 60.0
+
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class ReservedMount:
+    """The reservation of one mount, and what depends on the filesystem once that is open."""
+
+    reservation: ServerReservation
+    filesystem: Filesystem | None = None
+    fence: ReservationFence = field(init=False)
+    _told: str = ""
+    _told_at: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self.fence = ReservationFence(self.reservation)
+
+    @property
+    def designator(self) -> Designator:
+        """The name that clients find the unit by."""
+        return self.reservation.designators[0]
+
+    def described(self) -> str:
+        """What the unit can, in words, for the log at start."""
+        able = self.reservation.capabilities
+        types = "not told" if able.types is None else ", ".join(str(int(t)) for t in able.types)
+        aborts = "aborts" if able.aborts else "does not abort: it is reset at each fence"
+        return (
+            f"unit {self.designator}, our key {key_text(self.reservation.key)}; reservation types"
+            f" {types}; APTPL; a preempt {aborts}"
+        )
+
+    def holder_keys(self) -> set[int]:
+        """The registration keys of all holders there are."""
+        assert self.filesystem is not None
+        return {holder.spec.fence_key for holder in self.filesystem.layouts.holders()}
+
+    def new_key(self) -> int:
+        """For a new holder; blocks. `OSError`: the unit does not say which keys are registered."""
+        try:
+            registered = self.reservation.registered().keys
+        except UnitError as error:
+            raise OSError(f"no key for a client: {error}") from error
+        return new_client_key(self.holder_keys() | set(registered))
+
+    def may_restore(self) -> bool:
+        """Whether a reservation that is gone may be established again: nobody mounted since."""
+        return self.filesystem is None or self.filesystem.mount_stands()
+
+    async def keep(self, taken: Callable[[str], None]) -> None:
+        """Look after the reservation until cancelled, or until somebody else has it: `taken`."""
+        while True:
+            await trio.sleep(CHECK_SECONDS)
+            try:
+                standing = await self._in_thread(self.reservation.check)
+                if standing.state is State.TAKEN:
+                    taken(standing.detail)
+                    return
+                self._tell(standing)
+                strays = await self._in_thread(lambda: self.reservation.sweep(self.holder_keys))
+                for key in strays:
+                    log.info("key %s was registered and is no holder's: preempted", key_text(key))
+            except (UnitError, CoreError) as error:
+                self._tell_trouble(str(error))
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+    def _tell(self, standing: Standing) -> None:
+        if standing.state is State.RESTORED:
+            log.warning("%s", standing.detail)
+
+    def _tell_trouble(self, text: str) -> None:
+        """Each trouble once, and again when a minute has passed."""
+        now = trio.current_time()
+        if text != self._told or now - self._told_at > _MINUTE:
+            log.warning("the reservation could not be looked at: %s", text)
+            self._told, self._told_at = text, now
+
+
+def reserve(path: str, *, take_over: bool, unit: Unit | None = None) -> ReservedMount:
+    """Have the unit of this device for us alone, before it is read. Blocks, for seconds.
+
+    `RefusedError` says which requirement the unit fails, or who has it; `UnitError`; `CoreError`:
+    the device cannot be read. After an error the unit is as it was found.
+    """
+    mount: list[ReservedMount] = []
+    reservation = ServerReservation.register(
+        unit if unit is not None else ScsiUnit(path), may_restore=lambda: mount[0].may_restore()
+    )
+    mount.append(ReservedMount(reservation))
+    try:
+        victim = reservation.foreign()
+        _check_victim(reservation, path, victim, take_over)
+        reservation.take(victim)
+    except BaseException:
+        reservation.back_out()
+        raise
+    if victim is not None:
+        log.warning("%s: taken over from the server with key %s", path, key_text(victim))
+    return mount[0]
+
+
+def _check_victim(
+    reservation: ServerReservation, path: str, victim: int | None, take_over: bool
+) -> None:
+    if victim is not None and not is_server_key(victim):
+        raise RefusedError(f"{path} is reserved by key {key_text(victim)}, which is no server's")
+    with Device.open(path, read_only=True, shared=True) as device:
+        mounted = mounted_state(device)
+    whose = "another server" if victim is None else f"the server with key {key_text(victim)}"
+    if mounted is MountedState.NOW:
+        raise RefusedError(f"{path} is mounted by {whose}, which is alive")
+    if victim is not None and mounted is MountedState.UNHEARD and not take_over:
+        raise RefusedError(
+            f"{path} is reserved by {whose}, which has it mounted and is not heard of any more;"
+            " --take-over preempts it"
+        )
