@@ -2,7 +2,7 @@
 
     python -m scsi.faulty FAULT ARGUMENTS...
 
-Faults: STEPS below. The step counts that comes first; the process dies once, there.
+Faults: NAMES below. The step counts that comes first; the process dies once, there.
 """
 
 from __future__ import annotations
@@ -13,9 +13,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from extfs.cli import main
-from extfs.core.layouts import FenceState, Layouts
-from extfs.layout.scsi_unit import ScsiUnit
+NAMES = (
+    "before-decided",
+    "decided",
+    "issued",
+    "before-preempt",
+    "preempted",
+    "before-released",
+    "released",
+)
 
 
 def _die() -> None:
@@ -37,26 +43,32 @@ def _die_around(owner: type, name: str, before: bool, at: Callable[..., bool]) -
     setattr(owner, name, dies)
 
 
-def _any(*_: object) -> bool:
-    return True
+def _arm(fault: str) -> None:
+    from extfs.core.layouts import FenceState, Layouts
+    from extfs.layout.scsi_unit import ScsiUnit
 
+    def always(*_: object) -> bool:
+        return True
 
-def _recorded(state: FenceState) -> Callable[..., bool]:
-    return lambda table, holder, recorded, *_: recorded is state
+    def recorded(state: FenceState) -> Callable[..., bool]:
+        return lambda table, holder, wanted, *_: wanted is state
 
-
-STEPS: dict[str, tuple[type, str, bool, Callable[..., bool]]] = {
-    "before-decided": (Layouts, "fence_put", True, _recorded(FenceState.DECIDED)),
-    "decided": (Layouts, "fence_put", False, _recorded(FenceState.DECIDED)),
-    "issued": (Layouts, "fence_put", False, _recorded(FenceState.ISSUED)),
-    "before-preempt": (ScsiUnit, "preempt_abort", True, _any),
-    "preempted": (ScsiUnit, "preempt_abort", False, _any),
-    "before-released": (Layouts, "fenced", True, _any),
-    "released": (Layouts, "fenced", False, _any),
-}
+    steps: dict[str, tuple[type, str, bool, Callable[..., bool]]] = {
+        "before-decided": (Layouts, "fence_put", True, recorded(FenceState.DECIDED)),
+        "decided": (Layouts, "fence_put", False, recorded(FenceState.DECIDED)),
+        "issued": (Layouts, "fence_put", False, recorded(FenceState.ISSUED)),
+        "before-preempt": (ScsiUnit, "preempt_abort", True, always),
+        "preempted": (ScsiUnit, "preempt_abort", False, always),
+        "before-released": (Layouts, "fenced", True, always),
+        "released": (Layouts, "fenced", False, always),
+    }
+    assert steps.keys() == set(NAMES)
+    _die_around(*steps[fault])
 
 
 if __name__ == "__main__":
-    _die_around(*STEPS[sys.argv[1]])
+    from extfs.cli import main
+
+    _arm(sys.argv[1])
     sys.argv[:2] = ["extfs"]
     main()

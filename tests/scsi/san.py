@@ -149,6 +149,7 @@ class San:
         LIO enforces a reservation from when its holder is logged in again, so until then nobody
         else reaches it. `forgetful`: it lost what it had saved, and everybody may come.
         """
+        self._clients.pop("target", None)
         others = [client.guest for client in self._clients.values()]
         for guest in others:
             guest.plug(STORAGE_NIC, False)

@@ -19,8 +19,9 @@ import itertools
 import time
 from typing import Any
 
-from guest.machine import Guest, GuestError
+from guest.machine import Guest, GuestError, Job
 
+from scsi import initiator, target
 from scsi.san import FILES_NIC, MIB, STORAGE_NIC, San, stamps_on
 from scsi.server import RECALL_SECONDS
 
@@ -30,12 +31,6 @@ FENCE_SECONDS = RECALL_SECONDS + 60
 _PROGRESS = "/tmp/progress"
 
 _seeds = itertools.count(0xE0F5_0000_0001)
-
-
-def fences(san: San) -> dict[str, Any]:
-    """The fences of the server's status: "waiting" and "history"."""
-    found: dict[str, Any] = san.server.status()["fences"]
-    return found
 
 
 def keys(san: San) -> list[str]:
@@ -55,8 +50,8 @@ class Victim:
         self.seed = next(_seeds)
         self.file = f"victim-{self.seed:x}"
         self.places: set[int] = set()
-        self.fences_before = 0
-        self.keys_before: list[str] = []
+        self.key: str | None = None
+        self._fences_before = 0
 
     def write(self) -> None:
         """Write a file by its layout, and overwrite it from now on, without an end."""
@@ -72,12 +67,21 @@ class Victim:
             ">/tmp/writer.log 2>&1 &"
         )
         self.wait_progress()
-        self.fences_before = len(fences(self.san)["history"])
-        self.keys_before = keys(self.san)
+        self.key = self._registered()
+        assert self.key in keys(self.san)
+        self._fences_before = len(self._fences("history"))
 
-    def progress(self) -> int:
-        """Pieces that it has written."""
-        return int(self.guest.check(f"wc -l <{_PROGRESS}"))
+    def _registered(self) -> str | None:
+        return target.key_of(self.san.target, initiator.name(self.guest))
+
+    def _fences(self, which: str) -> list[dict[str, Any]]:
+        """Fences of this client in the server's status: those "waiting", or the "history"."""
+        found = self.san.server.status()["fences"][which]
+        return [fence for fence in found if fence["name"].endswith(f" {self.guest.name}")]
+
+    def server_died(self) -> None:
+        """The next daemon's history begins anew."""
+        self._fences_before = 0
 
     def wait_progress(self, seconds: float = 30) -> None:
         """Wait until it has written some more."""
@@ -105,26 +109,30 @@ class Victim:
 
     # -- the server --
 
-    def recall(self, *, dies: bool = False) -> None:
-        """The server empties the file, and so wants the layout back. `dies`: it dies of that."""
-        result = self.san.server_guest.run(f": >{self.san.server.path(self.file)}", FENCE_SECONDS)
+    def start_recall(self) -> Job:
+        """The server empties the file, and so wants the layout back."""
+        return self.san.server_guest.start(f": >{self.san.server.path(self.file)}", FENCE_SECONDS)
+
+    def end_recall(self, job: Job, *, dies: bool = False) -> None:
+        """The file is empty. `dies`: the server died meanwhile, so perhaps it is not."""
+        result = job.wait()
         assert dies or result.code == 0, result.output
+
+    def recall(self, *, dies: bool = False) -> None:
+        """Both."""
+        self.end_recall(self.start_recall(), dies=dies)
 
     def wait_fenced(self) -> dict[str, Any]:
         """Wait until the fence is confirmed; what the server's status says of it."""
         deadline = time.monotonic() + FENCE_SECONDS
-        while True:
-            found = fences(self.san)
-            if len(found["history"]) > self.fences_before and not found["waiting"]:
-                break
-            assert time.monotonic() < deadline, found
+        while len(self._fences("history")) <= self._fences_before or self._fences("waiting"):
+            assert time.monotonic() < deadline, self.san.server.status()["fences"]
             time.sleep(0.2)
-        fence: dict[str, Any] = found["history"][-1]
+        fence = self._fences("history")[-1]
         assert fence["outcome"] == "confirmed", fence
         assert fence["driver"] == "reservation", fence
         assert fence["fence"].startswith("scsi:"), fence
-        now = keys(self.san)
-        assert len(now) == len(self.keys_before) - 1, (now, self.keys_before)
+        assert self.key not in keys(self.san)
         return fence
 
     def wait_refused(self, seconds: float = 30) -> None:
@@ -155,7 +163,7 @@ class Victim:
         with self.client.counted() as counted:
             self.guest.check(f"stamp write -d {path}.2 {self.seed} 0 {MIB} {_PIECE}", seconds)
         counted.assert_by_layout(writes=True)
-        assert set(keys(self.san)) - set(self.keys_before), "it has no new key"
+        assert self._registered() not in (None, self.key), "it has no new key"
         for file in (self.file, name, f"{name}.2"):
             self.guest.check(f"rm -f {self.client.path(file)}", seconds)
 

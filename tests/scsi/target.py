@@ -8,6 +8,7 @@ reading them back is left to user space, so `start` does that, before anybody ca
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -79,6 +80,12 @@ def wait_session(initiator: str) -> str:
     """A script that waits until the initiator is logged in."""
     where = f"{_CONFIG}/iscsi/{TARGET}/tpgt_1/dynamic_sessions"
     return f"until tr '\\0' '\\n' <{where} | grep -qx {initiator}; do usleep 50000; done"
+
+
+def key_of(guest: Guest, initiator: str) -> str | None:
+    """The key that the initiator has registered, as "0x..."."""
+    found = re.search(rf"{re.escape(initiator)},\S* Key: (0x[0-9a-f]+)", registrations(guest))
+    return found and found[1]
 
 
 def registrations(guest: Guest) -> str:

@@ -65,9 +65,9 @@ def test_server_dies_between_revoke_and_preempt(san: San) -> None:
     with victim_of(san) as victim:
         successor = Successor(san, local=True)
         victim.cut_off()
-        victim.fences_before = 0  # of the next daemon
         victim.recall(dies=True)
         san.server.wait_ended()
+        victim.server_died()
         victim.wait_progress()  # nobody has fenced it yet
         san.server.start()
         victim.wait_fenced()
