@@ -19,7 +19,7 @@ import trio
 from extfs.core import HolderRecord
 from extfs.layout.fencing import Attempt, Outcome
 from extfs.layout.reservations import UnitError
-from extfs.layout.server_reservation import ServerReservation
+from extfs.layout.server_reservation import ServerReservation, Sight
 
 __all__ = ["SCHEME", "ReservationFence"]
 
@@ -55,7 +55,7 @@ class ReservationFence:
             seen = await self._call(lambda: reservation.sight(victim, issued_before=before))
             if isinstance(seen, Outcome):
                 return seen
-            if seen is seen.PRESENT:
+            if seen is Sight.PRESENT:
                 await attempt.issued()
                 return await self._call(lambda: reservation.preempt(victim))
             return await self._call(lambda: reservation.confirm_gone(victim))

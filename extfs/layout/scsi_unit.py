@@ -39,7 +39,15 @@ from extfs.layout.reservations import (
     UnsupportedError,
 )
 
-__all__ = ["ScsiUnit", "parse_capabilities", "parse_designators", "parse_keys", "whole_disk"]
+__all__ = [
+    "ScsiUnit",
+    "disk_of_number",
+    "parse_capabilities",
+    "parse_designators",
+    "parse_keys",
+    "parse_reservation",
+    "whole_disk",
+]
 
 COMMAND_MS = 20_000
 LOCKS = Path("/run/extfs")
@@ -168,7 +176,7 @@ def _sense(sense: bytes) -> tuple[int, int, int]:
 # ---- the device --------------------------------------------------------------------------------
 
 
-def whole_disk(path: str, sys: Path = Path("/sys")) -> str:
+def whole_disk(path: str) -> str:
     """The device that takes reservations for `path`: its disk. UnsupportedError says why none."""
     try:
         status = os.stat(path)
@@ -176,8 +184,12 @@ def whole_disk(path: str, sys: Path = Path("/sys")) -> str:
         raise UnsupportedError(f"{path}: {error.strerror}") from error
     if not stat.S_ISBLK(status.st_mode):
         raise UnsupportedError("it is no block device, so it has no persistent reservations")
-    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    here = (sys / "dev" / "block" / number).resolve()
+    return disk_of_number(path, status.st_rdev)
+
+
+def disk_of_number(path: str, device: int, sys: Path = Path("/sys")) -> str:
+    """The same of the device number of `path`."""
+    here = (sys / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}").resolve()
     disk = here.parent if (here / "partition").exists() else here
     mapping = disk / "dm" / "uuid"
     if mapping.exists() and not mapping.read_text().startswith("mpath-"):
