@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import trio
 
@@ -35,8 +34,6 @@ log = logging.getLogger("extfs")
 CHECK_SECONDS = 2.0
 """How often the unit is looked at: for so long at most a target that forgot serves everybody."""
 _MINUTE = 60.0
-
-_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -89,23 +86,26 @@ class ReservedMount:
         while True:
             await trio.sleep(CHECK_SECONDS)
             try:
-                standing = await self._in_thread(self.reservation.check)
-                if standing.state is State.TAKEN:
-                    taken(standing.detail)
-                    return
-                self._tell(standing)
-                strays = await self._in_thread(lambda: self.reservation.sweep(self.holder_keys))
-                for key in strays:
-                    log.info("key %s was registered and is no holder's: preempted", key_text(key))
+                standing = await trio.to_thread.run_sync(self.look, abandon_on_cancel=True)
             except (UnitError, CoreError) as error:
                 self._tell_trouble(str(error))
+                continue
+            if standing.state is State.TAKEN:
+                taken(standing.detail)
+                return
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+    def look(self) -> Standing:
+        """Have the reservation in order, and nobody registered who is no holder. Blocks.
 
-    def _tell(self, standing: Standing) -> None:
+        `UnitError`, `CoreError`: it is not known.
+        """
+        standing = self.reservation.check()
         if standing.state is State.RESTORED:
             log.warning("%s", standing.detail)
+        if standing.state is not State.TAKEN:
+            for key in self.reservation.sweep(self.holder_keys):
+                log.info("key %s was registered and is no holder's: preempted", key_text(key))
+        return standing
 
     def _tell_trouble(self, text: str) -> None:
         """Each trouble once, and again when a minute has passed."""

@@ -1,0 +1,210 @@
+"""Who may mount a reserved unit, and what a mount does about it until its end."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from conftest import LogWatch
+from simulated_unit import SimulatedNexus, SimulatedTarget
+
+from extfs.core import Device, Filesystem, mkfs
+from extfs.layout import reserved_mount
+from extfs.layout.keys import is_client_key, new_client_key, new_server_key
+from extfs.layout.reserved_mount import ReservedMount, reserve
+from extfs.layout.server_reservation import RefusedError, State
+
+OTHER = """
+import sys, time
+from extfs.core import Device, Filesystem
+fs = Filesystem.open(Device.open(sys.argv[1]))
+print("mounted", flush=True)
+sys.stdin.read()
+fs.close()
+"""
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A formatted image."""
+    path = tmp_path / "image"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+    with Device.open(str(path)) as device:
+        mkfs(device)
+    return path
+
+
+@pytest.fixture
+def unit() -> SimulatedTarget:
+    """The unit that the image is on."""
+    return SimulatedTarget()
+
+
+@pytest.fixture
+def elsewhere(image: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has the filesystem open."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"mounted\n"
+    with process:
+        yield process
+        process.kill()
+
+
+def other_server(unit: SimulatedTarget) -> int:
+    """Another host's server, which holds the reservation; its key."""
+    nexus, key = unit.nexus("other"), new_server_key()
+    nexus.register(key)
+    nexus.reserve(key)
+    return key
+
+
+def here(unit: SimulatedTarget) -> SimulatedNexus:
+    return unit.nexus("here")
+
+
+@contextlib.contextmanager
+def mounted(image: Path, unit: SimulatedTarget) -> Iterator[ReservedMount]:
+    mount = reserve(str(image), take_over=False, unit=here(unit))
+    with Filesystem.open(Device.open(str(image))) as filesystem:
+        mount.filesystem = filesystem
+        yield mount
+
+
+def test_a_free_unit_is_reserved(image: Path, unit: SimulatedTarget) -> None:
+    mount = reserve(str(image), take_over=False, unit=here(unit))
+    assert unit.key_of_holder() == mount.reservation.key
+    assert unit.serves("here")
+    assert not unit.serves("other")
+    assert "APTPL" in mount.described()
+
+
+def test_the_next_mount_of_this_host_goes_on(image: Path, unit: SimulatedTarget) -> None:
+    first = reserve(str(image), take_over=False, unit=here(unit))
+    first.reservation.close()
+    second = reserve(str(image), take_over=False, unit=here(unit))
+    assert second.reservation.key == first.reservation.key
+    assert unit.key_of_holder() == second.reservation.key
+
+
+def test_who_unmounted_is_preempted(
+    image: Path, unit: SimulatedTarget, log_watch: LogWatch
+) -> None:
+    other_server(unit)
+    mount = reserve(str(image), take_over=False, unit=here(unit))
+    log_watch.expect("taken over from")
+    assert unit.key_of_holder() == mount.reservation.key
+    assert not unit.serves("other")
+
+
+@pytest.mark.parametrize("take_over", [False, True])
+@pytest.mark.parametrize("reserved", [False, True])
+def test_a_living_mount_stays(
+    image: Path,
+    unit: SimulatedTarget,
+    elsewhere: subprocess.Popen[bytes],
+    take_over: bool,
+    reserved: bool,
+) -> None:
+    """Also one without a reservation, which would lose its device."""
+    key = other_server(unit) if reserved else None
+    with pytest.raises(RefusedError, match=r"mounted by .* alive"):
+        reserve(str(image), take_over=take_over, unit=here(unit))
+    assert here(unit).keys().keys == (() if key is None else (key,))
+    assert unit.serves("other")
+
+
+def test_a_dead_mount_is_taken_over_when_asked_for(
+    image: Path,
+    unit: SimulatedTarget,
+    elsewhere: subprocess.Popen[bytes],
+    log_watch: LogWatch,
+) -> None:
+    key = other_server(unit)
+    elsewhere.kill()
+    elsewhere.wait()
+    with pytest.raises(RefusedError, match=f"key {key:#018x}.*--take-over"):
+        reserve(str(image), take_over=False, unit=here(unit))
+    assert here(unit).keys().keys == (key,)
+    mount = reserve(str(image), take_over=True, unit=here(unit))
+    log_watch.expect("taken over from")
+    assert unit.key_of_holder() == mount.reservation.key
+    assert not unit.serves("other")
+
+
+def test_a_stranger_is_not_preempted(image: Path, unit: SimulatedTarget) -> None:
+    stranger = unit.nexus("other")
+    stranger.register(0x1234)
+    stranger.reserve(0x1234)
+    for take_over in (False, True):
+        with pytest.raises(RefusedError, match=r"0x0000000000001234.*no server"):
+            reserve(str(image), take_over=take_over, unit=here(unit))
+    assert unit.serves("other")
+    assert stranger.keys().keys == (0x1234,)
+
+
+def test_keys_of_clients_are_new(image: Path, unit: SimulatedTarget) -> None:
+    with mounted(image, unit) as mount:
+        keys = {mount.new_key() for _ in range(100)}
+    assert len(keys) == 100
+    assert all(map(is_client_key, keys))
+
+
+def test_a_unit_that_forgot_is_reserved_again(
+    image: Path, unit: SimulatedTarget, log_watch: LogWatch
+) -> None:
+    with mounted(image, unit) as mount:
+        assert mount.look().state is State.HELD
+        unit.restart(forget=True)
+        assert mount.look().state is State.RESTORED
+        log_watch.expect("had lost its reservation")
+        assert unit.key_of_holder() == mount.reservation.key
+        assert not unit.serves("other")
+        assert mount.look().state is State.HELD
+
+
+def test_a_unit_that_another_host_mounted_meanwhile_is_left_alone(
+    image: Path, unit: SimulatedTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It forgot, and was mounted elsewhere without a reservation."""
+    with mounted(image, unit) as mount:
+        unit.restart(forget=True)
+        monkeypatch.setattr(Filesystem, "mount_stands", lambda filesystem: False)
+        assert mount.look().state is State.TAKEN
+        assert unit.key_of_holder() is None
+
+
+async def test_a_server_that_was_taken_over_stops(
+    image: Path, unit: SimulatedTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserved_mount, "CHECK_SECONDS", 0.01)
+    with mounted(image, unit) as mount:
+        nexus, key = unit.nexus("other"), new_server_key()
+        nexus.register(key)
+        nexus.preempt_abort(key, mount.reservation.key)
+        told: list[str] = []
+        with trio.fail_after(20):
+            await mount.keep(told.append)
+        assert len(told) == 1
+        assert "taken over" in told[0]
+        assert not unit.serves("here")
+
+
+def test_registrations_of_nobody_are_preempted(image: Path, unit: SimulatedTarget) -> None:
+    """A client that was fenced by a mount before this one, and wakes up."""
+    with mounted(image, unit) as mount:
+        stray = unit.nexus("stray")
+        key = new_client_key(())
+        stray.register(key)
+        assert unit.serves("stray")
+        mount.look()
+        assert not unit.serves("stray")
+        assert key not in here(unit).keys().keys
