@@ -378,7 +378,11 @@ async def test_many_lost_holders_are_fenced_side_by_side(clock: trio.testing.Moc
 async def test_other_events_are_passed_on(clock: trio.testing.MockClock) -> None:
     table = FakeTable()
     seen: list[LayoutEvent] = []
-    told = [event(EventType.RECALL, 9), event(EventType.OVERFLOW, length=3)]
+    told = [
+        event(EventType.RECALL, 9),
+        event(EventType.OVERFLOW, length=3),
+        event(EventType.HOLDER_GONE, 9, length=1),
+    ]
     fencing = Fencing(table, NoFence(), on_event=seen.append)
     await run_for(fencing, 5, *((1, lambda one=one: table.post(one)) for one in told))
     assert seen == told

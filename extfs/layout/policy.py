@@ -208,8 +208,8 @@ class Fencing:
     `driver` fences all holders but those whose `HolderSpec.fence` begins with a scheme of
     `schemes`, "scsi:..." say: these have that scheme's driver. `grace`: seconds that a holder which
     a restart made lost has for coming back, before a driver that harms is called. `on_event` is
-    called with the events that are not for fencing, and with OVERFLOW: some of its own may be among
-    the lost ones.
+    called with the events that are not for fencing, with HOLDER_GONE, and with OVERFLOW: some of
+    its own may be among the lost ones.
     """
 
     def __init__(
@@ -278,6 +278,7 @@ class Fencing:
                 self._start(event.holder)
             elif event.type is EventType.HOLDER_GONE:
                 self._gone(event.holder, fenced=event.length == 1)
+                self._on_event(event)
             elif event.type is EventType.OVERFLOW:
                 log.info("%d layout events were lost; looking at all holders", event.length)
                 self._rescan()
