@@ -13,7 +13,7 @@ import trio
 from conftest import LogWatch
 from simulated_unit import SimulatedNexus, SimulatedTarget
 
-from extfs.core import Device, Filesystem, mkfs
+from extfs.core import Device, Filesystem, HolderKind, HolderSpec, mkfs
 from extfs.layout import reserved_mount
 from extfs.layout.keys import is_client_key, new_client_key, new_server_key
 from extfs.layout.reserved_mount import ReservedMount, reserve
@@ -169,6 +169,27 @@ def test_a_unit_that_forgot_is_reserved_again(
         assert unit.key_of_holder() == mount.reservation.key
         assert not unit.serves("other")
         assert mount.look().state is State.HELD
+
+
+def test_holders_whose_registration_is_lost_end(
+    image: Path, unit: SimulatedTarget, log_watch: LogWatch
+) -> None:
+    """Their clients' I/O is refused, and would be as long as they have the same device id."""
+    with mounted(image, unit) as mount:
+        assert mount.filesystem is not None
+        layouts = mount.filesystem.layouts
+        keys = [mount.new_key() for _ in range(2)]
+        holders = [
+            layouts.register(HolderSpec(str(key), HolderKind.CLIENT, fence_key=key))[0]
+            for key in keys
+        ]
+        unit.nexus("client").register(keys[0])
+        assert mount.look().state is State.HELD
+        unit.restart(forget=True)
+        mount.look()
+        log_watch.expect("1 registrations of clients are lost")
+        assert layouts.holder(holders[0]) is None
+        assert layouts.holder(holders[1]) is not None
 
 
 def test_a_unit_that_another_host_mounted_meanwhile_is_left_alone(

@@ -14,8 +14,9 @@ So the journal is replayed only when nobody else can write any more.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import trio
@@ -102,10 +103,20 @@ class ReservedMount:
         standing = self.reservation.check()
         if standing.state is State.RESTORED:
             log.warning("%s", standing.detail)
+            self._end(standing.lost_keys)
         if standing.state is not State.TAKEN:
             for key in self.reservation.sweep(self.holder_keys):
                 log.info("key %s was registered and is no holder's: preempted", key_text(key))
         return standing
+
+    def _end(self, keys: Collection[int]) -> None:
+        """Holders whose registrations are lost: their clients do not register again by themselves,
+        but for another device id, which a new holder has."""
+        assert self.filesystem is not None
+        for holder in self.filesystem.layouts.holders():
+            if holder.spec.fence_key in keys:
+                with contextlib.suppress(CoreError):  # it has ended by itself
+                    self.filesystem.layouts.lost(holder.id)
 
     def _tell_trouble(self, text: str) -> None:
         """Each trouble once, and again when a minute has passed."""
