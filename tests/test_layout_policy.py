@@ -429,7 +429,7 @@ async def test_decided_is_durable_before_the_driver_and_issued_before_the_harm(
     await run_for(Fencing(table, driver), 10)
     assert driver.at_call == [FenceState.DECIDED]
     assert driver.at_harm == [FenceState.ISSUED]
-    assert put_states(table) == [(1, FenceState.DECIDED, 0), (1, FenceState.ISSUED, 1)]
+    assert put_states(table) == [(1, FenceState.DECIDED, 1), (1, FenceState.ISSUED, 1)]
     assert table.confirmed == [(1, 1.0)]
     assert table.records == {}
 
@@ -449,7 +449,7 @@ async def test_failures_are_counted_on_disk(clock: trio.testing.MockClock) -> No
     await run_for(Fencing(table, driver), 10)
     assert driver.told == [(1, False), (2, True), (3, True)]
     assert put_states(table) == [
-        (1, FenceState.DECIDED, 0),
+        (1, FenceState.DECIDED, 1),
         (1, FenceState.ISSUED, 1),
         (1, FenceState.FAILED, 1),
         (1, FenceState.ISSUED, 2),
@@ -470,7 +470,7 @@ async def test_what_fails_before_the_harm_was_not_issued(clock: trio.testing.Moc
     table = FakeTable(record(1))
     await run_for(Fencing(table, Careful(table, yes)), 10)
     assert put_states(table) == [
-        (1, FenceState.DECIDED, 0),
+        (1, FenceState.DECIDED, 1),
         (1, FenceState.DECIDED, 1),
         (1, FenceState.DECIDED, 2),
         (1, FenceState.ISSUED, 3),

@@ -393,15 +393,15 @@ class Fencing:
     async def _attempt(self, of: tuple[_Fence, HolderRecord]) -> Outcome | None:
         """One call of the driver. None: the holder is not to be fenced any more."""
         fence, holder = of
+        fence.status.attempts += 1
         try:
             if fence.driver.harms and fence.record is None:
                 await self._put(fence, FenceState.DECIDED)
             attempt = _Attempt(
-                fence.status.attempts + 1,
+                fence.status.attempts,
                 fence.was_issued,
                 lambda: self._put(fence, FenceState.ISSUED),
             )
-            fence.status.attempts += 1
             return await fence.driver.fence(holder, attempt)
         except FenceOverError:
             return None
