@@ -175,13 +175,18 @@ def test_keys_tell_servers_from_clients() -> None:
         assert not is_server_key(foreign)
 
 
-def test_a_key_that_is_taken_is_not_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_taken_is_not_given_out(
+    target: SimulatedTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A collision: the generator repeats itself, the keys do not."""
-    bits = itertools.chain([5, 5, 5, 6], itertools.repeat(7))
+    reservation = server(target)
+    bits = itertools.chain([5, 5, 5, 6, 5, 6, 8], itertools.repeat(7))
     monkeypatch.setattr(keys_module.secrets, "randbits", lambda count: next(bits))
     first = new_client_key(())
     second = new_client_key({first})
     assert (first & 0xFF, second & 0xFF) == (5, 6)
+    client(target, "client", first)  # registered, of a holder that is not known any more
+    assert reservation.client_key({second}) & 0xFF == 8
 
 
 # ---- devices that cannot -----------------------------------------------------------------------
@@ -563,6 +568,39 @@ def test_a_fence_of_a_client_that_the_target_forgot_ends(target: SimulatedTarget
     # What the fence found is told by the next check, once.
     assert "served everybody" in reservation.check().detail
     assert reservation.check().detail == ""
+
+
+def test_a_key_told_again_is_no_evidence_of_what_was_seen_before(target: SimulatedTarget) -> None:
+    """A client that was refused asks for the device again, and sleeps before it registers."""
+    reservation = server(target)
+    key = reservation.client_key(())
+    reservation.offered(key)
+    sleeper = client(target, "client", key)
+    reservation.check()
+    reservation.offered(key)
+    target.restart(forget=True)
+    assert reservation.check().state is State.RESTORED
+    assert not confirmed(outcome_of(reservation, key))
+    sleeper.register(key)
+    assert confirmed(outcome_of(reservation, key))
+
+
+def test_a_key_told_again_while_the_keys_are_read(target: SimulatedTarget) -> None:
+    reservation = server(target)
+    client(target)
+    target.before("server", "READ KEYS", lambda: reservation.offered(CLIENT))
+    reservation.check()
+    target.restart(forget=True)
+    assert not confirmed(outcome_of(reservation, CLIENT))
+
+
+def test_a_key_that_nobody_was_told_is_confirmed_as_it_is(target: SimulatedTarget) -> None:
+    reservation = server(target)
+    untold, told = (reservation.client_key(()) for _ in range(2))
+    reservation.offered(told)
+    assert confirmed(outcome_of(reservation, untold))
+    assert not confirmed(outcome_of(reservation, told))
+    assert not confirmed(outcome_of(reservation, new_client_key(())))  # of an earlier mount
 
 
 def test_a_reservation_lost_alone_is_no_evidence(target: SimulatedTarget) -> None:

@@ -36,11 +36,14 @@ So V absent at first sight is CONFIRMED (after a reset, see drained) only
     V unregistered itself; in each case V had registered, and a client registers once for a device
     id. (A preempt that answers "no such key" is the same case: the kernel repeats commands whose
     answer was lost.)
-  - when V was seen registered and the target was seen to have lost *all* registrations since
-    (`_epoch`): then no other key stands in V's place from before.
+  - when V was seen registered, the target was seen to have lost *all* registrations since
+    (`_epoch`), so that no other key stands in V's place from before, and V was not told to the
+    client again meanwhile (`offered`), which would register it once more.
 
-Otherwise it is FAILED with that reason, tried again, and ends when the key shows up and is
-preempted, when the holder returns everything, or when a person confirms.
+A key that this mount made (`client_key`) and never told to anybody is CONFIRMED as it is: without
+it no client knows the device of the layouts. Otherwise it is FAILED with that reason, tried
+again, and ends when the key shows up and is preempted, when the holder returns everything, or when
+a person confirms.
 
 What stays out of reach of any reservation: a client that registers a key which is not its own; two
 clients that share one nexus (a fence of one is a fence of both); what is written while a target
@@ -60,14 +63,18 @@ is: register, look whether somebody reserved meanwhile (then unregister and stop
 from __future__ import annotations
 
 import contextlib
-import enum
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
 from extfs.layout.fencing import Outcome
-from extfs.layout.keys import is_client_key, is_server_key, key_text, new_server_key
+from extfs.layout.keys import (
+    is_client_key,
+    is_server_key,
+    key_text,
+    new_client_key,
+    new_server_key,
+)
 from extfs.layout.reservations import (
     Capabilities,
     ConflictError,
@@ -79,6 +86,7 @@ from extfs.layout.reservations import (
     UnreachableError,
     UnsupportedError,
 )
+from extfs.layout.standing import RefusedError, Sight, Standing, State, requirements
 
 __all__ = ["RefusedError", "ServerReservation", "Sight", "Standing", "State", "requirements"]
 
@@ -86,71 +94,15 @@ LOCK_SECONDS = 30.0
 """For a call before this one to end; its command may be without an answer."""
 
 
-class RefusedError(Exception):
-    """This unit cannot be served; the message says which requirement fails, or who holds it."""
-
-
-class State(enum.Enum):
-    """HELD: all was in order. RESTORED: now it is. TAKEN: another server has it; stop writing."""
-
-    HELD = "held"
-    RESTORED = "restored"
-    TAKEN = "taken"
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What `check` found and did; `detail` is for the log, empty when there is nothing to tell.
-
-    `holder`: the key that has the reservation, when TAKEN. After a target forgot: `unguarded`,
-    seconds for which anybody may have been served, at most; `lost_keys`, clients' registrations
-    that went with ours (these clients are refused now, until they register a new key); `fenced`,
-    how many clients fenced by this mount may have written meanwhile, to blocks that others have.
-    """
-
-    state: State
-    detail: str = ""
-    holder: int | None = None
-    unguarded: float | None = None
-    lost_keys: tuple[int, ...] = ()
-    fenced: int = 0
-
-
-class Sight(enum.Enum):
-    """What a fence finds: PRESENT, to be preempted; GONE, with evidence that it was shut out."""
-
-    PRESENT = "present"
-    GONE = "gone"
-
-
-def requirements(unit: Unit) -> tuple[list[Designator], Capabilities]:
-    """What the unit is named and can; `RefusedError` names the requirement that it fails."""
-    try:
-        designators, capabilities = unit.designators(), unit.capabilities()
-    except UnitError as error:
-        raise RefusedError(f"{unit.name}: {error}") from error
-    if not designators:
-        raise RefusedError(
-            f"{unit.name}: no NAA or EUI-64 designator names the unit, so no client would find it"
-        )
-    if not capabilities.aptpl:
-        raise RefusedError(
-            f"{unit.name}: reservations do not outlive a power loss of the target (no APTPL)"
-        )
-    if not capabilities.fits:
-        raise RefusedError(
-            f"{unit.name}: no reservations of the type exclusive access, registrants only"
-        )
-    return designators, capabilities
-
-
 class ServerReservation:
     """See the module. `key`: ours; `designators`, `capabilities` of the unit.
 
     `_fenced`: keys confirmed by this mount. `_seen`: clients' keys seen registered, with the epoch
-    of the last sight; `_epoch` counts the times that the target forgot. `_sharing`: clients' keys
-    found at our own nexus. `_drained`: (generation, keys) of a reset under our reservation since
-    which nobody but us changed a registration: a key that was absent then has nothing under way.
+    of the last sight; `_epoch` counts the times that the target forgot. `_offers`: keys told to
+    clients, with the number of the offer; `_made`: keys made by this mount; both, and `_seen`, by
+    `_names`. `_sharing`: clients' keys found at our own nexus. `_drained`: (generation, keys) of a
+    reset under our reservation since which nobody but us changed a registration: a key that was
+    absent then has nothing under way.
     """
 
     def __init__(
@@ -170,6 +122,7 @@ class ServerReservation:
         self._adopted = adopted
         self._may_restore = may_restore
         self._lock = threading.Lock()
+        self._names = threading.Lock()
         self._taken = False
         self._over: Standing | None = None
         self._untold: list[Standing] = []
@@ -178,6 +131,9 @@ class ServerReservation:
         self._good = time.monotonic()
         self._fenced: set[int] = set()
         self._seen: dict[int, int] = {}
+        self._offer = self._offer_at_read = 0
+        self._offers: dict[int, int] = {}
+        self._made: set[int] = set()
         self._sharing: set[int] = set()
         self._drained: tuple[int, frozenset[int]] | None = None
 
@@ -244,7 +200,7 @@ class ServerReservation:
             self._verify_taken(victim)
             if held is None or held.key != self.key:
                 self._drain_at_start(must=held is not None and not self.capabilities.aborts)
-            self._remember(self.unit.keys())
+            self._remember(self._read_keys())
             self._good = time.monotonic()
 
     def _reserve(self) -> None:
@@ -312,6 +268,21 @@ class ServerReservation:
         with self._exclusive():
             return self.unit.keys()
 
+    def client_key(self, taken: Collection[int]) -> int:
+        """A key for a new holder: not in `taken`, the keys of all holders, and not registered."""
+        registered = self.registered()
+        key = new_client_key({*taken, *registered.keys})
+        with self._names:
+            self._made.add(key)
+        return key
+
+    def offered(self, key: int) -> None:
+        """Before a client is told its key: from now on it may register it. Does not block."""
+        with self._names:
+            self._offer += 1
+            self._offers[key] = self._offer
+            self._seen.pop(key, None)
+
     def check(self) -> Standing:
         """See that we hold the unit, or hold it again. Every few seconds; `UnitError`: not known.
 
@@ -345,14 +316,14 @@ class ServerReservation:
     # -- one fence: sight, then preempt or confirm_gone --
 
     def sight(self, victim: int, *, issued_before: bool) -> Sight | Outcome:
-        """What is to be done about a client's key; an Outcome (FAILED): nothing, for now."""
+        """What is to be done about a client's key; an Outcome: nothing, for now or at all."""
         with self._exclusive():
             if not is_client_key(victim):
                 return Outcome.failed("it has no key that a reservation could keep out")
             problem = self._in_order()
             if problem is not None:
                 return Outcome.failed(problem)
-            keys = self.unit.keys()
+            keys = self._read_keys()
             self._remember(keys)
             if victim in keys:
                 return Sight.PRESENT
@@ -362,7 +333,12 @@ class ServerReservation:
                     f"key {text} was registered from this host: a reservation cannot keep out who "
                     "shares the server's own path"
                 )
-            if issued_before or self._seen.get(victim, self._epoch) < self._epoch:
+            with self._names:
+                unknown = victim in self._made and victim not in self._offers
+                lost = self._seen.get(victim, self._epoch) < self._epoch
+            if unknown:
+                return Outcome.confirmed(f"key {text} was never told to anybody")
+            if issued_before or lost:
                 return Sight.GONE
             return Outcome.failed(
                 f"key {text} is not registered, so there is nothing to preempt: the client may yet "
@@ -420,6 +396,10 @@ class ServerReservation:
         if problem:
             return Outcome.failed(problem)
         self._fenced.add(victim)
+        with self._names:
+            self._made.discard(victim)
+            self._offers.pop(victim, None)
+            self._seen.pop(victim, None)
         return Outcome.confirmed(f"key {key_text(victim)}: {how}")
 
     def _unsecured(self, victim: int) -> str | None:
@@ -468,16 +448,24 @@ class ServerReservation:
         fits = generation == (before[0] + 1) % (1 << 32)
         self._drained = (generation, before[1]) if fits else None
 
+    def _read_keys(self) -> Keys:
+        """READ KEYS for `_remember`."""
+        with self._names:
+            self._offer_at_read = self._offer
+        return self.unit.keys()
+
     def _remember(self, keys: Keys) -> None:
+        """A key that was told again while the keys were read may be registered once more."""
         self._generation = keys.generation
-        for key in keys.keys:
-            if is_client_key(key):
-                self._seen[key] = self._epoch
+        with self._names:
+            for key in keys.keys:
+                if is_client_key(key) and self._offers.get(key, 0) <= self._offer_at_read:
+                    self._seen[key] = self._epoch
 
     def _check(self) -> Standing:
         if self._over is not None:
             return self._over
-        keys = self.unit.keys()
+        keys = self._read_keys()
         held = self.unit.reservation()
         if held is None:
             return self._restore(keys)
@@ -564,17 +552,13 @@ class ServerReservation:
         forgot = not keys.keys or (
             self._generation is not None and keys.generation < self._generation
         )
-        lost = tuple(
-            sorted(
-                key
-                for key, epoch in self._seen.items()
-                if epoch == self._epoch and key not in keys and key not in self._fenced
-            )
-        )
+        with self._names:
+            there = [key for key, epoch in self._seen.items() if epoch == self._epoch]
+        lost = tuple(sorted(set(there).difference(keys.keys, self._fenced)))
         self._epoch += forgot
         with contextlib.suppress(UnitError):
             self._reset()  # what was accepted meanwhile
-        now = self.unit.keys()
+        now = self._read_keys()
         self._shut_out(now)
         self._remember(now)
         self._good = time.monotonic()
