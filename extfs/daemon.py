@@ -36,7 +36,7 @@ from extfs.core import Atime, Bridge, CoreError, Device, Filesystem, LayoutEvent
 from extfs.fuse import Session
 from extfs.layout import CoreTable, FenceChoice, Fencing, Host, parse_fence
 from extfs.layout.reservation_fence import SCHEME
-from extfs.layout.reserved_mount import ReservedMount
+from extfs.layout.reserved_mount import ReservedMount, why_refused
 
 if TYPE_CHECKING:  # a mount that serves nobody does not load it
     from extfs.nfs.exports import Export
@@ -274,7 +274,9 @@ def _opened(options: MountOptions) -> Iterator[Filesystem]:
         )
     except OSError as error:
         device.close()
-        raise _explain(error, options.device) from error
+        raise MountError(
+            why_refused(options.device) or str(_explain(error, options.device))
+        ) from error
     try:
         yield filesystem
     finally:

@@ -16,7 +16,7 @@ from simulated_unit import SimulatedNexus, SimulatedTarget
 from extfs.core import Device, Filesystem, HolderKind, HolderSpec, mkfs
 from extfs.layout import reserved_mount
 from extfs.layout.keys import is_client_key, new_client_key, new_server_key
-from extfs.layout.reserved_mount import ReservedMount, reserve
+from extfs.layout.reserved_mount import ReservedMount, reserve, why_refused
 from extfs.layout.server_reservation import RefusedError, State
 
 OTHER = """
@@ -149,6 +149,14 @@ def test_a_stranger_is_not_preempted(image: Path, unit: SimulatedTarget) -> None
             reserve(str(image), take_over=take_over, unit=here(unit))
     assert unit.serves("other")
     assert stranger.keys().keys == (0x1234,)
+
+
+def test_who_cannot_read_is_told_whose_it_is(image: Path, unit: SimulatedTarget) -> None:
+    assert why_refused(str(image)) is None  # no unit at all
+    assert why_refused(str(image), here(unit)) is None
+    key = other_server(unit)
+    told = why_refused(str(image), here(unit))
+    assert told == f"{image} is reserved by an extfs server, with key {key:#018x}"
 
 
 def test_keys_of_clients_are_new(image: Path, unit: SimulatedTarget) -> None:

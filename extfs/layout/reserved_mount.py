@@ -28,7 +28,7 @@ from extfs.layout.reservations import Designator, Unit, UnitError
 from extfs.layout.scsi_unit import ScsiUnit
 from extfs.layout.server_reservation import RefusedError, ServerReservation, Standing, State
 
-__all__ = ["CHECK_SECONDS", "ReservedMount", "reserve"]
+__all__ = ["CHECK_SECONDS", "ReservedMount", "reserve", "why_refused"]
 
 log = logging.getLogger("extfs")
 
@@ -147,6 +147,20 @@ def reserve(path: str, *, take_over: bool, unit: Unit | None = None) -> Reserved
     if victim is not None:
         log.warning("%s: taken over from the server with key %s", path, key_text(victim))
     return mount[0]
+
+
+def why_refused(path: str, unit: Unit | None = None) -> str | None:
+    """Who has reserved a device that cannot be read; None: that is not the reason. Blocks."""
+    try:
+        unit = unit if unit is not None else ScsiUnit(path)
+        with contextlib.closing(unit):
+            held = None if unit.passes() else unit.reservation()
+    except (UnitError, OSError):
+        return None
+    if held is None:
+        return None
+    whose = "an extfs server" if is_server_key(held.key) else "somebody else"
+    return f"{path} is reserved by {whose}, with key {key_text(held.key)}"
 
 
 def _check_victim(
