@@ -23,7 +23,7 @@ import errno
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from extfs.core import CoreError, Filesystem, HolderKind, HolderSpec
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Client",
     "ClientTable",
+    "ScsiFence",
     "Standing",
     "fence_key_of",
     "in_background",
-    "owner_tag",
     "resume_holder",
     "retire_holder",
 ]
@@ -52,6 +52,8 @@ log = logging.getLogger("extfs.nfs")
 PENDING_MAX = 1024
 """Client IDs that are not confirmed; the oldest makes room for the next."""
 KEY_TRIES = 64
+_HOST_MAX = 64
+"""Characters of an address, with its zone."""
 _HOLDER_NAME_MAX = 60
 
 Principal = tuple[int, int]
@@ -74,11 +76,10 @@ class Client:
     succeeded last, and its result after the status. `renewed`: seconds of the service's clock.
     `reclaim_done`: it has sent RECLAIM_COMPLETE. `eligible`: it may reclaim after a restart of the
     server (8.4.3). `kept`: it and its states survive a restart of the server. `fence_key`: what the
-    storage knows its holder by, or 0. `cleared`: invariant 14 of `extfs.nfs.layout_holders` holds.
+    storage knows its holder by, or 0.
     """
 
     __slots__ = (
-        "cleared",
         "clientid",
         "creating",
         "eligible",
@@ -130,12 +131,11 @@ class Client:
         RECLAIM_COMPLETE, for layouts are not reclaimed (RFC 8881 12.7.4)."""
         self.wants_holder = False
         self.fence_key = 0
-        self.cleared = False
 
     def forget_holder(self) -> None:
         """It has none any more."""
         self.holder_id = self.holder_key = self.fence_key = 0
-        self.holder_old = self.cleared = False
+        self.holder_old = False
 
     def renew(self, now: float) -> None:
         """Its lease begins anew; what it had by courtesy is its own again."""
@@ -190,14 +190,11 @@ class Client:
             raise NfsError(n.NFS4ERR_DELAY)
         layouts = service.fs.layouts
         unit = service.options.unit
-        spec = HolderSpec(
-            name=self.name[:_HOLDER_NAME_MAX],
-            kind=HolderKind.CLIENT,
-            fence=f"nfs:{self.clientid:x}"
-            if unit is None
-            else f"scsi:{self.clientid:x}:{owner_tag(self.owner)}",
-        )
-        new_key = None if unit is None else unit.new_key
+        if unit is None or not service.exports.offers(self.peer, n.LAYOUT4_SCSI):
+            fence, new_key = f"nfs:{self.clientid:x}", None
+        else:
+            fence, new_key = str(ScsiFence.of(self)), unit.new_key
+        spec = HolderSpec(name=self.name[:_HOLDER_NAME_MAX], kind=HolderKind.CLIENT, fence=fence)
         self.wants_holder = True
         try:
             registered: tuple[int, int, int] = yield Blocking(
@@ -215,9 +212,33 @@ class Client:
         return holder
 
 
-def owner_tag(owner: bytes) -> str:
-    """What stands for an owner in the fence of its holders: 16 hexadecimal digits."""
-    return hashlib.blake2b(owner, digest_size=8, person=b"extfs owner").hexdigest()
+@dataclass(frozen=True, slots=True)
+class ScsiFence:
+    """What is written into the record of a holder that the unit knows by a key: who registers it.
+
+    `owner`: a digest, 16 hexadecimal digits; `host`: the address of the client.
+    """
+
+    clientid: int
+    owner: str
+    host: str
+
+    @classmethod
+    def of(cls, client: Client) -> ScsiFence:
+        """Of a client as it is now."""
+        digest = hashlib.blake2b(client.owner, digest_size=8, person=b"extfs owner")
+        return cls(client.clientid, digest.hexdigest(), client.peer[:_HOST_MAX])
+
+    @classmethod
+    def read(cls, fence: str) -> ScsiFence | None:
+        """Of `HolderSpec.fence`; None: it is of no such holder."""
+        if not fence.startswith("scsi:") or fence.count(":") < 3:
+            return None
+        _, clientid, owner, host = fence.split(":", 3)
+        return cls(int(clientid, 16), owner, host)
+
+    def __str__(self) -> str:
+        return f"scsi:{self.clientid:x}:{self.owner}:{self.host}"
 
 
 def _register(
@@ -422,12 +443,21 @@ def fence_key_of(fs: Filesystem, holder: int) -> int:
 
 
 def retire_holder(fs: Filesystem, holder: int) -> None:
-    """The client behind it has begun anew: it has given everything back. Blocks."""
-    try:
-        fs.layouts.give_all_back(holder)
-        fs.layouts.gone(holder)
-    except CoreError:
-        _lose_holder(fs, holder)
+    """The client behind it has begun anew: it has given everything back. Blocks.
+
+    Of one that registered a key that is not enough: its memory is gone, but not what it has queued
+    at the unit, where its key is still registered. It is to be fenced.
+    """
+    record = fs.layouts.holder(holder)
+    if record is not None and ScsiFence.read(record.spec.fence) is None:
+        try:
+            fs.layouts.give_all_back(holder)
+            fs.layouts.gone(holder)
+        except CoreError as error:
+            log.info("holder %d is not done with: %s", holder, error)
+        else:
+            return
+    _lose_holder(fs, holder)
 
 
 def _lose_holder(fs: Filesystem, holder: int) -> None:

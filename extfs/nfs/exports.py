@@ -305,6 +305,10 @@ class Exports:
         """LAYOUT4_* of the layouts that some export offers to somebody."""
         return {export.rules.layout_type for export in self.all if export.rules.layouts}
 
+    def offers(self, host: str, layout_type: int) -> bool:
+        """Whether some export offers such layouts to a client at this address."""
+        return any(export.layout_type(host) == layout_type for export in self.all)
+
     def rooted_at(self, ino: int) -> Export | None:
         """The export whose directory this inode is."""
         return self._crossings.get(ino)

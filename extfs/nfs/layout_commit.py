@@ -53,6 +53,9 @@ def commit(
     try:
         after: int = yield Blocking(lambda: _commit(fs, ino, holder, ranges, size, mtime))
     except OSError as error:
+        if table.holders.is_gone(holder):
+            table.holders.gone(holder)
+            raise NfsError(n.NFS4ERR_BAD_STATEID) from None
         # Blocks that were written before may have been rewritten: no range says so.
         state = table.find(client, ino)
         writes = state is None or state.segments.has(Iomode.RW)

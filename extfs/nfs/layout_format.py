@@ -170,4 +170,5 @@ class ScsiFormat:
 
     def address(self, client: Client) -> bytes:
         """pnfs_scsi_deviceaddr4."""
+        self.unit.offered(client.fence_key)
         return scsi_layout.encode_device_address(self.volumes(client.fence_key))

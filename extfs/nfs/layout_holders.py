@@ -10,10 +10,13 @@
 Invariants, beside those of `extfs.nfs.layouts`:
 
  13. The layout states of a client are of its holder now. When that is gone they end together.
- 14. A client is told its key only when no other holder of the same owner can reach the device any
-     more (`clear`). The client registers its key over the one that its path to the unit has: the
-     older key would be gone from the unit, though nobody has fenced what was written with it, and
-     the path would work. So who was dropped while it held layouts waits for its own fence.
+ 14. A client is told its key (`clear`) only when no other holder that may have registered one on
+     the same host can reach the device any more. The Linux client registers its key over the one
+     that its path to the unit has: the older key would be gone from the unit, though nobody has
+     fenced what was written with it, and the path would work. So an owner whose last holder is not
+     through with waits for that one's fence; and the host of a client that was told its key is
+     bound to its owner, until that client has gone with nothing in its hands: other clients of
+     that host, in containers say, go through the server.
 
 Who has to wait for a fence is told to try again for `FENCE_SECONDS`, in which it is usually done,
 and after that to go through the server.
@@ -27,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from extfs.core import HolderState
 from extfs.nfs import constants as n
-from extfs.nfs.clients import Standing, owner_tag
+from extfs.nfs.clients import ScsiFence, Standing
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.errors import NfsError
 from extfs.nfs.layout_states import TRY_LATER
@@ -42,6 +45,8 @@ __all__ = ["FENCE_SECONDS", "Holders"]
 log = logging.getLogger("extfs.nfs")
 
 FENCE_SECONDS = 2.0
+HOSTS_MAX = 65536
+"""Hosts that are bound; after that the oldest is not any more."""
 
 
 class Holders:
@@ -53,6 +58,9 @@ class Holders:
         self._by_holder: dict[int, Client] = {}
         self._waiting: dict[Client, float] = {}
         """Since when a client waits for a fence."""
+        self._bound: dict[str, tuple[str, int]] = {}
+        """By host: owner and holder of the key that was told there last."""
+        self._refused: set[Client] = set()
 
     def client_of(self, holder: int) -> Client | None:
         """The client that is this holder in the core."""
@@ -71,18 +79,47 @@ class Holders:
 
     # -- what a LAYOUTGET may have to wait for --
 
+    def told(self, client: Client) -> bool:
+        """Whether the client was told its key."""
+        who = ScsiFence.of(client)
+        return bool(client.fence_key) and self._bound.get(who.host) == (who.owner, client.holder_id)
+
     def clear(self, client: Client) -> Steps[None]:
-        """Invariant 14. `NfsError`: not yet."""
-        if client.cleared:
+        """Before the client, which has a key, is told it: invariant 14. `NfsError`: not yet, or not
+        at all."""
+        if self.told(client):
             return
-        mine, tag = client.holder_id, owner_tag(client.owner)
+        who, mine = ScsiFence.of(client), client.holder_id
         found: list[HolderRecord] = yield Blocking(self._service.fs.layouts.holders)
         if client.holder_id != mine:
             raise NfsError(n.NFS4ERR_DELAY)
-        if any(_is_of(record, tag) for record in found if record.id != mine):
-            self._wait(client)
-        client.cleared = True
+        bound = self._bound.get(who.host)
+        if bound is not None and bound[0] != who.owner:
+            self._refuse(client)
+        for record in found:
+            other = ScsiFence.read(record.spec.fence)
+            if other is None or record.id == mine or record.state is HolderState.GONE:
+                continue
+            if other.owner == who.owner:
+                self._wait(client)
+            if other.host == who.host and _may_write(record):
+                self._refuse(client)
         self._waiting.pop(client, None)
+        if len(self._bound) >= HOSTS_MAX:
+            del self._bound[next(iter(self._bound))]
+        self._bound[who.host] = who.owner, mine
+
+    def _refuse(self, client: Client) -> None:
+        """`NfsError`: another client of the host has registered there."""
+        self._service.count("layoutget_other_client_of_host")
+        if client not in self._refused:
+            self._refused.add(client)
+            log.info(
+                "client %s gets no SCSI layouts: another client at %s has registered its key",
+                client.name,
+                client.peer,
+            )
+        raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
 
     def speak_again(self, client: Client) -> Steps[None]:
         """A lost client is here: it goes on with what it has left. What it did not return stays in
@@ -120,8 +157,15 @@ class Holders:
         record = self._service.fs.layouts.holder(holder)
         return record is None or record.state is HolderState.GONE
 
-    def gone(self, holder: int) -> None:
-        """The core says so. Of a client that has another holder by now this changes nothing."""
+    def gone(self, holder: int, *, fenced: bool = True) -> None:
+        """The core says so; `fenced`: not because it had nothing in its hands.
+
+        Of a client that has another holder by now this changes nothing.
+        """
+        if not fenced:
+            hosts = [host for host, (_, one) in self._bound.items() if one == holder]
+            for host in hosts:
+                del self._bound[host]
         client = self.client_of(holder)
         self._by_holder.pop(holder, None)
         if client is None:
@@ -145,13 +189,9 @@ class Holders:
     def client_lost(self, client: Client) -> None:
         """The client is GONE."""
         self._waiting.pop(client, None)
+        self._refused.discard(client)
 
 
-def _is_of(record: HolderRecord, tag: str) -> bool:
-    """Whether a holder is of an owner, and may reach the device with a key."""
-    fence = record.spec.fence
-    return (
-        record.state is not HolderState.GONE
-        and fence.startswith("scsi:")
-        and fence.endswith(f":{tag}")
-    )
+def _may_write(record: HolderRecord) -> bool:
+    """Whether a holder may have something on its way to the device."""
+    return bool(record.grants or record.quarantined or record.state is HolderState.LOST)

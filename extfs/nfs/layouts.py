@@ -613,7 +613,7 @@ class LayoutTable:
             self.holders.look()
             self.recalls.overflow()
         elif event.type is EventType.HOLDER_GONE:
-            self.holders.gone(event.holder)
+            self.holders.gone(event.holder, fenced=event.length != 0)
         elif event.type in (EventType.RECALL, EventType.REVOKED):
             self._wanted_or_revoked(event)
 

@@ -47,6 +47,10 @@ _RANGE = struct.Struct(">QQ")
 _SLICE = struct.Struct(">QQI")
 
 
+def _nothing(_: int) -> None:
+    """Nobody wants to know."""
+
+
 class Designator(Protocol):
     """A designation descriptor of the unit: `kind` is "naa" or "eui64"."""
 
@@ -84,12 +88,14 @@ class ScsiIdentity:
     """The unit that the filesystem is on, as clients find it.
 
     `offset`: bytes before the filesystem on it. `new_key`: a key for a client that no other has, or
-    had; it may be called in any thread.
+    had; it may be called in any thread. `offered` is called, in the protocol's thread, with each
+    key before a client is told it, each time: from then on it may be registered, again.
     """
 
     designator: Designator
     offset: int
     new_key: Callable[[], int]
+    offered: Callable[[int], None] = _nothing
 
     def check(self) -> None:
         """ValueError: the Linux client would not find a disk by this designator."""

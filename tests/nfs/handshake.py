@@ -120,9 +120,15 @@ def bind_conn(identity: bytes, direction: int) -> bytes:
 class Server:
     """A server that can be restarted, with its filesystem left as it is."""
 
-    def __init__(self, fs: Filesystem, options: ServiceOptions | None = None) -> None:
+    def __init__(
+        self,
+        fs: Filesystem,
+        options: ServiceOptions | None = None,
+        exports: tuple[str, ...] = ("/:rw,insecure,no_root_squash,layouts=block",),
+    ) -> None:
         self.fs = fs
         self.options = options
+        self.exports = exports
         self.runner = Runner()
         self.service: Service
         self.restart()
@@ -130,7 +136,7 @@ class Server:
     def restart(self) -> None:
         """As after a kill: nothing but what is durable remains."""
         self.runner = Runner()
-        self.service, _ = make_service(self.fs, options=self.options, runner=self.runner)
+        self.service, _ = make_service(self.fs, self.exports, self.options, self.runner)
 
     def session(self, owner: bytes = b"one", verifier: bytes = b"boot", **how: bool) -> Session:
         return Session(self.service, owner, verifier, **how)

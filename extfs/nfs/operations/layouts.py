@@ -9,7 +9,7 @@ import logging
 import struct
 from typing import TYPE_CHECKING
 
-from extfs.core import Iomode
+from extfs.core import HolderState, Iomode
 from extfs.nfs import constants as n
 from extfs.nfs.compound import Operation
 from extfs.nfs.effects import Steps
@@ -81,8 +81,11 @@ def getdeviceinfo(c: Compound, args: Reader, out: Writer) -> Steps[None]:
 
 
 def _cleared(c: Compound) -> Steps[None]:
-    """The client may be told its key. `NfsError`: not while a fence of it is under way."""
+    """The client may be told its key. `NfsError`: not while it is to be fenced."""
     assert c.client is not None
+    record = c.service.fs.layouts.holder(c.client.holder_id)
+    if record is None or record.state is not HolderState.LIVE:
+        raise NfsError(n.NFS4ERR_NOENT)
     try:
         yield from c.service.layouts.holders.clear(c.client)
     except NfsError:
@@ -103,7 +106,7 @@ def getdevicelist(c: Compound, args: Reader, out: Writer) -> None:
         raise NfsError(n.NFS4ERR_BAD_COOKIE)
     c.service.devices.refresh()
     assert c.client is not None
-    there = layout_type != n.LAYOUT4_SCSI or (c.client.fence_key and c.client.cleared)
+    there = layout_type != n.LAYOUT4_SCSI or c.service.layouts.holders.told(c.client)
     devices = [known.device(c.client)] if there else []
     out.u64(1)
     out.fixed(bytes(n.NFS4_VERIFIER_SIZE))

@@ -284,6 +284,7 @@ def create_session(c: Compound, args: Reader, out: Writer) -> Steps[None]:
         yield from _confirm(c, client)
         fore = c.service.sessions.admitted(fore)  # others were admitted meanwhile
     client.renew(c.service.clock())
+    client.peer = c.connection.host  # one that was kept over a restart has sent no EXCHANGE_ID
     session = c.service.sessions.create(client, c.minor, fore, back, program, cb_auth or bytes(8))
     granted = 0
     wants_back = flags & n.CREATE_SESSION4_FLAG_CONN_BACK_CHAN and cb_auth is not None
