@@ -427,7 +427,8 @@ def _layout_server(
         from extfs.nfs.scsi_layout import ScsiIdentity
 
         offset = disk_offset(options.device)
-        unit = ScsiIdentity(reserved.designator, offset, reserved.new_key)
+        told = reserved.reservation.offered
+        unit = ScsiIdentity(reserved.designator, offset, reserved.new_key, told)
         service = replace(service, unit=unit)
     try:
         server = Server(filesystem, Exports(filesystem, nfs.exports), nfs.server, service)

@@ -15,14 +15,22 @@ So the journal is replayed only when nobody else can write any more.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import trio
 
-from extfs.core import CoreError, Device, Filesystem, MountedState, mounted_state
-from extfs.layout.keys import is_server_key, key_text, new_client_key
+from extfs.core import (
+    CoreError,
+    Device,
+    Filesystem,
+    HolderState,
+    MountedState,
+    mounted_state,
+)
+from extfs.layout.keys import is_server_key, key_text
 from extfs.layout.reservation_fence import ReservationFence
 from extfs.layout.reservations import Designator, Unit, UnitError
 from extfs.layout.scsi_unit import ScsiUnit
@@ -66,17 +74,20 @@ class ReservedMount:
         )
 
     def holder_keys(self) -> set[int]:
-        """The registration keys of all holders there are."""
+        """The registration keys of all holders that are not at their end."""
         assert self.filesystem is not None
-        return {holder.spec.fence_key for holder in self.filesystem.layouts.holders()}
+        return {
+            holder.spec.fence_key
+            for holder in self.filesystem.layouts.holders()
+            if holder.state is not HolderState.GONE
+        }
 
     def new_key(self) -> int:
         """For a new holder; blocks. `OSError`: the unit does not say which keys are registered."""
         try:
-            registered = self.reservation.registered().keys
+            return self.reservation.client_key(self.holder_keys())
         except UnitError as error:
-            raise OSError(f"no key for a client: {error}") from error
-        return new_client_key(self.holder_keys() | set(registered))
+            raise OSError(errno.EIO, f"no key for a client: {error}") from error
 
     def may_restore(self) -> bool:
         """Whether a reservation that is gone may be established again: nobody mounted since."""
