@@ -25,6 +25,16 @@ node.session.iscsi.ImmediateData = Yes
 
 _LOG = "/run/iscsid.log"
 
+# LIO refuses READ CAPACITY (16) to who is not registered with a reserved unit: the disk of a host
+# that comes later has no size, and the kernel's layout driver then writes through the server. So be
+# registered while the size is read.
+_SIZE = """if [ $(blockdev --getsize64 /dev/${disk##*/}) = 0 ]; then
+      sg_persist -n -o -G -S 0x1 /dev/${disk##*/}
+      echo 1 >$disk/device/rescan
+      sg_persist -n -o -G -K 0x1 -S 0 /dev/${disk##*/}
+      [ $(blockdev --getsize64 /dev/${disk##*/}) != 0 ]
+    fi"""
+
 
 def name(guest: Guest) -> str:
     """The initiator's name of a guest."""
@@ -77,6 +87,7 @@ for i in $(seq 200); do
     read -r identity <$disk/device/wwid
     link=/dev/disk/by-id/wwn-0x${{identity#naa.}}
     [ -L $link ] || ln -s ../../${{disk##*/}} $link
+    {_SIZE}
     echo /dev/${{disk##*/}} >&3
     exit 0
   done
