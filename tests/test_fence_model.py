@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
-from oracle.fence_model import Result, Rules, State, changes, explore, steps
+from oracle.fence_model import Result, Rules, State, changes, explore, rule_names, steps
 
-# What goes wrong without a rule (one server), and with a second server where that is another thing.
 QUEUED = "a block of a new owner is reachable by two: the old one's write is queued"
 ACCEPTED = "a block of a new owner is reachable by two: the old one's writes are accepted"
 TWO_SERVERS_QUEUED = "server 2 has it mounted: a write of server 1 is queued"
 TWO_SERVERS = "server 2 has it mounted: writes of server 1 are accepted"
 STUCK = "a fence does not end by the server's steps alone"
 
+# How many servers there are, and what goes wrong.
 MUTANTS: dict[str, tuple[int, str]] = {
     "aborts": (1, QUEUED),
     "aborts_server": (2, TWO_SERVERS_QUEUED),
@@ -32,6 +30,12 @@ MUTANTS: dict[str, tuple[int, str]] = {
     "taken_over_stops": (2, TWO_SERVERS),
     "refuses_commits": (1, "a block that waits in the quarantine is back in the file"),
     "one_client": (1, QUEUED),
+}
+# On a unit whose PREEMPT AND ABORT aborts nothing.
+RESET_MUTANTS: dict[str, tuple[int, str]] = {
+    "resets": (1, QUEUED),
+    "resets_last": (1, QUEUED),
+    "resets_taken": (2, TWO_SERVERS_QUEUED),
 }
 MUST_HAPPEN = (
     "recall",
@@ -61,9 +65,9 @@ MUST_HAPPEN = (
 )
 
 
-@pytest.fixture(scope="module")
-def whole() -> Result:
-    return explore()
+@pytest.fixture(scope="module", params=[True, False], ids=["aborting unit", "other unit"])
+def whole(request: pytest.FixtureRequest) -> Result:
+    return explore(Rules(unit_aborts=request.param))
 
 
 def replay(found: Result, rules: Rules) -> None:
@@ -88,17 +92,21 @@ def test_everything_happens(whole: Result) -> None:
 
 
 def test_each_rule_has_its_mutant() -> None:
-    assert set(MUTANTS) == {rule.name for rule in fields(Rules)}
+    assert set(MUTANTS) | set(RESET_MUTANTS) == set(rule_names())
 
 
-@pytest.mark.parametrize("rule", sorted(MUTANTS))
+@pytest.mark.parametrize("rule", rule_names())
 def test_without_a_rule_it_goes_wrong(rule: str) -> None:
-    servers, what = MUTANTS[rule]
-    rules = Rules(**{rule: False})
+    servers, what = {**MUTANTS, **RESET_MUTANTS}[rule]
+    rules = Rules(unit_aborts=rule not in RESET_MUTANTS, **{rule: False})
     found = explore(rules, servers=servers)
     print(f"without {rule}: {found.text()}")
     assert found.violation == what
     replay(found, rules)
+
+
+def test_where_the_unit_aborts_no_reset_is_needed() -> None:
+    assert explore(Rules(**dict.fromkeys(RESET_MUTANTS, False))).violation is None
 
 
 def test_one_server_alone_is_safe_without_what_is_for_two() -> None:

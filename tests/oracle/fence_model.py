@@ -29,7 +29,9 @@ What is taken for granted, because no server can enforce it:
   unregisters. What it *sent* may be queued at the unit as long as it likes.
 - A host is one client (see `Rules.one_client`). Registering over another key of the same initiator
   port replaces that; the Linux client does so.
-- PREEMPT AND ABORT is one uninterrupted action of the unit; a restart of the unit ends what it had
+- PREEMPT AND ABORT is one uninterrupted action of the unit, which aborts what the preempted one had
+  queued; or it aborts nothing (`Rules.unit_aborts`; the Linux kernel's target is so), and then a
+  LOGICAL UNIT RESET ends everything that is queued. A restart of the unit ends what it had
   queued; one that forgot lets nobody write before a server has reserved it again.
 - What a server's host had sent is executed or aborted before a server starts there again.
 
@@ -134,6 +136,8 @@ class State(NamedTuple):
     record: Record = Record.NONE
     block: Block = Block.EXPOSED
     # in the mounted server's memory
+    drained: bool = False
+    """It has reset the unit after the key was absent."""
     seen: bool = False
     """READ KEYS has shown the key after the fence was decided."""
     confirmed: bool = False
@@ -179,9 +183,24 @@ class Rules:
     refuses_commits: bool = True
     """A revoked layout commits nothing."""
 
+    resets: bool = True
+    """Where the unit does not abort, it is reset before a fence is confirmed."""
+    resets_last: bool = True
+    """After the key was absent, that is: before, more may be queued."""
+    resets_taken: bool = True
+    """The same before a server mounts what it has taken over, if in an earlier life."""
+
     one_client: bool = True
     """Not the server's: two clients (containers) of one host would share an initiator port, and the
     key of one would let the writes of the other pass."""
+
+    unit_aborts: bool = True
+    """Not a rule but the unit: whether PREEMPT AND ABORT aborts."""
+
+
+def rule_names() -> list[str]:
+    """The rules that can be left out."""
+    return [rule.name for rule in fields(Rules) if rule.name != "unit_aborts"]
 
 
 Step = tuple[Actor, str, State]
@@ -214,7 +233,7 @@ def in_phase(s: State, n: int, phase: Phase) -> State:
     s = s._replace(phases=phases)
     if Phase.MOUNTED not in phases:
         holder = Holder.LIVE if s.holder is Holder.RECALLED else s.holder
-        s = s._replace(holder=holder, seen=False, confirmed=False, came_back=False)
+        s = s._replace(holder=holder, drained=False, seen=False, confirmed=False, came_back=False)
     return s
 
 
@@ -232,6 +251,7 @@ def ended(s: State) -> State:
         holder=Holder.GONE,
         record=Record.NONE,
         block=Block.FREE,
+        drained=False,
         seen=False,
         confirmed=False,
         came_back=False,
@@ -374,6 +394,19 @@ def server_steps(s: State, n: int, rules: Rules) -> Iterator[Step]:
             yield from layouts(s)
 
 
+def reset(s: State) -> State:
+    """LOGICAL UNIT RESET: registrations and the reservation stay."""
+    return s._replace(client_queue=False, server_queue=(False, False))
+
+
+def server_preempted(s: State, other: int, rules: Rules) -> State:
+    aborts = rules.aborts_server and rules.unit_aborts
+    return s._replace(
+        registered=at(s.registered, other, False),
+        server_queue=at(s.server_queue, other, s.server_queue[other] and not aborts),
+    )
+
+
 def taking(s: State, n: int, rules: Rules) -> Iterator[Step]:
     """From registered to the owner of the unit."""
     name, other = f"server {n + 1}", OTHER[n]
@@ -393,22 +426,18 @@ def taking(s: State, n: int, rules: Rules) -> Iterator[Step]:
         if not rules.preempts_server:
             yield server, f"{name} takes over without preempting", in_phase(s, n, Phase.OWNS)
             return
-        taken = s._replace(
-            reservation=n,
-            registered=at(s.registered, other, False),
-            server_queue=at(
-                s.server_queue, other, s.server_queue[other] and not rules.aborts_server
-            ),
-        )
-        yield server, f"{name} preempts server {other + 1}", in_phase(taken, n, Phase.OWNS)
+        taken = server_preempted(s, other, rules)._replace(reservation=n)
+        owns = in_phase(taken, n, Phase.OWNS) if rules.unit_aborts else taken
+        yield server, f"{name} preempts server {other + 1}", owns
     elif s.registered[other]:
-        cleared = s._replace(
-            registered=at(s.registered, other, False),
-            server_queue=at(
-                s.server_queue, other, s.server_queue[other] and not rules.aborts_server
-            ),
-        )
+        cleared = server_preempted(s, other, rules)
         yield server, f"{name} preempts the key of server {other + 1}", cleared
+    elif not rules.unit_aborts and rules.resets_taken and s.reservation == n:
+        yield (
+            server,
+            f"{name} has the reservation and resets the unit",
+            in_phase(reset(s), n, Phase.OWNS),
+        )
     else:
         yield (
             server,
@@ -493,10 +522,13 @@ def fencing(s: State, n: int, rules: Rules) -> Iterator[Step]:
         yield (
             server,
             "the unit preempts the key",
-            without_key(s, Key.PREEMPTED, aborts=rules.aborts),
+            without_key(s, Key.PREEMPTED, aborts=rules.aborts and rules.unit_aborts),
         )
     issued = s.record is Record.ISSUED or s.came_back or not rules.absent_is_nothing
-    if not s.confirmed and not present and ours and issued:
+    drained = rules.unit_aborts or s.drained or not rules.resets
+    if not drained and issued and (not present or not rules.resets_last):
+        yield server, "the server resets the unit", reset(s)._replace(drained=True)
+    if not s.confirmed and not present and ours and issued and drained:
         yield server, "fence: the key is absent, confirmed", s._replace(confirmed=True)
     if s.confirmed or (s.record is Record.ISSUED and not rules.waits):
         yield server, "the quarantine is released, the holder is gone", ended(s)
@@ -676,11 +708,12 @@ def without_end(
 
 def main() -> int:
     """Explore the rules as they are, then without each of them; print all traces."""
-    print(f"all rules: {explore().text()}")
-    for rule in fields(Rules):
-        for servers in (1, 2):
-            found = explore(Rules(**{rule.name: False}), servers=servers)
-            print(f"\nwithout {rule.name}, servers: {servers}: {found.text()}")
+    for aborts in (True, False):
+        unit = "aborts" if aborts else "does not abort"
+        print(f"\nall rules, the unit {unit}: {explore(Rules(unit_aborts=aborts)).text()}")
+        for rule in rule_names():
+            rules = Rules(unit_aborts=aborts, **{rule: False})
+            print(f"\nwithout {rule}, the unit {unit}: {explore(rules).text()}")
     return 0
 
 
