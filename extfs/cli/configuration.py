@@ -15,7 +15,7 @@
     [[nfs.export]]
     path = "/"
     networks = ["192.0.2.0/24"]         # ["127.0.0.0/8", "::1"]
-    options = ["rw", "layouts=block"]   # as --export
+    options = ["rw", "layouts=block"]   # as --export; "layouts=scsi": see extfs-mount(8)
 
 msgspec reads it: a word that is not known, or of the wrong type, is an error that says where.
 """
