@@ -33,7 +33,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "control": {"core", "errors", "layout"},
     "nfs": {"core", "errors", "layout"},
     "daemon": {"control", "core", "errors", "fuse", "layout", "nfs"},
-    "cli": {"check", "control", "core", "daemon", "errors"},
+    "cli": {"check", "control", "core", "daemon", "errors", "layout"},
 }
 # The wiring may know everything below it; these are the only modules that nothing imports.
 NOT_IMPORTABLE = {"cli", "daemon"}

@@ -18,7 +18,17 @@ from pathlib import PurePath
 import click
 
 from extfs import __version__
-from extfs.cli import checking, clients, formatting, layouts, mapping, mounting, status, system
+from extfs.cli import (
+    checking,
+    clients,
+    fencing,
+    formatting,
+    layouts,
+    mapping,
+    mounting,
+    status,
+    system,
+)
 from extfs.cli.output import CommandError, complain
 
 __all__ = ["main"]
@@ -41,6 +51,7 @@ for _command in (
     mounting.umount,
     mapping.show_map,
     layouts.layout,
+    fencing.fence,
     status.status,
     clients.clients,
     checking.fsck,

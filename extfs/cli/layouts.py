@@ -100,6 +100,7 @@ _LENGTH = click.option(
     "--length", type=SizeType(), metavar="SIZE", help="Default: to the end of the file."
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON; all numbers in bytes.")
+HOLDER_ID = _NumberType()
 _HOLDER = click.option(
     "--holder",
     type=_NumberType(),
@@ -525,9 +526,13 @@ def fence(holders: tuple[int, ...], mountpoint: str | None, yes: bool) -> None:
     blocks are used for next. `extfs status` lists the holders that wait for this.
     Exit codes: 0 confirmed, 1 failed, or not confirmed, 2 wrong usage.
     """
+    confirm_fenced(_mountpoint(mountpoint), holders, yes=yes)
+
+
+def confirm_fenced(path: str, holders: tuple[int, ...], *, yes: bool) -> None:
+    """Tell the filesystem mounted at `path` that these holders are cut off; `yes`: do not ask."""
     from extfs.control.client import Descriptor
 
-    path = _mountpoint(mountpoint)
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("--yes is needed where nobody can be asked")

@@ -89,6 +89,7 @@ def _holder(holder: HolderRecord) -> dict[str, Any]:
         "uid": spec.uid,
         "pid": spec.pid,
         "fence": spec.fence,
+        "fence_key": f"{spec.fence_key:#018x}" if spec.fence.startswith("scsi:") else "",
         "boot_id": str(uuid.UUID(bytes=spec.boot_id)),
         "grants": holder.grants,
         "quarantined": holder.quarantined * BLOCK_SIZE,
