@@ -198,8 +198,8 @@ class ServerReservation:
             else:
                 self._take_from(held, victim)
             self._verify_taken(victim)
-            if held is None or held.key != self.key:
-                self._drain_at_start(must=held is not None and not self.capabilities.aborts)
+            # Our own reservation, too: an earlier take() of it may have stopped before this.
+            self._drain_at_start(must=held is not None and not self.capabilities.aborts)
             self._remember(self._read_keys())
             self._good = time.monotonic()
 
