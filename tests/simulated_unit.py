@@ -380,6 +380,7 @@ class KernelFace:
 
     nexuses: dict[int, SimulatedNexus] = field(default_factory=dict)
     vendor: bytes = b"SIMULATE"
+    size: int = 1 << 30
 
     def open(self, nexus: SimulatedNexus) -> int:
         """A descriptor of the device."""
@@ -399,6 +400,9 @@ class KernelFace:
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
             with nexus.target.lock:
                 nexus.target.reset()
+            return 0
+        if request == 0x80081272:
+            argument[:] = struct.pack("=Q", self.size)
             return 0
         if request == 0x1268:
             argument[:] = struct.pack("=i", 512)

@@ -314,6 +314,24 @@ def test_ioctl_results_become_errors(
         unit.keys()
 
 
+def test_a_disk_that_was_found_while_it_was_reserved_gets_its_size(
+    target: SimulatedTarget, face: KernelFace, tmp_path: Path
+) -> None:
+    """Some targets refuse READ CAPACITY to who is not registered."""
+    unit = scsi_device(face, target.nexus("server"), tmp_path)
+    unit.sysfs = tmp_path
+    rescan = tmp_path / "device" / "rescan"
+    rescan.parent.mkdir()
+    unit.register(SERVER)
+    assert not rescan.exists()
+    face.size = 0
+    unit.register(0, old=SERVER)
+    assert not rescan.exists()
+    unit.register(SERVER)
+    assert rescan.read_text() == "1"
+    unit.close()
+
+
 def test_designators_in_the_order_that_clients_take_them() -> None:
     def page(*designators: tuple[int, int, int, bytes]) -> bytes:
         body = b"".join(

@@ -489,6 +489,25 @@ def test_a_take_over_whose_answer_was_lost_can_be_repeated(target: SimulatedTarg
     assert again.check().state is State.HELD
 
 
+def test_a_start_that_ended_after_its_preempt_leaves_no_command_of_the_old_server(
+    target: SimulatedTarget,
+) -> None:
+    """The next start finds the reservation its own; what the old server had begun is there."""
+    target.aborts = False
+    old = server(target, "old")
+    assert isinstance(old.unit, SimulatedNexus)
+    old.unit.submit(0, b"journal of the old one")
+    new = ServerReservation.register(target.nexus("new"))
+    target.trouble("new", "RESET", "lost before")
+    with pytest.raises(RefusedError, match="commands of the server before"):
+        new.take(old.key)
+    new.back_out()
+    again = ServerReservation.register(target.nexus("new"))
+    assert again.foreign() is None
+    again.take()
+    assert target.queue == []
+
+
 def test_two_servers_after_a_target_that_forgot(target: SimulatedTarget) -> None:
     """Between our REGISTER and our RESERVE another one reserves: we are not registered then."""
     old = server(target, "old")

@@ -17,6 +17,7 @@ CAPABILITIES 6.15.4, Device Identification 7.8.6.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -78,6 +79,7 @@ _SG_SCSI_RESET = 0x2284
 _SG_RESET_DEVICE = 1
 _SG_RESET_NO_ESCALATE = 0x100
 _BLKSSZGET = 0x1268
+_BLKGETSIZE64 = 0x80081272
 _SG_HEADER = struct.Struct("@iiBBHIPPPIIiPBBBBHHiII0P")
 """struct sg_io_hdr of scsi/sg.h."""
 _FROM_DEVICE = -3
@@ -221,6 +223,8 @@ class ScsiUnit:
         self._locks = locks
         self._lock = -1
         try:
+            number = os.stat(self.disk).st_rdev
+            self.sysfs = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
             self._device = os.open(self.disk, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise UnsupportedError(f"{self.disk}: {error.strerror}") from error
@@ -231,6 +235,8 @@ class ScsiUnit:
         """REGISTER, or REGISTER AND IGNORE EXISTING KEY; sd sets APTPL."""
         flags = _IGNORE_KEY if ignore else 0
         self._change(_PR_REGISTER, _REGISTRATION.pack(old, key, flags, 0), "REGISTER")
+        if key:
+            self._see_size()
 
     def reserve(self, key: int) -> None:
         """RESERVE."""
@@ -276,6 +282,18 @@ class ScsiUnit:
         if error.errno in (errno.EINVAL, errno.EPERM, errno.EACCES):
             return UnitError(text)
         return UnreachableError(text)
+
+    def _see_size(self) -> None:
+        """Have the kernel read the capacity anew where it could not.
+
+        Some targets refuse READ CAPACITY, too, to a host that is not registered: a disk that was
+        found while it was reserved has the size 0.
+        """
+        size = bytearray(8)
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._device, _BLKGETSIZE64, size)
+            if not any(size):
+                (self.sysfs / "device" / "rescan").write_text("1")
 
     # -- PERSISTENT RESERVE IN, INQUIRY --
 
