@@ -364,15 +364,19 @@ def test_a_daemon_that_does_not_answer_is_failed_and_killed(
 
 
 @pytest.mark.fuse
+@pytest.mark.parametrize("take_over", ["false", "true"])
 def test_by_a_configuration(
-    run_directory: rundir.RunDirectory, extfs: ExtfsRunner, loop_device: rundir.LoopDevice
+    run_directory: rundir.RunDirectory,
+    extfs: ExtfsRunner,
+    loop_device: rundir.LoopDevice,
+    take_over: str,
 ) -> None:
     extfs("mkfs", loop_device)
     mountpoint = run_directory.new_mountpoint()
     config = run_directory.path / "agent.toml"
     text = f'device = "{loop_device}"\nmountpoint = "{mountpoint}"\noptions = "noatime"\n'
     config.write_text(text)
-    agent = Agent(run_directory, config=config)
+    agent = Agent(run_directory, config=config, take_over=take_over)
     try:
         assert agent("monitor") == NOT_RUNNING
         assert agent("start") == SUCCESS, agent.said
@@ -385,6 +389,29 @@ def test_by_a_configuration(
         config.write_text(text)
         assert agent("stop") == SUCCESS, agent.said
     assert daemons(loop_device) == []
+
+
+@pytest.mark.fuse
+def test_failover(resource: Agent, run_directory: rundir.RunDirectory) -> None:
+    """Another node starts it after the first one died; what is left there is no harm to it."""
+    device, first = resource.parameters["device"], Path(str(resource.parameters["mountpoint"]))
+    second = run_directory.new_mountpoint()
+    other = Agent(run_directory, device=device, mountpoint=second, take_over="true")
+    assert resource("start") == SUCCESS, resource.said
+    synced(first / "file")
+    assert other("start") == GENERIC, "two at a time"
+    assert resource("monitor") == SUCCESS
+    kill(device)
+    try:
+        assert other("start") == SUCCESS, other.said
+        assert (second / "file").read_bytes() == b"synced"
+        assert resource("monitor") == GENERIC
+        assert resource("stop") == SUCCESS, resource.said
+        assert mounts(first) == []
+        assert other("monitor") == SUCCESS
+        assert resource("start") == GENERIC
+    finally:
+        assert other("stop") == SUCCESS, other.said
 
 
 @pytest.mark.fuse
