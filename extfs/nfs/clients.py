@@ -76,12 +76,14 @@ class Client:
     succeeded last, and its result after the status. `renewed`: seconds of the service's clock.
     `reclaim_done`: it has sent RECLAIM_COMPLETE. `eligible`: it may reclaim after a restart of the
     server (8.4.3). `kept`: it and its states survive a restart of the server. `fence_key`: what the
-    storage knows its holder by, or 0.
+    storage knows its holder by, or 0. `must_drop`: it may have layouts of a holder that was
+    fenced; `dropped`: of this holder it has said that it has none (`layout_holders`).
     """
 
     __slots__ = (
         "clientid",
         "creating",
+        "dropped",
         "eligible",
         "fence_key",
         "holder_id",
@@ -89,6 +91,7 @@ class Client:
         "holder_old",
         "kept",
         "minor",
+        "must_drop",
         "owner",
         "peer",
         "principal",
@@ -131,6 +134,8 @@ class Client:
         RECLAIM_COMPLETE, for layouts are not reclaimed (RFC 8881 12.7.4)."""
         self.wants_holder = False
         self.fence_key = 0
+        self.must_drop = False
+        self.dropped = 0
 
     def forget_holder(self) -> None:
         """It has none any more."""
@@ -347,6 +352,7 @@ class ClientTable:
         elif holder:
             client.fence_key = fence_key_of(self._service.fs, holder)
             self._service.layouts.resumed(client)
+        client.must_drop = not client.holder_id  # it had one, perhaps, and was fenced
         self._by_id[client.clientid] = client
         self._living[client.owner] = client
         return client

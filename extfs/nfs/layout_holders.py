@@ -18,6 +18,12 @@ Invariants, beside those of `extfs.nfs.layouts`:
      bound to its owner, until that client has gone with nothing in its hands: other clients of
      that host, in containers say, go through the server.
 
+ 15. A client whose last holder was fenced is told the next key only when it has said that it has no
+     layouts, in answer to a CB_LAYOUTRECALL of all (`_recall_all`): each of its files has its own
+     layout, and it knows of the fence only where it was refused. With the new key the unit would
+     take what it writes with any of the others. Linux answers DELAY while I/O is under way with
+     one. Replies to LAYOUTGETs that it may yet receive are referring calls.
+
 Who has to wait for a fence is told to try again for `FENCE_SECONDS`, in which it is usually done,
 and after that to go through the server.
 """
@@ -34,10 +40,15 @@ from extfs.nfs.clients import ScsiFence, Standing
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.errors import NfsError
 from extfs.nfs.layout_states import TRY_LATER
+from extfs.nfs.xdr import Writer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from extfs.core import HolderRecord
+    from extfs.nfs.callbacks import CallbackReply
     from extfs.nfs.clients import Client
+    from extfs.nfs.layout_segments import Received
     from extfs.nfs.layouts import LayoutTable
 
 __all__ = ["FENCE_SECONDS", "Holders"]
@@ -61,6 +72,12 @@ class Holders:
         self._bound: dict[str, tuple[str, int]] = {}
         """By host: owner and holder of the key that was told there last."""
         self._refused: set[Client] = set()
+        self._asked: set[Client] = set()
+        """Clients that a recall of all layouts is out to."""
+        self._replies: dict[Client, list[Received]] = {}
+        """Of layouts that ended, and the client may not have received them yet."""
+        self._old_keys: dict[Client, list[int]] = {}
+        """Those with which a client was told a device that is to be deleted."""
 
     def client_of(self, holder: int) -> Client | None:
         """The client that is this holder in the core."""
@@ -104,10 +121,58 @@ class Holders:
                 self._wait(client)
             if other.host == who.host and _may_write(record):
                 self._refuse(client)
+        if client.must_drop or (bound is not None and bound[1] != client.dropped):
+            self._recall_all(client)
+            self._wait(client)
         self._waiting.pop(client, None)
         if len(self._bound) >= HOSTS_MAX:
             del self._bound[next(iter(self._bound))]
         self._bound[who.host] = who.owner, mine
+
+    # -- invariant 15 --
+
+    def ended(self, client: Client, replies: Iterable[Received]) -> None:
+        """A layout state of the client has ended, of which it may not have received these."""
+        known = [reply for reply in self._replies.pop(client, []) if not reply.proven()]
+        known += replies
+        if known:
+            self._replies[client] = known
+
+    def _recall_all(self, client: Client) -> None:
+        """Ask the client to say that it has no SCSI layouts, unless it is being asked."""
+        if client in self._asked or not self._service.callbacks.path_up(client):
+            return
+        body = Writer()
+        body.u32(n.OP_CB_LAYOUTRECALL)
+        body.u32(n.LAYOUT4_SCSI)
+        body.u32(n.LAYOUTIOMODE4_ANY)
+        body.boolean(False)  # clora_changed
+        body.u32(n.LAYOUT4_RET_REC_ALL)
+        self.ended(client, ())
+        referred = self._replies.get(client, [])
+
+        def answered(reply: CallbackReply | None) -> None:
+            self._asked.discard(client)
+            if reply is not None and reply.status == n.NFS4ERR_NOMATCHING_LAYOUT:
+                for one in referred:
+                    one.settled()
+                self.has_nothing(client)
+
+        self._asked.add(client)
+        self._service.count("layout_recalls_after_fence")
+        self._service.callbacks.call(
+            client, bytes(body.buffer), 1, answered, [one.referring() for one in referred]
+        )
+
+    def has_nothing(self, client: Client) -> None:
+        """The client says that it has no SCSI layouts; nor is one on its way to it, is it?"""
+        self.ended(client, ())
+        if client in self._replies:
+            return
+        client.must_drop = False
+        client.dropped = self._bound.get(ScsiFence.of(client).host, ("", 0))[1]
+        for key in self._old_keys.pop(client, ()):
+            self._service.devices.deleted(client, key)
 
     def _refuse(self, client: Client) -> None:
         """`NfsError`: another client of the host has registered there."""
@@ -175,7 +240,10 @@ class Holders:
         self._waiting.pop(client, None)
         self._table.holder_gone(client)
         service.states.delegations.holder_gone(holder)
-        service.devices.deleted(client, key)
+        if key:
+            client.must_drop = True
+            self._old_keys.setdefault(client, []).append(key)
+            self._recall_all(client)
         service.records.stage_client(client)
         service.count("holders_gone")
         log.info("client %s was fenced: what it held is gone", client.name)
@@ -190,6 +258,9 @@ class Holders:
         """The client is GONE."""
         self._waiting.pop(client, None)
         self._refused.discard(client)
+        self._asked.discard(client)
+        self._replies.pop(client, None)
+        self._old_keys.pop(client, None)
 
 
 def _may_write(record: HolderRecord) -> bool:

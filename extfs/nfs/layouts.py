@@ -480,6 +480,8 @@ class LayoutTable:
             revoked = self._revoked.get(client)
             if revoked is not None:
                 revoked.all_returned(layout_type)
+            if layout_type == n.LAYOUT4_SCSI:
+                self.holders.has_nothing(client)
             self._unclean.add(client)  # of before a restart, too
         self.settle(client)
 
@@ -518,6 +520,8 @@ class LayoutTable:
             if not of_client:
                 del self._of_client[state.client]
         self._segments -= len(state.segments)
+        if state.layout_type == n.LAYOUT4_SCSI:
+            self.holders.ended(state.client, state.unproven())
         state.segments.clear()
         state.wanted = []
         self.recalls.ended(state)

@@ -154,6 +154,7 @@ class Lease:
             client.fence_key = fence_key_of(fs, holder)
         else:
             client.forget_holder()
+            client.must_drop = True
 
     def reclaim_complete(self, client: Client) -> Steps[None]:
         """RECLAIM_COMPLETE for all file systems (RFC 8881 18.51); durable when it returns."""

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from extfs.core import ROOT_INODE, Filesystem, HolderRecord
+from extfs.nfs import constants as n
 from extfs.nfs.scsi_layout import ScsiIdentity
 from extfs.nfs.service import ServiceOptions
 from nfs.conftest import World
-from nfs.layout_calls import SCSI_TYPE, File, events, open_file
+from nfs.layout_calls import SCSI_TYPE, File, answer, events, open_file, take_recall
 from nfs.wire import Session, make_service
 
 NAA = bytes.fromhex("6001405a1b2c3d4e5f60718293a4b5c6")
@@ -69,6 +70,13 @@ def miss_a_recall(world: World, name: bytes = b"file", block: int = 0) -> None:
     events(world)
     world.fs.layouts.set_clock(world.fs.layouts.now() + OVER)
     world.fs.layouts.settle()
+
+
+def has_nothing(of: Session, status: int = n.NFS4ERR_NOMATCHING_LAYOUT) -> None:
+    """The client is asked for all of its layouts, and answers."""
+    callback, recall = take_recall(of)
+    assert (recall.kind, recall.layout_type) == (n.LAYOUT4_RET_REC_ALL, SCSI_TYPE)
+    answer(of.wire, callback, status)
 
 
 def fence(world: World, number: int) -> None:

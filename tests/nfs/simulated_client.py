@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from extfs.nfs import constants as n
+from extfs.nfs.scsi_layout import BaseVolume, decode_device_address
 from extfs.nfs.stateids import ANONYMOUS, Stateid
 from extfs.nfs.xdr import Reader
 from nfs.calls import Call, getfh, putfh, putrootfh
@@ -20,13 +21,16 @@ from nfs.handshake import RECLAIM_COMPLETE, bind_conn, created, identify
 from nfs.layout_calls import (
     ALL,
     ANY,
+    BLOCK_TYPE,
     READ,
     RW,
+    SCSI_TYPE,
     Callback,
     Layout,
     callback_reply,
     close,
     encoded,
+    getdeviceinfo,
     layoutcommit,
     layoutget,
     layoutreturn,
@@ -93,11 +97,15 @@ class SimFile:
 
 
 class SimClient:
-    """See the module. `kept`: it asks for PERSIST."""
+    """See the module. `kept`: it asks for PERSIST. `device`: the id of the unit that it has
+    registered its key at; of a unit that refuses its I/O it forgets everything."""
 
-    def __init__(self, world: World, name: bytes, *, kept: bool) -> None:
+    def __init__(self, world: World, name: bytes, *, kept: bool, host: str = "127.0.0.1") -> None:
         self.world = world
         self.name = name
+        self.host = host
+        self.kind = SCSI_TYPE if world.scsi else BLOCK_TYPE
+        self.device: bytes | None = None
         self.kept = kept
         self.boots = 0
         self.frozen = 0.0
@@ -147,6 +155,7 @@ class SimClient:
         self.queue: deque[tuple[Task, list[Call]]] = deque()
         self.tasks = 0
         self.ready = False
+        self.device = None
 
     def _session(self) -> None:
         flags = PERSIST if self.kept else n.CREATE_SESSION4_FLAG_CONN_BACK_CHAN
@@ -165,7 +174,7 @@ class SimClient:
         """Handshakes take no time."""
         self.world.instant = on
         if on:
-            self.wire = SlowWire(self.world, self.on_message)
+            self.wire = SlowWire(self.world, self.on_message, self.host)
         self.wire.instant = on
 
     def disconnect(self) -> None:
@@ -233,7 +242,8 @@ class SimClient:
             if stateid is None or file.busy or not ranges:
                 continue
             dirty = file.dirty
-            call = layoutcommit(ranges, stateid, file.size - 1, reclaim=self.world.chance(0.5))
+            reclaim = self.world.chance(0.5)
+            call = layoutcommit(ranges, stateid, file.size - 1, reclaim=reclaim, kind=self.kind)
             status, _ = yield [putfh(file.fh), call]
             if status == n.NFS4_OK:
                 self.world.count("commit in grace")
@@ -444,13 +454,19 @@ class SimClient:
         offset, length = first * BLOCK, count * BLOCK
         if self.world.chance(0.2):
             length = ALL
-        get = layoutget(offset, length, BLOCK, iomode, stateid)
+        get = layoutget(offset, length, BLOCK, iomode, stateid, kind=self.kind)
         file.getting += 1
         status, layout = yield [putfh(file.fh), get]
         file.getting -= 1
         if status == n.NFS4_OK:
             assert isinstance(layout, Layout)
             check_layout(layout, offset, length, BLOCK)
+            if layout.kind != self.kind:
+                raise Violation(f"a layout of type {layout.kind}")
+            if self.world.scsi and not (yield from self._register(layout.extents[0].device)):
+                if header.stateid is None or header.stateid.other == layout.stateid.other:
+                    self._forget(file)
+                return
             got = header.got(layout)
             self.world.count("layoutget" if got else "layoutget forgotten")
             if header.stateid is not None and not got:
@@ -465,6 +481,33 @@ class SimClient:
             expected = (*TRY_LATER, *LOST, n.NFS4ERR_LAYOUTUNAVAILABLE, n.NFS4ERR_IO)
             if status not in expected:
                 raise Violation(f"LAYOUTGET: {n.STATUS_NAMES[status]}")
+
+    def _register(self, device: bytes) -> Task:
+        """The key of a unit that is not known yet. What it has from another device stays as it is,
+        as with Linux. False: there is no such device."""
+        while self.device != device:
+            status, found = yield [getdeviceinfo(device, kind=self.kind)]
+            if status == n.NFS4ERR_NOENT:
+                self.world.count("device unknown")
+                return False
+            if status != n.NFS4_OK:
+                assert status in TRY_LATER, n.STATUS_NAMES[status]
+                yield 0.1
+                continue
+            volumes = decode_device_address(found[0])
+            base = volumes[0]
+            assert isinstance(base, BaseVolume)
+            yield self.world.random.random() * 0.05
+            self.world.register(self.host, base.key)
+            self.device = device
+        return True
+
+    def _refused_by_unit(self) -> None:
+        """RESERVATION CONFLICT: nothing of the device is good any more."""
+        self.device = None
+        for file in self.files:
+            if not file.busy:
+                self._forget(file)
 
     def _write(self, file: SimFile, first: int, count: int) -> Task:
         blocks = range(first, first + count)
@@ -491,6 +534,9 @@ class SimClient:
         while any(w.ended == float("inf") for w in writes):
             yield 0.01
         file.busy -= 1
+        if any(write.refused for write in writes):
+            self._refused_by_unit()
+            return
         if header.other is None:
             return
         for write in writes:
@@ -509,7 +555,7 @@ class SimClient:
 
         def reach() -> None:
             if generation == self.generation:
-                self.world.disk_write(storage, write, ino, holder)
+                self.world.disk_write(storage, write, ino, holder, self.host)
             if write.ended == float("inf"):
                 write.ended = self.world.now
 
@@ -545,6 +591,9 @@ class SimClient:
         file.busy -= 1
         if self.world.sim.crashed:
             return
+        if not self.world.serves(self.host, began):
+            self._refused_by_unit()
+            return
         other = file.header.other
         live = any(state.other == other for state in self.world.service.layouts)
         mine = [g for g in self.world.fs.layouts.grants(ino) if g.holder == holder]
@@ -566,7 +615,7 @@ class SimClient:
         file.committing = True
         ranges = header.trees.begin_commit()
         dirty, file.dirty = file.dirty, []
-        call = layoutcommit(ranges, stateid, file.size - 1)
+        call = layoutcommit(ranges, stateid, file.size - 1, kind=self.kind)
         while True:
             status, _ = yield [putfh(file.fh), call]
             if status not in RETRY:
@@ -607,7 +656,7 @@ class SimClient:
         stateid = file.header.stateid
         if stateid is not None:
             length = ALL if end == ALL else end - start
-            call = layoutreturn(start, length, ANY, stateid)
+            call = layoutreturn(start, length, ANY, stateid, layout_type=self.kind)
             while True:
                 status, left = yield [putfh(file.fh), call]
                 if status not in RETRY:

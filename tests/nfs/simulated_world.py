@@ -10,6 +10,10 @@ must return, in each sector, zeros or the number of a write of this block of thi
   - not that of a write that reached the disk when its writer had no grant of it any more;
   - not one that is *overtaken*: a write that began after it had ended, was acknowledged (by
     LAYOUTCOMMIT, by WRITE, or locally) before the read began. Zeros are overtaken by all.
+
+With `scsi` the disk is a unit that is reserved: it serves hosts that have registered a key. Who is
+lost is fenced: decided, issued, preempted (with all that the host had sent by then), confirmed;
+each after a while, and the server may die in between. Blocks that a fence set free are used again.
 """
 
 from __future__ import annotations
@@ -20,14 +24,26 @@ import itertools
 import random
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oracle.canary_world import CANARY, number_of, stamp
 
-from extfs.core import ROOT_INODE, CoreError, EventType, Filesystem, Iomode, Mutant, SimDevice, mkfs
+from extfs.core import (
+    ROOT_INODE,
+    CoreError,
+    EventType,
+    FenceState,
+    Filesystem,
+    HolderState,
+    Iomode,
+    Mutant,
+    SimDevice,
+    mkfs,
+)
 from extfs.nfs.service import Service, ServiceOptions
 from nfs.reference_client import Violation
+from nfs.scsi_world import unit
 from nfs.wire import Wire, make_service
 
 BLOCK = 4096
@@ -51,6 +67,7 @@ class Write:
     ended: float = float("inf")
     acknowledged: float = float("inf")
     forbidden: bool = False
+    refused: bool = False
 
 
 @dataclass
@@ -94,11 +111,11 @@ class Oracle:
 class SlowWire(Wire):
     """A connection whose messages from the server take their time, or never come."""
 
-    def __init__(self, world: World, deliver: Callable[[bytes], None]) -> None:
+    def __init__(self, world: World, deliver: Callable[[bytes], None], host: str) -> None:
         self.world = world
         self.deliver = deliver
         self.instant = True
-        super().__init__(world.service)
+        super().__init__(world.service, host)
 
     def _got(self, *pieces: bytes) -> None:
         if self.instant:
@@ -124,8 +141,18 @@ class SlowWire(Wire):
 class World:
     """See the module. `happened` counts what a run was about."""
 
-    def __init__(self, seed: int, mutant: Mutant = Mutant.NONE) -> None:
+    def __init__(
+        self, seed: int, mutant: Mutant = Mutant.NONE, *, scsi: bool = False, fences: bool = True
+    ) -> None:
+        """`fences`: the unit refuses who is fenced; without it only says so."""
         self.seed = seed
+        self.scsi = scsi
+        self.fences = fences
+        self.unit = unit()
+        self.registered: dict[str, int] = {}
+        """Keys by host."""
+        self.preempted: dict[str, float] = {}
+        """When what a host had sent was aborted."""
         self.random = random.Random(seed)
         self.mutant = mutant
         self.now = 1.0
@@ -162,7 +189,12 @@ class World:
         self.fs.layouts.set_clock(int(self.now * 1e9))
         self._timer_at = None
         self.service: Service
-        self.service, _ = make_service(self.fs, options=OPTIONS, runner=self)  # type: ignore[arg-type]
+        kind = "scsi" if self.scsi else "block"
+        exports = (f"/:127.0.0.0/8,10.0.0.0/8,rw,insecure,no_root_squash,layouts={kind}",)
+        options = replace(OPTIONS, unit=self.unit) if self.scsi else OPTIONS
+        self.service, _ = make_service(self.fs, exports, options, self)  # type: ignore[arg-type]
+        if self.scsi:
+            self._rescan()
 
     def close(self) -> None:
         self._abandon()
@@ -234,6 +266,8 @@ class World:
         for event in self.fs.layouts.events():
             if event.type is EventType.REVOKED:
                 self.count("revoked")
+            elif event.type is EventType.FENCE_WANTED and self.scsi:
+                self.later(0.1, lambda number=event.holder: self._decide(number))  # type: ignore[misc]
             self.later(0.01, lambda event=event: self.service.layout_event(event))  # type: ignore[misc]
 
     # -- nfs.driver.Runner --
@@ -275,13 +309,93 @@ class World:
             self.service.timers.run()
             self.timers_changed()
 
+    # -- fences --
+
+    def _rescan(self) -> None:
+        """After a start: who was to be fenced is; others have time to come back."""
+        decided = {record.holder for record in self.fs.layouts.fences()}
+        for holder in self.fs.layouts.holders():
+            if holder.state is HolderState.LOST:
+                grace = 0.0 if holder.id in decided else RECALL_MS / 1000
+                number, epoch = holder.id, self.epoch
+                self.at(self.now + grace, lambda n=number, e=epoch: self._decide_in(n, e))  # type: ignore[misc]
+
+    def _decide_in(self, number: int, epoch: int) -> None:
+        if epoch == self.epoch:
+            self._decide(number)
+
+    def _still_lost(self, number: int) -> bool:
+        record = self.fs.layouts.holder(number)
+        return record is not None and record.state is HolderState.LOST and not self.sim.crashed
+
+    def _put(self, number: int, state: FenceState) -> bool:
+        try:
+            self.fs.layouts.fence_put(number, state, 1)
+        except CoreError as error:
+            if self.sim.crashed or error.errno in (errno.EBUSY, errno.ENOENT):
+                return False  # the power went; it came back in time; it is gone
+            if error.errno != errno.EINVAL:  # a step back: another attempt has come further
+                raise
+        return True
+
+    def _decide(self, number: int) -> None:
+        if self._still_lost(number) and self._put(number, FenceState.DECIDED):
+            self.count("fence decided")
+            self.later(0.2, lambda: self._issue(number))
+
+    def _issue(self, number: int) -> None:
+        """READ KEYS, and the durable mark before the preempt. A key that is not there may yet be
+        registered, or was by a server that died: then it waits."""
+        if not self._still_lost(number):
+            return
+        record = self.fs.layouts.holder(number)
+        assert record is not None
+        key = record.spec.fence_key
+        issued = {r.holder for r in self.fs.layouts.fences() if r.state is not FenceState.DECIDED}
+        if key in self.registered.values():
+            if self._put(number, FenceState.ISSUED):
+                self.later(0.1, lambda: self._preempt(number, key))
+        elif number in issued:
+            self.later(0.1, lambda: self._confirm(number))
+        else:
+            self.count("fence of an absent key")
+            self.later(2.0, lambda: self._issue(number))
+
+    def _preempt(self, number: int, key: int) -> None:
+        for host, one in list(self.registered.items()):
+            if one == key and self.fences:
+                del self.registered[host]
+                self.preempted[host] = self.now
+        self.later(0.1, lambda: self._confirm(number))
+
+    def _confirm(self, number: int) -> None:
+        if self._still_lost(number):
+            self.count("fenced")
+            self.fs.layouts.fenced(number)
+
+    def register(self, host: str, key: int) -> None:
+        """Over whatever is registered for this host."""
+        if key != self.registered.get(host):
+            self.count("registered")
+        self.registered[host] = key
+
+    def serves(self, host: str, sent: float) -> bool:
+        """Whether the unit does what a host sent then."""
+        if not self.scsi:
+            return True
+        return host in self.registered and sent > self.preempted.get(host, 0.0)
+
     # -- the disk --
 
-    def disk_write(self, storage: int, write: Write, ino: int, holder: int) -> None:
+    def disk_write(self, storage: int, write: Write, ino: int, holder: int, host: str) -> None:
         """A client's write of a block reaches the disk now."""
         if self.sim.crashed:
             return
         write.ended = self.now
+        if not self.serves(host, write.began):
+            write.refused = write.forbidden = True
+            self.count("refused by the unit")
+            return
         if not self._granted(ino, holder, write.block * BLOCK, Iomode.RW):
             write.forbidden = True
             self.count("stale write")

@@ -1,6 +1,7 @@
 """Clients with layouts, a lossy network, power cuts: see simulated_world.py for what must hold.
 
-A failure prints the seed; ``python -m nfs.test_nfs_layouts_simulation SEED`` in tests/ repeats it.
+A failure prints the command that repeats it, in tests/:
+``python -m nfs.test_nfs_layouts_simulation block|scsi SEED``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from extfs.core import Mutant
 from extfs.nfs import constants as n
 from extfs.nfs import layout_commit
 from extfs.nfs.errors import NfsError
+from extfs.nfs.layout_holders import Holders
 from extfs.nfs.layout_states import LayoutState, Received
 from extfs.nfs.layouts import LayoutTable
 from nfs.reference_client import Violation
@@ -26,9 +28,11 @@ SECONDS = 12.0
 CLIENTS = 3
 
 
-def simulate(seed: int, mutant: Mutant = Mutant.NONE) -> dict[str, int]:
+def simulate(
+    seed: int, mutant: Mutant = Mutant.NONE, *, scsi: bool = False, fences: bool = True
+) -> dict[str, int]:
     """One run; how often what happened. `Violation`."""
-    world = World(seed, mutant)
+    world = World(seed, mutant, scsi=scsi, fences=fences)
     try:
         _simulate(world)
     finally:
@@ -37,7 +41,10 @@ def simulate(seed: int, mutant: Mutant = Mutant.NONE) -> dict[str, int]:
 
 
 def _simulate(world: World) -> None:
-    clients = [SimClient(world, b"c%d" % i, kept=i % 2 == 0) for i in range(CLIENTS)]
+    clients = [
+        SimClient(world, b"c%d" % i, kept=i % 2 == 0, host=f"10.0.0.{i + 1}")
+        for i in range(CLIENTS)
+    ]
     world.timers_changed()
     end = world.now + SECONDS
     if world.chance(0.4):
@@ -84,20 +91,33 @@ def _until(world: World, over: object, what: str, clients: list[SimClient]) -> N
         world.run(world.now + 0.25)
 
 
-@pytest.mark.parametrize("batch", range(2))
-def test_no_promise_is_broken(batch: int, caplog: pytest.LogCaptureFixture) -> None:
+HAPPENS = ("commit", "return", "disk write", "disk read", "power cut", "kill", "revoked")
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "happens"),
+    [
+        ("block", 0, HAPPENS),
+        ("block", 1, HAPPENS),
+        ("scsi", 0, (*HAPPENS, "fenced", "registered", "refused by the unit")),
+    ],
+)
+def test_no_promise_is_broken(
+    kind: str, batch: int, happens: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
     logging.getLogger("extfs.nfs").setLevel(logging.CRITICAL)
     total: dict[str, int] = {}
     try:
         for seed in range(batch * 12, batch * 12 + 12):
             try:
-                for name, count in simulate(seed).items():
+                for name, count in simulate(seed, scsi=kind == "scsi").items():
                     total[name] = total.get(name, 0) + count
             except Violation as violation:
-                pytest.fail(f"python -m nfs.test_nfs_layouts_simulation {seed}: {violation}")
+                again = f"python -m nfs.test_nfs_layouts_simulation {kind} {seed}"
+                pytest.fail(f"{again}: {violation}")
     finally:
         logging.getLogger("extfs.nfs").setLevel(logging.NOTSET)
-    for happened in ("commit", "return", "disk write", "disk read", "power cut", "kill", "revoked"):
+    for happened in happens:
         assert total.get(happened, 0) > 2, f"{happened} hardly ever happens: {total}"
 
 
@@ -129,6 +149,21 @@ def _forgets_the_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LayoutTable, "revoked", revoked)
 
 
+def _tells_keys_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 15: a client that was fenced believes in its other layouts still."""
+    monkeypatch.setattr(Holders, "_recall_all", Holders.has_nothing)
+
+
+def test_a_fence_that_refuses_nothing_is_seen() -> None:
+    _must_be_seen(scsi=True, fences=False)
+
+
+@pytest.mark.slow
+def test_keys_that_are_told_too_early_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    _tells_keys_at_once(monkeypatch)
+    _must_be_seen(scsi=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
@@ -137,12 +172,16 @@ def _forgets_the_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_broken_rules_are_seen(
     broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logging.getLogger("extfs.nfs").setLevel(logging.CRITICAL)
     broken(monkeypatch)
+    _must_be_seen()
+
+
+def _must_be_seen(*, scsi: bool = False, fences: bool = True) -> None:
+    logging.getLogger("extfs.nfs").setLevel(logging.CRITICAL)
     try:
         for seed in range(200):
             try:
-                simulate(seed)
+                simulate(seed, scsi=scsi, fences=fences)
             except Violation as violation:
                 print(seed, violation)
                 return
@@ -152,5 +191,5 @@ def test_broken_rules_are_seen(
 
 
 if __name__ == "__main__":
-    for number in range(int(sys.argv[1]), int(sys.argv[-1]) + 1):
-        print(number, simulate(number))
+    for number in range(int(sys.argv[2]), int(sys.argv[-1]) + 1):
+        print(number, simulate(number, scsi=sys.argv[1] == "scsi"))

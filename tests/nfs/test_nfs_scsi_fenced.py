@@ -33,18 +33,22 @@ from nfs.layout_calls import (
     RW,
     SCSI_TYPE,
     File,
+    answer,
     close,
     events,
     getdeviceinfo,
+    getdevicelist,
     layoutcommit,
     layoutget,
     layoutreturn,
+    read_recall,
     take_callbacks,
 )
 from nfs.scsi_world import (
     EXPORT,
     FIRST_KEY,
     fence,
+    has_nothing,
     holder,
     ino_of,
     miss_a_recall,
@@ -53,6 +57,7 @@ from nfs.scsi_world import (
     session,
     unit,
 )
+from nfs.test_nfs_layouts_recall import Slow, send
 from nfs.wire import Session, u64
 
 BOTH = 1 << n.NOTIFY_DEVICEID4_CHANGE | 1 << n.NOTIFY_DEVICEID4_DELETE
@@ -113,8 +118,10 @@ def test_a_condemned_client_waits_and_goes_through_the_server(scsi: World, file:
     record = scsi.fs.layouts.holder(number)
     assert record is not None
     assert record.state is HolderState.LOST
+    take_callbacks(file.session.wire)
     fence(scsi, number)
     events(scsi)
+    has_nothing(file.session)
     assert try_get(file) == "OK"
 
 
@@ -141,8 +148,10 @@ def test_returning_everything_does_not_spare_it(scsi: World, file: File) -> None
     assert status_of(file.session, putfh(file.fh), back) == "OK"
     file.layout = None
     assert try_get(file) == "LAYOUTTRYLATER"
+    take_callbacks(file.session.wire)
     fence(scsi, number)
     events(scsi)
+    has_nothing(file.session)
     assert try_get(file) == "OK"
     assert holder(scsi).spec.fence_key == FIRST_KEY + 1
 
@@ -157,6 +166,7 @@ def test_its_layouts_are_dead_and_it_comes_back_with_another_key(scsi: World, fi
     old_device = device_of(scsi, FIRST_KEY)
     number = lost(scsi, file)
     events(scsi)
+    take_callbacks(file.session.wire)
     fence(scsi, number)
     events(scsi)
     assert other.layout is not None
@@ -171,6 +181,7 @@ def test_its_layouts_are_dead_and_it_comes_back_with_another_key(scsi: World, fi
     assert scsi.service.layouts.status()["states"] == 0
     assert scsi.fs.layouts.holder(number) is None
     other.layout = None
+    has_nothing(file.session)
     again = other.get(0, 4096)
     assert again.stateid.seqid == 1
     (device,) = {extent.device for extent in again.extents}
@@ -187,6 +198,7 @@ def test_the_old_device_is_deleted(scsi: World, file: File) -> None:
     take_callbacks(file.session.wire)
     fence(scsi, number)
     events(scsi)
+    has_nothing(file.session)  # nor anything on the device
     (callback,) = take_callbacks(file.session.wire)
     assert callback.op == n.OP_CB_NOTIFY_DEVICEID
     assert callback.body.u32() == 1
@@ -205,6 +217,7 @@ def test_who_did_not_ask_is_told_nothing(scsi: World) -> None:
     scsi.fs.layouts.lost(number)
     fence(scsi, number)
     events(scsi)
+    has_nothing(file.session)
     assert take_callbacks(file.session.wire) == []
 
 
@@ -217,6 +230,7 @@ def test_it_is_found_out_without_the_event(scsi: World, file: File, first: str) 
     number = lost(scsi, file)
     events(scsi)
     fence(scsi, number)
+    take_callbacks(file.session.wire)
     later = scsi.fs.layouts.events()
     assert EventType.HOLDER_GONE in [event.type for event in later]
     if first == "layoutget":
@@ -238,6 +252,8 @@ def test_it_is_found_out_without_the_event(scsi: World, file: File, first: str) 
     other.layout = None
     if first in ("return", "close"):
         assert try_get(other) == "DELAY"
+    has_nothing(file.session)
+    take_callbacks(file.session.wire)
     assert other.get(0, 4096).extents[0].device == device_of(scsi, FIRST_KEY + 1)
     for event in later:
         scsi.service.layout_event(event)
@@ -257,6 +273,67 @@ def test_delegations_go_with_the_holder(scsi: World, file: File) -> None:
     fence(scsi, number)
     events(scsi)
     assert client.test(held) == [n.NFS4ERR_DELEG_REVOKED]
+
+
+# ---- what it still believes to have ------------------------------------------------------------
+
+
+@pytest.fixture
+def fenced(scsi: World, file: File, log_watch: LogWatch) -> File:
+    """The client was fenced just now, and is asked for all of its layouts."""
+    log_watch.expect("was revoked")
+    number = lost(scsi, file)
+    events(scsi)
+    take_callbacks(file.session.wire)
+    fence(scsi, number)
+    events(scsi)
+    return file
+
+
+def test_without_an_answer_there_is_no_other_key(scsi: World, fenced: File) -> None:
+    """With it the unit would serve what the client writes by its old layouts, too."""
+    assert try_get(fenced) == "LAYOUTTRYLATER"
+    assert fenced.do(getdevicelist(SCSI_TYPE)) == []
+    assert device_status(fenced, device_of(scsi, FIRST_KEY + 1)) == "NOENT"
+    has_nothing(fenced.session, n.NFS4ERR_DELAY)
+    assert take_callbacks(fenced.session.wire) == []
+    assert try_get(fenced) == "LAYOUTTRYLATER"
+    has_nothing(fenced.session, n.NFS4ERR_DELAY)
+    scsi.runner.advance(FENCE_SECONDS + 0.1)
+    assert try_get(fenced) == "LAYOUTUNAVAILABLE"
+    has_nothing(fenced.session)
+    assert try_get(fenced) == "OK"
+
+
+def test_returning_all_layouts_is_an_answer(scsi: World, fenced: File) -> None:
+    has_nothing(fenced.session, n.NFS4_OK)
+    assert try_get(fenced) == "LAYOUTTRYLATER"
+    take_callbacks(fenced.session.wire)
+    block = layoutreturn(kind=n.LAYOUT4_RET_REC_ALL)
+    assert status_of(fenced.session, block) == "OK"
+    assert try_get(fenced) == "LAYOUTTRYLATER", "those of the other type"
+    everything = layoutreturn(kind=n.LAYOUT4_RET_REC_ALL, layout_type=SCSI_TYPE)
+    assert status_of(fenced.session, everything) == "OK"
+    assert try_get(fenced) == "OK"
+
+
+def test_a_layout_on_its_way_is_referred_to(scsi: World, file: File, log_watch: LogWatch) -> None:
+    log_watch.expect("was revoked")
+    other = scsi_file(file.session, b"other")
+    scsi.fs.truncate(ino_of(scsi.fs, b"other"), 1 << 20)
+    slow = Slow(scsi)
+    call = layoutget(0, BLOCK, BLOCK, RW, other.opened, kind=SCSI_TYPE)
+    send(other, call, 1)
+    slow.end()
+    slot = (file.session.id, file.session.numbers[1], 1)
+    number = lost(scsi, file)
+    events(scsi)
+    take_callbacks(file.session.wire)
+    fence(scsi, number)
+    events(scsi)
+    (callback,) = take_callbacks(file.session.wire)
+    assert slot in callback.referring
+    assert read_recall(callback).kind == n.LAYOUT4_RET_REC_ALL
 
 
 # ---- the same owner, or the same host ----------------------------------------------------------
@@ -293,6 +370,8 @@ def test_the_next_client_of_an_owner_waits_for_the_last_ones_fence(
     assert try_get(again) == "LAYOUTTRYLATER"
     fence(scsi, number)
     events(scsi)
+    assert try_get(again) == "LAYOUTTRYLATER"
+    has_nothing(again.session)
     assert try_get(again) == "OK"
     assert holder(scsi).spec.fence_key == FIRST_KEY + 1
 
@@ -330,6 +409,8 @@ def test_the_host_of_a_fenced_client_stays_its_own(scsi: World, file: File) -> N
     fence(scsi, number)
     events(scsi)
     assert try_get(neighbour) == "LAYOUTUNAVAILABLE"
+    (*_, last) = take_callbacks(file.session.wire)
+    answer(file.session.wire, last, n.NFS4ERR_NOMATCHING_LAYOUT)
     assert try_get(file) == "OK"
 
 
@@ -428,6 +509,7 @@ def test_a_kept_client_that_was_to_be_fenced_has_nothing_left(
     assert device_status(file, device_of(machine.world, FIRST_KEY)) == "NOENT"
     fence(machine.world, number)
     events(machine.world)
+    has_nothing(client)
     assert try_get(file) == "OK"
     assert holder(machine.world, b"kept").spec.fence_key == FIRST_KEY + 1
 
@@ -453,6 +535,7 @@ def test_in_grace_a_condemned_client_may_commit_but_gets_no_layouts(machine: Mac
     assert try_get(file) == "LAYOUTTRYLATER"
     fence(machine.world, number)
     assert try_get(file) == "DELAY"
+    has_nothing(again)
     assert try_get(file) == "OK"
     assert holder(machine.world, b"other").spec.fence_key == FIRST_KEY + 1
 
@@ -468,5 +551,7 @@ def test_one_that_was_fenced_while_the_server_was_down_may_reclaim(
     machine.fs.layouts.lost(number)
     fence(machine.world, number)
     assert again.run(RECLAIM_COMPLETE).status == n.NFS4_OK
-    assert try_get(scsi_file(again)) in ("OK", "DELAY")
+    assert try_get(scsi_file(again)) == "DELAY"
+    has_nothing(again)
+    assert try_get(scsi_file(again)) == "OK"
     assert log_watch.lines == []
