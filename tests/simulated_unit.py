@@ -66,8 +66,14 @@ class Write:
 
 @dataclass
 class SimulatedTarget:
-    """The unit. Calls are atomic."""
+    """The unit. Calls are atomic.
 
+    `as_linux`: where the kernel's own target differs from SPC-4: an unregistration is not counted,
+    RESERVE of who is not registered is an illegal request, a preempt aborts nothing of a registrant
+    that does not hold the reservation.
+    """
+
+    as_linux: bool = False
     persistent: bool = True
     aptpl: bool = True
     types: frozenset[ReservationType] | None = frozenset({TYPE})
@@ -87,6 +93,9 @@ class SimulatedTarget:
     told: list[tuple[str, str]] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.aborts = self.aborts and not self.as_linux
 
     def nexus(self, name: str) -> SimulatedNexus:
         """One host's way to it. The same name again is the same host after a restart."""
@@ -137,7 +146,7 @@ class SimulatedTarget:
             raise StatusConflictError
         if here is None and not key:
             return
-        self.generation += 1
+        self.generation += bool(key) or not self.as_linux
         if key:
             self.registrations[nexus] = key
         else:
@@ -145,6 +154,8 @@ class SimulatedTarget:
             self._release_if_gone()
 
     def reserve(self, nexus: str, key: int, kind: int) -> None:
+        if self.as_linux and nexus not in self.registrations:
+            raise IllegalRequestError
         self._own(nexus, key)
         if self.holder is None:
             self.holder, self.type = nexus, kind

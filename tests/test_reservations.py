@@ -81,21 +81,17 @@ def test_contract_of_the_simulated_unit(
     check(Nexuses(target.nexus("one"), target.nexus("two")))
 
 
-@pytest.mark.parametrize("aborts", [True, False])
+@pytest.mark.parametrize("as_linux", [False, True])
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
 def test_contract_through_ioctls(
-    check: Callable[[Nexuses], None],
-    aborts: bool,
-    target: SimulatedTarget,
-    face: KernelFace,
-    tmp_path: Path,
+    check: Callable[[Nexuses], None], as_linux: bool, face: KernelFace, tmp_path: Path
 ) -> None:
-    target.aborts = aborts
-    face.vendor = b"SIMULATE" if aborts else b"LIO-ORG"
+    target = SimulatedTarget(as_linux=as_linux)
+    face.vendor = b"LIO-ORG" if as_linux else b"SIMULATE"
     nexuses = Nexuses(
         *(scsi_device(face, target.nexus(host), tmp_path / host) for host in ("one", "two"))
     )
-    assert nexuses.first.capabilities().aborts is aborts
+    assert nexuses.first.capabilities().aborts is not as_linux
     check(nexuses)
     for unit in (nexuses.first, nexuses.second):
         unit.close()
