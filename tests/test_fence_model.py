@@ -24,6 +24,7 @@ MUTANTS: dict[str, tuple[int, str]] = {
     "lost_stays_lost": (1, ACCEPTED),
     "absent_is_nothing": (1, ACCEPTED),
     "one_holder": (1, QUEUED),
+    "asks_first": (1, ACCEPTED),
     "offers_to_live": (1, ACCEPTED),
     "boot_is_fenced": (1, QUEUED),
     "preempts_server": (2, TWO_SERVERS),

@@ -24,8 +24,8 @@ does".)
 
 What is taken for granted, because no server can enforce it:
 
-- A client registers only a key that GETDEVICEINFO told it; it drops what it has not sent yet of an
-  old layout before it registers another key, and waits for its I/O before it returns a layout or
+- A client registers only a key that GETDEVICEINFO told it; when it says that it has dropped a
+  layout, it sends nothing by that any more; and it waits for its I/O before it returns a layout or
   unregisters. What it *sent* may be queued at the unit as long as it likes.
 - A host is one client (see `Rules.one_client`). Registering over another key of the same initiator
   port replaces that; the Linux client does so.
@@ -172,6 +172,9 @@ class Rules:
     """A key that is absent before the fence was issued confirms nothing."""
     one_holder: bool = True
     """A client gets no second holder, so no new key, before the first one's fence is confirmed."""
+    asks_first: bool = True
+    """A client that was fenced is told another key when it has answered that it dropped all (the
+    recall of all its layouts): the new key would let its old writes pass."""
     offers_to_live: bool = True
     """GETDEVICEINFO tells a key only to a client whose holder is live."""
     boot_is_fenced: bool = True
@@ -306,6 +309,8 @@ def client_talks(s: State, rules: Rules) -> Iterator[Step]:
         committable = s.block is Block.EXPOSED and live
         if committable or (s.block is Block.QUARANTINE and not rules.refuses_commits):
             yield client, "LAYOUTCOMMIT is accepted", s._replace(block=Block.WRITTEN)
+        if s.holder is Holder.GONE and not rules.asks_first and s.open and not s.second_key:
+            yield client, "the client registers the key of a second holder", replaced(s)
         if lost and (s.record is Record.NONE or not rules.lost_stays_lost):
             yield (
                 client,
