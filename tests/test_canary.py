@@ -30,7 +30,8 @@ def test_no_read_returns_what_was_never_written(batch: int) -> None:
                 total[name] = total.get(name, 0) + count
         except Violation as violation:
             pytest.fail(f"python -m oracle.canary --seed {seed}: {violation}")
-    for happened in ("commit", "revoked", "clone", "daemon died", "power cut", "stale write"):
+    often = ("commit", "revoked", "clone", "daemon died", "power cut", "stale write")
+    for happened in (*often, "fence decided", "fence issued", "fence confirmed"):
         assert total.get(happened, 0) > 5, f"{happened} hardly ever happens: {total}"
 
 

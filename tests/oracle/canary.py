@@ -5,11 +5,11 @@ A failure prints one command that repeats it:
     python -m oracle.canary --seed N [--mutant NAME]        (in tests/)
 
 Holders get layouts, write the device directly, commit, return, are asked and do not answer, go on
-writing where they have lost everything; meanwhile files are written, truncated, punched, cloned,
-exchanged and unlinked through the core; the daemon or the power goes at any write, and what is left
-is opened again. Each 512-byte sector of each file must at all times be one of the values that the
-model allows for it: zeros, or the number of a write that was made to this very sector and has not
-been replaced for good. The canary is never one of them.
+writing where they have lost everything, until they are fenced; meanwhile files are written,
+truncated, punched, cloned, exchanged and unlinked through the core; the daemon or the power goes at
+any write, and what is left is opened again. Each 512-byte sector of each file must at all times be
+one of the values that the model allows for it: zeros, or the number of a write that was made to
+this very sector and has not been replaced for good. The canary is never one of them.
 
 Time is virtual: a recall is missed because the clock is moved, not because somebody waits.
 """
@@ -338,6 +338,36 @@ def fence(w: World) -> None:
         lib.extfs_layout_settle(w.fs.raw)
 
 
+@step(12)
+def fence_goes_on(w: World) -> None:
+    """The next step of somebody's fence, as the layout server takes them. Who is live has none."""
+    lost = [h for h in w.holders if h.fence] or [h for h in w.holders if h.dead] or w.holders
+    if not lost:
+        return
+    holder = w.rng.choice(lost)
+    if holder.fence is core.FenceState.ISSUED:
+        w.note(f"  {holder.id} is fenced, confirmed")
+        with contextlib.suppress(CoreError):
+            w.retry(lambda: lib.extfs_holder_fenced(w.fs.raw, holder.id))
+            w.count("fence confirmed")
+        w.holders.remove(holder)
+        lib.extfs_layout_settle(w.fs.raw)
+        return
+    state = core.FenceState.ISSUED if holder.fence else core.FenceState.DECIDED
+    try:
+        w.retry(lambda: lib.extfs_fence_put(w.fs.raw, holder.id, int(state), 1))
+    except CoreError as error:
+        if not w.sim.crashed and error.errno not in (errno.EBUSY, errno.ENOENT):
+            raise
+        return
+    w.note(f"  fence of {holder.id}: {state.name}")
+    w.count(f"fence {state.name.lower()}")
+    holder.fence, holder.dead = state, True
+    if state is core.FenceState.ISSUED:
+        holder.memory.clear()
+        holder.held.clear()
+
+
 @step(6)
 def sync(w: World) -> None:
     w.sync()
@@ -355,6 +385,7 @@ def daemon_dies(w: World) -> None:
     w.fs.abandon()
     w.open()
     w.count("daemon died")
+    w.check_fences()
     w.look(crashed=True)
     for holder in list(w.holders):
         # a loss that was not durable did not happen
@@ -415,6 +446,7 @@ def after_the_cut(w: World) -> None:
     w.sim.restart(w.run.seed)
     w.open()
     w.count("power cut")
+    w.check_fences()
     w.look(crashed=True)
     for holder in w.holders:
         holder.memory = [lost for lost in holder.memory if lost.syncs != w.syncs]

@@ -205,6 +205,8 @@ class Holder:
     """It came back after a restart: it counts as holding everything of its files."""
     atomic: set[tuple[int, int]] = field(default_factory=set)
     dead: bool = False
+    fence: core.FenceState | None = None
+    """The last step of its fence that is durable. From ISSUED on the unit refuses its writes."""
 
     def lose(self, ino: int, first: int, last: int, syncs: int) -> None:
         for key in [k for k in self.held if k[0] == ino and first <= k[1] < last]:
@@ -287,6 +289,18 @@ class World:
     def next_number(self) -> int:
         self.numbers += 1
         return self.numbers
+
+    def check_fences(self) -> None:
+        """After a restart: what was decided about holders is known, and none of them comes back."""
+        found = {record.holder: record.state for record in self.fs.layouts.fences()}
+        for holder in self.holders:
+            if holder.fence is None:
+                continue
+            if (state := found.get(holder.id)) is None or state < holder.fence:
+                raise Violation(f"fence of {holder.id}: {holder.fence!r} has become {state!r}")
+            code = lib.extfs_holder_resume(self.fs.raw, holder.id, holder.key)
+            if code != -errno.EKEYREVOKED:
+                raise Violation(f"holder {holder.id} comes back from its fence: {code}")
 
     # -- calls that may wait for holders --
 
