@@ -608,6 +608,20 @@ def test_a_take_over_that_is_repeated_drains_too(command: str) -> None:
     assert run(program, target).mount is not None
 
 
+def test_a_server_that_is_registered_and_holds_nothing_is_shut_out() -> None:
+    """The unit forgot, its server registered again and got no further; then another one mounts."""
+    refuse = COMMANDS.index("RESERVE") << 3 | TROUBLES.index("refused") << 1
+    program: Program = [
+        *SETUP,
+        ("restart_unit", 0, 1),
+        ("trouble", 0, refuse),
+        ("check", 0, 0),
+        ("start_server", 0, 1),
+        ("server_writes", 0, 0),
+    ]
+    assert run(program, SimulatedTarget(aborts=False)).mount is not None
+
+
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_crash_around_a_record(after: int) -> None:
     program: Program = [

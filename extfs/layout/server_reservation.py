@@ -198,8 +198,11 @@ class ServerReservation:
             else:
                 self._take_from(held, victim)
             self._verify_taken(victim)
+            # Another server may be registered and hold nothing: it could not have it back.
+            others = self._shut_out(self.unit.keys())
             # Our own reservation, too: an earlier take() of it may have stopped before this.
-            self._drain_at_start(must=held is not None and not self.capabilities.aborts)
+            must = bool(held or others) and not self.capabilities.aborts
+            self._drain_at_start(must=must)
             self._remember(self._read_keys())
             self._good = time.monotonic()
 
