@@ -199,7 +199,9 @@ async def test_a_lost_holder_is_fenced_and_the_core_is_told(
     assert driver.calls == [(7, 4.0)]
     text = caplog.text
     assert "holder 7 'writer' (process 42, user 3) is lost: fence wanted, by script" in text
-    assert "confirmed by script after 0.000 s: seen" in text
+    over = "its fence by script is over after 0.000 s, attempts 1: confirmed, seen"
+    assert f"holder 7 'writer': {over}" in text
+    assert text.count("is lost") == 1
 
 
 async def test_nobody_else_is_fenced(clock: trio.testing.MockClock) -> None:

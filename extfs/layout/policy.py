@@ -298,11 +298,6 @@ class Fencing:
     def _gone(self, number: int, *, fenced: bool) -> None:
         fence = self._fences.get(number)
         if fence is not None:
-            log.info(
-                "holder %d is gone: %s",
-                number,
-                "somebody else confirmed its fence" if fenced else "it holds nothing any more",
-            )
             self._end(fence, "confirmed elsewhere" if fenced else "returned", "")
 
     def _end(self, fence: _Fence, outcome: str, detail: str) -> None:
@@ -313,6 +308,17 @@ class Fencing:
         self._restarted.discard(fence.number)
         fence.scope.cancel()
         status = fence.status
+        seconds = fence.seconds(trio.current_time())
+        log.info(
+            "holder %d%s: its fence by %s is over after %.3f s, attempts %d: %s%s",
+            status.holder,
+            f" {status.name!r}" if status.name else "",
+            status.driver,
+            seconds,
+            status.attempts,
+            outcome,
+            f", {detail}" if detail else "",
+        )
         self._history.append(
             PastFence(
                 status.holder,
@@ -321,7 +327,7 @@ class Fencing:
                 status.fence,
                 status.driver,
                 status.begun,
-                fence.seconds(trio.current_time()),
+                seconds,
                 status.attempts,
                 outcome,
                 detail,
@@ -344,13 +350,6 @@ class Fencing:
         driver = self._schemes.get(scheme, self._driver)
         fence = _Fence(holder, driver, self._records.pop(number, None))
         self._fences[number] = fence
-        log.info(
-            "%s is lost%s: fence %s, by %s",
-            _described(holder),
-            _CAUSES[holder.cause],
-            "wanted" if fence.record is None else f"goes on, it was {fence.status.state}",
-            driver.name,
-        )
         self._nursery.start_soon(self._guarded, fence)
 
     # -- one holder --
@@ -362,6 +361,14 @@ class Fencing:
 
     async def _fence(self, fence: _Fence) -> None:
         number = fence.number
+        if (holder := self._lost(number)) is not None:
+            log.info(
+                "%s is lost%s: fence %s, by %s",
+                _described(holder),
+                _CAUSES[holder.cause],
+                "wanted" if fence.record is None else f"goes on, it was {fence.status.state}",
+                fence.driver.name,
+            )
         grace = self._grace_ends - trio.current_time()
         if fence.driver.harms and fence.record is None and number in self._restarted and grace > 0:
             await self._while_lost(number, trio.sleep, grace)
@@ -374,18 +381,10 @@ class Fencing:
                 self._tell_failure(fence, holder, outcome)
                 await self._record_failure(fence)
             elif await self._confirm(fence):
-                log.info(
-                    "%s is fenced, confirmed by %s after %.3f s: %s",
-                    _described(holder),
-                    fence.driver.name,
-                    fence.seconds(trio.current_time()),
-                    outcome.detail,
-                )
                 self._end(fence, "confirmed", outcome.detail)
                 return
             await self._while_lost(number, trio.sleep, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        log.info("holder %d needs no fence any more", number)
         there = self._table.holder(number)
         came_back = there is not None and there.state is HolderState.LIVE
         self._end(fence, "came back" if came_back else "gone", "")
