@@ -500,7 +500,7 @@ def _run_mounted(
             bridge=bridge.stats,
             nfs=server.status if server is not None else None,
         )
-        session = Session(filesystem, bridge.forward_fd, status.json)
+        session = Session(bridge.forward_fd, status.json)
         core.drain_log(log)  # what there was to say is said to whoever mounts
         ready()
         log.info("%s is mounted on %s", options.device, options.mountpoint)

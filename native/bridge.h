@@ -206,8 +206,6 @@ bool request_admit_now(struct request *r, struct inode *in, enum delegation_op o
 bool request_admit_open(struct request *r, struct inode *in, uint32_t flags);
 /* After -ERR_DELEGATED: start over when nobody has a delegation of it. Takes over the reference. */
 void request_wait_undelegated(struct request *r, struct inode *in);
-/* request_admit() for what pyfuse3 serves. */
-bool request_admit_forwarded(struct request *r);
 void request_uses_end(struct request_uses *uses);
 enum delegation_op delegation_op_of_open(uint32_t flags);
 
@@ -353,6 +351,9 @@ void serve_unlink(struct request *r);
 void serve_rmdir(struct request *r);
 void serve_rename(struct request *r);
 void serve_rename2(struct request *r);
+void serve_symlink(struct request *r);
+void serve_readlink(struct request *r);
+void serve_link(struct request *r);
 void serve_tmpfile(struct request *r);
 void serve_open(struct request *r);
 void serve_release(struct request *r);
@@ -376,6 +377,9 @@ void serve_setlkw(struct request *r);
 void serve_interrupt(struct request *r);
 void serve_getxattr(struct request *r);
 void serve_setxattr(struct request *r);
+void serve_listxattr(struct request *r);
+void serve_removexattr(struct request *r);
+void serve_statfs(struct request *r);
 void serve_destroy(struct request *r);
 
 /* bridge_control.c: requests about /.extfs, by node or by name. true: it was one, and is served. */

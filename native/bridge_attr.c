@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * bridge_attr.c - requests about attributes: GETATTR, STATX, SETATTR, GETXATTR, SETXATTR.
+ * bridge_attr.c - requests about attributes: GETATTR, STATX, SETATTR, GETXATTR, SETXATTR, LISTXATTR,
+ * REMOVEXATTR; of the filesystem: STATFS.
  */
 #include <linux/limits.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
+#include "alloc.h"
 #include "bridge.h"
 #include "xattr.h"
 
@@ -242,4 +244,77 @@ void serve_setxattr(struct request *r)
 	if (!err)
 		err = xattr_set(r->inode, name, aligned_value(r, value, in.size), in.size, flags);
 	request_fail(r, err);
+}
+
+/* Takes the names that begin with `prefix` out of a list; its new length. */
+static size_t without_prefix(char *names, size_t len, const char *prefix)
+{
+	size_t kept = 0;
+
+	for (size_t at = 0, n; at < len; at += n) {
+		n = strlen(names + at) + 1;
+		if (!strncmp(names + at, prefix, strlen(prefix)))
+			continue;
+		memmove(names + kept, names + at, n);
+		kept += n;
+	}
+	return kept;
+}
+
+/* Who may not read trusted attributes is not told of them. */
+void serve_listxattr(struct request *r)
+{
+	const struct fuse_getxattr_in *in = r->arg;
+	struct fuse_getxattr_out out = {0};
+	uint32_t room = in->size; /* before the names take the message's place */
+	char *names = (char *)r->payload;
+	ssize_t n = request_inode(r, r->head.nodeid, &r->inode);
+
+	if (!n)
+		n = xattr_list(r->inode, names, XATTR_LIST_MAX);
+	if (n > 0) {
+		r->touched = MAX(r->touched, (size_t)n);
+		if (r->head.uid)
+			n = (ssize_t)without_prefix(names, (size_t)n, "trusted.");
+	}
+	if (n < 0) {
+		request_fail(r, (int)n);
+	} else if (!room) {
+		out.size = (uint32_t)n;
+		request_reply(r, &out, sizeof(out));
+	} else if ((size_t)n > room) {
+		request_fail(r, -ERANGE);
+	} else {
+		request_reply_payload(r, (size_t)n);
+	}
+}
+
+void serve_removexattr(struct request *r)
+{
+	size_t at = 0, len;
+	const char *name = request_name(r, &at, &len);
+	int err = name ? request_inode(r, r->head.nodeid, &r->inode) : -EINVAL;
+
+	if (!err && !request_admit(r, r->inode, DELEGATION_SETATTR))
+		return;
+	request_fail(r, err ? err : xattr_remove(r->inode, name));
+}
+
+/* Inodes are made as needed: each takes at most a block. */
+void serve_statfs(struct request *r)
+{
+	struct fs *fs = r->t->b->fs;
+	struct fuse_statfs_out out = {0};
+	struct alloc_space space;
+
+	alloc_statfs(fs, &space);
+	out.st = (struct fuse_kstatfs){
+		.bsize = BLOCK_SIZE, .frsize = BLOCK_SIZE, .blocks = space.total,
+		.bfree = space.free, .bavail = space.avail, .ffree = space.free,
+		.namelen = NAME_MAX,
+	};
+	fs_rdlock(fs);
+	out.st.files = get64(fs_root(fs)->inodes) + space.free;
+	fs_unlock(fs);
+	request_reply(r, &out, sizeof(out));
 }

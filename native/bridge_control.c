@@ -230,7 +230,7 @@ static void serve_any(struct request *r, enum control_node node)
 	case FUSE_FORGET: request_end(r); return; /* they stay anyway: nobody counts */
 	case FUSE_LISTXATTR: list_no_xattrs(r); return;
 	case FUSE_POLL: always_ready(r); return;
-	case FUSE_STATFS: forward_send(r); return;
+	case FUSE_STATFS: serve_statfs(r); return;
 	default: request_fail(r, -EINVAL);
 	}
 }

@@ -118,18 +118,3 @@ bool request_admit_open(struct request *r, struct inode *in, uint32_t flags)
 
 	return flags & O_NONBLOCK ? request_admit_now(r, in, op, true) : request_admit(r, in, op);
 }
-
-bool request_admit_forwarded(struct request *r)
-{
-	const struct fuse_link_in *link = r->arg;
-	bool is_link = r->head.opcode == FUSE_LINK;
-
-	if (!is_link && r->head.opcode != FUSE_REMOVEXATTR)
-		return true;
-	/* What is wrong with a request is said by whoever serves it. */
-	if (is_link && r->arg_len < sizeof(*link))
-		return true;
-	if (request_inode(r, is_link ? link->oldnodeid : r->head.nodeid, &r->inode))
-		return true;
-	return request_admit(r, r->inode, is_link ? DELEGATION_NAMESPACE : DELEGATION_SETATTR);
-}

@@ -22,24 +22,24 @@
 	C(FORGET,             serve_forget,          ARG(fuse_forget_in))                       \
 	C(GETATTR,            serve_getattr,         0)                                         \
 	C(SETATTR,            serve_setattr,         ARG(fuse_setattr_in))                      \
-	FORWARD(READLINK)                                                                       \
-	FORWARD(SYMLINK)                                                                        \
+	C(READLINK,           serve_readlink,        0)                                         \
+	C(SYMLINK,            serve_symlink,         1)                                         \
 	C(MKNOD,              serve_mknod,           ARG(fuse_mknod_in))                        \
 	C(MKDIR,              serve_mkdir,           ARG(fuse_mkdir_in))                        \
 	C(UNLINK,             serve_unlink,          1)                                         \
 	C(RMDIR,              serve_rmdir,           1)                                         \
 	C(RENAME,             serve_rename,          ARG(fuse_rename_in))                       \
-	FORWARD(LINK)                                                                           \
+	C(LINK,               serve_link,            ARG(fuse_link_in))                         \
 	C(OPEN,               serve_open,            ARG(fuse_open_in))                         \
 	C(READ,               serve_read,            ARG(fuse_read_in))                         \
 	C(WRITE,              serve_write,           ARG(fuse_write_in))                        \
-	FORWARD(STATFS)                                                                         \
+	C(STATFS,             serve_statfs,          0)                                         \
 	C(RELEASE,            serve_release,         ARG(fuse_release_in))                      \
 	C(FSYNC,              serve_fsync,           ARG(fuse_fsync_in))                        \
 	C(SETXATTR,           serve_setxattr,        FUSE_COMPAT_SETXATTR_IN_SIZE)              \
 	C(GETXATTR,           serve_getxattr,        ARG(fuse_getxattr_in))                     \
-	FORWARD(LISTXATTR)                                                                      \
-	FORWARD(REMOVEXATTR)                                                                    \
+	C(LISTXATTR,          serve_listxattr,       ARG(fuse_getxattr_in))                     \
+	C(REMOVEXATTR,        serve_removexattr,     1)                                         \
 	C(FLUSH,              serve_flush,           ARG(fuse_flush_in))                        \
 	FORWARD(INIT)                                                                           \
 	C(OPENDIR,            serve_opendir,         ARG(fuse_open_in))                         \

@@ -5,8 +5,7 @@
  *
  * SOCK_SEQPACKET keeps messages whole, so libfuse reads its end as it would read /dev/fuse. What is
  * sent is remembered by `unique` (struct sent): the answer goes to the descriptor that the request
- * came from, and two kinds of answers need a look: the one to INIT is rewritten, because pyfuse3
- * cannot ask for what the bridge wants; entries count as lookups.
+ * came from. The one to INIT is rewritten, because pyfuse3 cannot ask for what the bridge wants.
  *
  * A full socket means that answers are due, so what did not fit (the backlog) is sent when the next
  * answer has come. Forwarded requests are short and never wait, so a FUSE_INTERRUPT of one is not
@@ -25,7 +24,7 @@
 #include "log.h"
 
 #define SENT_BUCKETS 64u
-#define ANSWER_MAX (256u << 10) /* the longest is a list of extended attributes, 64 KiB */
+#define ANSWER_MAX (BRIDGE_MAX_IO + sizeof(struct fuse_out_header)) /* a READ of the status */
 #define SOCKET_BYTES (4 << 20)
 #define READ_AHEAD_BYTES (1u << 20)
 /* Asynchronous direct I/O and read-ahead count as background; the default of 12 would be the depth
@@ -43,7 +42,6 @@ struct sent {
 	uint32_t opcode;
 	int fd;
 	struct fuse_init_in init;
-	struct request_uses uses; /* the request's, until the answer */
 	struct sent *next;
 };
 
@@ -99,13 +97,6 @@ static void drop_backlog(struct forward *f)
 	f->tail = &f->head;
 }
 
-/* The mutex not held. */
-static void sent_free(struct sent *s)
-{
-	request_uses_end(&s->uses);
-	free(s);
-}
-
 void forward_destroy(struct bridge *b)
 {
 	struct forward *f = b->forward;
@@ -117,7 +108,7 @@ void forward_destroy(struct bridge *b)
 		while (f->sent[i]) {
 			struct sent *next = f->sent[i]->next;
 
-			sent_free(f->sent[i]);
+			free(f->sent[i]);
 			f->sent[i] = next;
 		}
 	}
@@ -248,12 +239,8 @@ void forward_send(struct request *r)
 	s->next = *bucket(f, s->unique);
 	*bucket(f, s->unique) = s;
 	err = f->closed ? -EIO : push_or_queue(f, r->in, sizeof(*r->in) + r->arg_len);
-	if (err) {
+	if (err)
 		take_sent(f, s->unique);
-	} else {
-		s->uses = r->uses;
-		r->uses.n = 0;
-	}
 	pthread_mutex_unlock(&f->mutex);
 	if (err) {
 		free(s);
@@ -329,33 +316,19 @@ static void raise_read_ahead(const struct bridge *b)
 
 /* ---- receiving ---- */
 
-static bool is_entry(uint32_t opcode)
-{
-	return opcode == FUSE_SYMLINK || opcode == FUSE_LINK;
-}
-
 /* Pass one answer on. The space behind it is ours too. */
 static void pass_on(struct bridge *b, const struct sent *s, struct fuse_out_header *head,
 		    size_t len)
 {
-	struct fuse_entry_out *entry = (void *)(head + 1);
-	bool counted = false;
-
 	if (s->opcode == FUSE_INIT && !head->error) {
 		amend_init(b, s, (void *)(head + 1));
 		len = sizeof(*head) + sizeof(struct fuse_init_out);
 		head->len = (uint32_t)len;
-	} else if (is_entry(s->opcode) && !head->error && len >= sizeof(*head) + sizeof(*entry)) {
-		counted = entry->nodeid != 0;
-		if (counted)
-			inode_lookup_add(b->fs, entry->nodeid, 1);
 	}
 	if (write(s->fd, head, len) < 0) {
 		if (!bridge_nobody_waits(errno))
 			log_msg(LOG_WARN, "the kernel refused a forwarded answer: %s",
 				strerror(errno));
-		if (counted)
-			inode_lookup_forget(b->fs, entry->nodeid, 1);
 	} else if (s->opcode == FUSE_INIT) {
 		raise_read_ahead(b);
 	}
@@ -397,7 +370,7 @@ static void peer_closed(struct bridge *b)
 	pthread_mutex_unlock(&f->mutex);
 	for (; all; all = next) {
 		next = all->next;
-		sent_free(all);
+		free(all);
 	}
 	if (!atomic_load(&b->unmounted) && !b->threads[0].gone)
 		log_msg(LOG_ERROR, "pyfuse3 stopped before the unmount: requests fail with EIO");
@@ -435,8 +408,7 @@ bool forward_receive(struct bridge *b)
 			log_msg(LOG_ERROR, "pyfuse3 answered a request that it was not sent");
 			continue;
 		}
-		request_uses_end(&s->uses);
 		pass_on(b, s, head, (size_t)n);
-		sent_free(s);
+		free(s);
 	}
 }

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * bridge_name.c - requests about names: LOOKUP, FORGET, CREATE, MKNOD, MKDIR, UNLINK, RMDIR,
- * RENAME, TMPFILE.
+ * bridge_name.c - requests about names: LOOKUP, FORGET, CREATE, MKNOD, MKDIR, SYMLINK, READLINK,
+ * LINK, UNLINK, RMDIR, RENAME, TMPFILE.
  *
  * Each handler is one call of namei.h. When that finds the journal full, nothing was done, and
  * request_fail() has the handler run again from its first line when there is room: so no handler
  * keeps anything across that call but request.stage.
  */
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <sys/stat.h>
 
@@ -106,6 +107,58 @@ void serve_mkdir(struct request *r)
 	if (!directory_and_name(r, sizeof(*in), &name, &len))
 		return;
 	made(r, namei_mkdir(r->inode, name, len, in->mode & ALLPERMS, &cred, &r->inode2));
+}
+
+void serve_symlink(struct request *r)
+{
+	struct cred cred = request_cred(r, 0);
+	const char *name, *target;
+	size_t at = 0, len, target_len;
+
+	name = request_name(r, &at, &len);
+	target = name ? request_name(r, &at, &target_len) : NULL;
+	if (!target) {
+		request_fail(r, -EINVAL);
+		return;
+	}
+	if (!directory_and_name(r, 0, &name, &len))
+		return;
+	made(r, namei_symlink(r->inode, name, len, target, target_len, &cred, &r->inode2));
+}
+
+void serve_readlink(struct request *r)
+{
+	ssize_t n = request_inode(r, r->head.nodeid, &r->inode);
+
+	if (!n)
+		n = namei_readlink(r->inode, (char *)r->payload, PATH_MAX);
+	if (n < 0)
+		request_fail(r, (int)n);
+	else
+		request_reply_payload(r, (size_t)n);
+}
+
+void serve_link(struct request *r)
+{
+	const struct fuse_link_in *in = r->arg;
+	const char *name;
+	size_t len;
+	int err;
+
+	if (!directory_and_name(r, sizeof(*in), &name, &len))
+		return;
+	err = request_inode(r, in->oldnodeid, &r->inode2);
+	if (err) {
+		request_fail(r, err);
+		return;
+	}
+	if (!request_admit(r, r->inode2, DELEGATION_NAMESPACE))
+		return;
+	err = namei_link(r->inode2, r->inode, name, len);
+	if (err)
+		request_fail(r, err);
+	else
+		request_reply_entry(r, r->inode2);
 }
 
 static void truncated(struct request *r, int64_t result)

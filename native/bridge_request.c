@@ -147,10 +147,10 @@ static void serve(struct request *r)
 {
 	if (control_serve(r))
 		return;
-	if (r->row->server != OPCODE_FORWARD)
-		r->row->serve(r);
-	else if (request_admit_forwarded(r))
+	if (r->row->server == OPCODE_FORWARD)
 		forward_send(r);
+	else
+		r->row->serve(r);
 }
 
 static void interrupt_arrived(struct op *op);

@@ -31,7 +31,7 @@ def f(path):
 
 exec(more)
 bridge = Bridge.start(fs, mountpoint, fsname=device)
-session = Session(fs, bridge.forward_fd, lambda: b"{}")
+session = Session(bridge.forward_fd, lambda: b"{}")
 
 def serve():
     print("mounted", flush=True)

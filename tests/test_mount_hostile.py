@@ -22,8 +22,7 @@ import rundir
 import trio
 from conftest import ExtfsRunner, LogWatch, Mounted
 
-from extfs.core import Filesystem
-from extfs.fuse import Operations
+from extfs.fuse.operations import STATUS_NODE, Operations
 
 pytestmark = pytest.mark.fuse
 
@@ -188,18 +187,14 @@ def test_a_copy_that_shares_no_blocks_comes_in_pieces(mounted: Mounted) -> None:
 def test_an_exception_in_python_fails_one_request(log_watch: LogWatch) -> None:
     """pyfuse3 ends its loop, so the mount, on whatever is no FUSEError."""
 
-    class Broken:
-        @property
-        def of_mount(self) -> Broken:
-            return self
-
-        def statfs(self) -> None:
-            raise RuntimeError("a bug")
+    def broken() -> bytes:
+        raise RuntimeError("a bug")
 
     log_watch.expect("a request failed")
-    operations = Operations(cast(Filesystem, Broken()), lambda: b"{}")
+    operations = Operations(broken)
+    node, flags = pyfuse3.InodeT(STATUS_NODE), pyfuse3.FlagT(os.O_RDONLY)
     with pytest.raises(pyfuse3.FUSEError) as error:
-        trio.run(operations.statfs, cast(pyfuse3.RequestContext, None))
+        trio.run(operations.open, node, flags, cast(pyfuse3.RequestContext, None))
     assert error.value.errno == errno.EIO
 
 

@@ -108,7 +108,8 @@ device, mountpoint = sys.argv[1:]
 fs = Filesystem.open(Device.open(device))
 unsaid = fs.of_mount  # what the kernel is not told of
 bridge = Bridge.start(fs, mountpoint, fsname=device)
-session = Session(fs, bridge.forward_fd, lambda: b"{}")
+STATUS = b"status " * 120000
+session = Session(bridge.forward_fd, lambda: STATUS)
 
 def until(condition):
     for _ in range(500):
@@ -148,6 +149,10 @@ def user():
     bridge.notify_entry(1, b"file2")
     until(lambda: os.path.exists(path + "2"))
     assert os.readlink(os.symlink("target", path + "s") or path + "s") == "target"
+
+    fd = os.open(os.path.join(mountpoint, ".extfs", "status"), os.O_RDONLY)
+    assert os.pread(fd, 1 << 20, 0) == STATUS  # in one answer of pyfuse3
+    os.close(fd)
 
 async def main():
     async with trio.open_nursery() as nursery:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import pyfuse3
 
-from extfs.core import Filesystem
 from extfs.fuse.operations import Operations
 
 __all__ = ["Session"]
@@ -20,9 +19,7 @@ __all__ = ["Session"]
 class Session:
     """The one pyfuse3 session of this process (pyfuse3 keeps it in globals)."""
 
-    def __init__(
-        self, filesystem: Filesystem, forward_fd: int, status: Callable[[], bytes]
-    ) -> None:
+    def __init__(self, forward_fd: int, status: Callable[[], bytes]) -> None:
         """Take `forward_fd` over: it is closed with the session, or here when that fails.
 
         `status` makes the text of /.extfs/status, in a thread of its own.
@@ -31,7 +28,7 @@ class Session:
         """
         self._open = False
         try:
-            pyfuse3.init(Operations(filesystem, status), f"/dev/fd/{forward_fd}", {"fsname=extfs"})
+            pyfuse3.init(Operations(status), f"/dev/fd/{forward_fd}", {"fsname=extfs"})
         except BaseException:
             os.close(forward_fd)
             raise
