@@ -43,7 +43,7 @@ from extfs.core import (
 from extfs.layout import Fencing, NoFence, policy
 from extfs.layout.reservation_fence import ReservationFence
 from extfs.layout.reservations import ConflictError, UnitError
-from extfs.layout.server_reservation import RefusedError, ServerReservation, State
+from extfs.layout.server_reservation import RefusedError, ServerReservation, Sight, Standing, State
 
 _T = TypeVar("_T")
 
@@ -474,6 +474,9 @@ SETUP: Program = [
 ]
 
 
+LATE: Program = [("start_server", 0, 0), ("grant", 0, 0), ("tell", 0, 0), ("lose", 0, 0)]
+
+
 class _Faults(logging.Handler):
     """A driver that raised is a fault of the code, whatever came of it."""
 
@@ -559,9 +562,6 @@ def test_a_fence_ends() -> None:
     assert list(target.registrations) == [HOSTS[0], "client 1"]
 
 
-LATE: Program = [("start_server", 0, 0), ("grant", 0, 0), ("tell", 0, 0), ("lose", 0, 0)]
-
-
 def test_a_client_that_may_register_yet_is_not_fenced() -> None:
     world = run([*LATE, ("time_passes", 0, 3)], SimulatedTarget())
     assert not world.done
@@ -584,6 +584,55 @@ def test_a_key_that_was_told_again_after_the_unit_forgot_is_not_fenced() -> None
         ("time_passes", 0, 3),
     ]
     assert not run(program, SimulatedTarget()).done
+
+
+def complaint(program: Program, target: SimulatedTarget) -> str:
+    """What the simulation finds wrong."""
+    with pytest.raises((AssertionError, BaseExceptionGroup)) as found:
+        run(program, target)
+    error: BaseException = found.value
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, AssertionError), repr(error)
+    return str(error)
+
+
+def test_a_reset_that_is_left_out_is_seen() -> None:
+    with mock.patch.object(ServerReservation, "_reset"):
+        said = complaint([*SETUP, ("lose", 0, 0)], SimulatedTarget(aborts=False))
+    assert "confirmed, but queued" in said
+
+
+def test_a_preempt_that_does_nothing_is_seen() -> None:
+    program: Program = [*SETUP, ("settle", 0, 0), ("lose", 0, 0)]
+    with mock.patch.object(SimulatedNexus, "preempt_abort"):
+        assert "does not end" in complaint(program, SimulatedTarget())
+        with mock.patch.object(ServerReservation, "_unsecured", return_value=None):
+            assert "confirmed, but its writes are accepted" in complaint(program, SimulatedTarget())
+
+
+def test_a_confirmation_because_the_key_is_absent_is_seen() -> None:
+    program: Program = [*LATE, ("time_passes", 0, 3)]
+    with mock.patch.object(ServerReservation, "sight", return_value=Sight.GONE):
+        said = complaint(program, SimulatedTarget())
+    assert "confirmed, but it may register its key yet" in said
+
+
+def test_a_server_that_does_not_see_the_take_over_is_seen() -> None:
+    def go_on(reservation: ServerReservation, held: object) -> Standing:
+        reservation._register_again()
+        return Standing(State.HELD)
+
+    program: Program = [
+        *SETUP,
+        ("start_server", 0, 1 | 2),
+        ("check", 0, 0),
+        ("server_writes", 0, 0),
+    ]
+    assert run(program, SimulatedTarget()).mount is not None
+    with mock.patch.object(ServerReservation, "_lost_to", go_on):
+        said = complaint(program, SimulatedTarget())
+    assert "a server writes that another has taken over from" in said
 
 
 def test_a_client_that_was_never_told_its_key_is_fenced() -> None:
