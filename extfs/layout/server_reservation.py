@@ -367,7 +367,8 @@ class ServerReservation:
                 raise
             if not self.capabilities.aborts:
                 self._reset()
-            elif before is not None:
+                return self._outcome(victim, "preempted; the unit, which does not abort, was reset")
+            if before is not None:
                 self._advance(before)
             return self._outcome(victim, "preempted and aborted")
 

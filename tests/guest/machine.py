@@ -297,6 +297,12 @@ class Guest:
         """Plug the cable of eth`nic` in, or pull it out: the carrier goes, no frame passes."""
         self._ask("set_link", name=f"segment{nic}", up=on)
 
+    def throttle(self, drive: str, writes: int) -> None:
+        """Have a drive ("drive0" is the first of `drives`) take this many writes a second; 0: any
+        number."""
+        limits = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd"), 0)
+        self._ask("block_set_io_throttle", device=drive, iops_wr=writes, **limits)
+
     def _ask(self, command: str, **arguments: object) -> None:
         """Have the emulator do something (QMP); one thread at a time."""
         deadline = time.monotonic() + _GRACE_SECONDS
