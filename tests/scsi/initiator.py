@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from guest.machine import Guest
 
-from scsi.target import PORTAL, TARGET
+from scsi.target import PIECE, PORTAL, PREFIX, TARGET
 
 _SETTINGS = """\
 node.startup = manual
@@ -13,9 +13,9 @@ node.conn[0].timeo.login_timeout = 5
 node.conn[0].timeo.logout_timeout = 5
 node.conn[0].timeo.noop_out_interval = 2
 node.conn[0].timeo.noop_out_timeout = 3
-node.session.err_timeo.abort_timeout = 5
-node.session.err_timeo.lu_reset_timeout = 5
-node.session.err_timeo.tgt_reset_timeout = 5
+node.session.err_timeo.abort_timeout = 15
+node.session.err_timeo.lu_reset_timeout = 30
+node.session.err_timeo.tgt_reset_timeout = 30
 node.session.initial_login_retry_max = 4
 node.session.cmds_max = 128
 node.session.queue_depth = 32
@@ -38,7 +38,7 @@ _SIZE = """if [ $(blockdev --getsize64 /dev/${disk##*/}) = 0 ]; then
 
 def name(guest: Guest) -> str:
     """The initiator's name of a guest."""
-    return f"iqn.2026-01.extfs.test:{guest.name}"
+    return f"{PREFIX}:{guest.name}"
 
 
 def start(guest: Guest) -> None:
@@ -88,6 +88,7 @@ for i in $(seq 200); do
     link=/dev/disk/by-id/wwn-0x${{identity#naa.}}
     [ -L $link ] || ln -s ../../${{disk##*/}} $link
     {_SIZE}
+    echo {PIECE >> 10} >$disk/queue/max_sectors_kb
     echo /dev/${{disk##*/}} >&3
     exit 0
   done
@@ -97,6 +98,12 @@ echo the disk does not come
 exit 1
 """
     ).strip()
+
+
+def attend(guest: Guest) -> None:
+    """Have the disk's unit attention told to a command that does not matter, as the path checker of
+    multipathd would: the kernel's client does not repeat the registration of its key."""
+    guest.run("sg_persist -n -k $(ls /dev/disk/by-id/wwn-*)")
 
 
 def logout(guest: Guest, nexus: str) -> None:

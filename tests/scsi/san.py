@@ -139,7 +139,6 @@ class San:
         client = Client(guest, layout=LAYOUT)
         client.prepare(block_layouts=False)
         guest.check("modprobe blocklayoutdriver; dmesg -c >/dev/null")
-        client.debug()
         client.mount(2049, server=self.address(self.server_guest))
         return client
 

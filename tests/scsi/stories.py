@@ -56,6 +56,7 @@ class Victim:
     def write(self) -> None:
         """Write a file by its layout, and overwrite it from now on, without an end."""
         path = self.client.path(self.file)
+        initiator.attend(self.guest)
         with self.client.counted() as counted:
             self.guest.check(f"stamp write -d {path} {self.seed} 0 {SIZE} {_PIECE}", 120)
         counted.assert_by_layout(writes=True)
@@ -159,6 +160,7 @@ class Victim:
         )
         name = f"back-{self.seed:x}"
         path = self.client.path(name)
+        initiator.attend(self.guest)
         self.guest.check(f"stamp write -d {path} {self.seed} 0 {_PIECE} {_PIECE}", seconds)
         with self.client.counted() as counted:
             self.guest.check(f"stamp write -d {path}.2 {self.seed} 0 {MIB} {_PIECE}", seconds)
@@ -189,6 +191,7 @@ class Successor:
             server.guest.check(f"stamp write {path} {self.seed} 0 {self.size} {MIB}", 120)
         else:
             path = self.client.path(self.file)
+            initiator.attend(self.client.guest)
             with self.client.counted() as counted:
                 self.client.guest.check(
                     f"stamp write -d {path} {self.seed} 0 {self.size} {MIB}", 120

@@ -14,12 +14,21 @@ from pathlib import Path
 
 from guest.machine import Guest
 
-TARGET = "iqn.2026-01.extfs.test:disk"
+PREFIX = "iqn.2026-01.extfs.test"
+TARGET = f"{PREFIX}:disk"
+INITIATORS = ("server", "server.second", "target", "one", "two")
+"""Who may log in, by the part behind the prefix. A session that does not answer is dropped after 6
+seconds, else 45: a LOGICAL UNIT RESET waits for the half-sent commands of a host that froze."""
 PORTAL = "192.168.77.1"
 _CONFIG = "/sys/kernel/config/target"
 _SERIAL = "extfs-0-5c51-0001"
 
 STATE_SIZE = 4 << 20
+
+# Writes up to this size come with their data. A LOGICAL UNIT RESET waits for data that the target
+# has asked for, and an initiator that asked for the reset sends none until it is done: with the
+# defaults of LIO both then wait until the target drops the session.
+PIECE = 256 << 10
 
 # One line for each registration that LIO saved: its lines joined with commas.
 _JOIN = r"""awk '/PR_REG_START/{l=""; next} /PR_REG_END/{print l; next} NF{l=l (l?",":"") $0}'"""
@@ -45,9 +54,19 @@ mkdir -p {_CONFIG}/iscsi
 mkdir -p $group/lun/lun_0
 ln -s $unit $group/lun/lun_0/disk
 echo 0 >$group/attrib/authentication
-echo 1 >$group/attrib/generate_node_acls
-echo 1 >$group/attrib/cache_dynamic_acls
-echo 0 >$group/attrib/demo_mode_write_protect
+for name in {" ".join(INITIATORS)}; do
+  host=$group/acls/{PREFIX}:$name
+  mkdir -p $host/lun_0
+  ln -s $group/lun/lun_0 $host/lun_0/disk
+  echo 3 >$host/attrib/nopin_timeout
+  echo 3 >$host/attrib/nopin_response_timeout
+  echo 3 >$host/attrib/dataout_timeout
+  echo 1 >$host/attrib/dataout_timeout_retries
+done
+for setting in InitialR2T=No ImmediateData=Yes MaxRecvDataSegmentLength={PIECE} \\
+    FirstBurstLength={PIECE}; do
+  echo ${{setting#*=}} >$group/param/${{setting%%=*}}
+done
 mkdir -p $group/np/0.0.0.0:3260
 echo 1 >$group/enable
 """
@@ -70,16 +89,10 @@ def forget(guest: Guest) -> None:
     guest.check("modprobe ext4; mount -t ext4 /dev/vdc /mnt && rm -rf /mnt/pr; sync; umount /mnt")
 
 
-def sessions(guest: Guest) -> list[str]:
-    """Names of the initiators that are logged in."""
-    text = guest.check(f"cat {_CONFIG}/iscsi/{TARGET}/tpgt_1/dynamic_sessions 2>/dev/null; true")
-    return [name for name in text.replace("\0", "\n").split() if name]
-
-
 def wait_session(initiator: str) -> str:
     """A script that waits until the initiator is logged in."""
-    where = f"{_CONFIG}/iscsi/{TARGET}/tpgt_1/dynamic_sessions"
-    return f"until tr '\\0' '\\n' <{where} | grep -qx {initiator}; do usleep 50000; done"
+    where = f"{_CONFIG}/iscsi/{TARGET}/tpgt_1/acls/{initiator}/info"
+    return f"until grep -q LOGGED_IN {where}; do usleep 50000; done"
 
 
 def key_of(guest: Guest, initiator: str) -> str | None:
