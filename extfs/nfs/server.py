@@ -32,6 +32,7 @@ from extfs.nfs.driver import Done
 from extfs.nfs.exports import Exports
 from extfs.nfs.rpc import RecordError, RecordReader
 from extfs.nfs.service import Connection, Service, ServiceOptions
+from extfs.nfs.threads import Threads
 
 __all__ = ["Server", "ServerOptions"]
 
@@ -192,7 +193,7 @@ class Server:
         self.options = options
         self.buffer = bytearray(_RECEIVE_BYTES)
         self._nursery: trio.Nursery | None = None
-        self._limiter: trio.CapacityLimiter | None = None
+        self._threads: Threads | None = None
         self._timers = trio.Event()
         self._peers: set[_Peer] = set()
         self.listening: list[tuple[str, int]] = []
@@ -202,8 +203,9 @@ class Server:
     # -- what the service asks for (driver.Runner) --
 
     def blocking(self, call: Callable[[], Any], done: Done) -> None:
-        """Run `call` in a thread."""
-        self.start(self._blocking, call, done)
+        """Run `call` in a thread; not before the server runs, nor after it."""
+        if self._threads is not None:
+            self._threads.run(call, done)
 
     def timers_changed(self) -> None:
         """Wake the task that waits for the next timer."""
@@ -214,12 +216,7 @@ class Server:
         if self._nursery is not None:
             self._nursery.start_soon(task, *args)
 
-    async def _blocking(self, call: Callable[[], Any], done: Done) -> None:
-        result, failed = None, None
-        try:
-            result = await trio.to_thread.run_sync(call, limiter=self._limiter)
-        except Exception as error:
-            failed = error
+    def _finished(self, done: Done, result: Any, failed: Exception | None) -> None:
         with self._contained("what follows a blocking call"):
             done(result, failed)
         self._let_go_on()
@@ -275,7 +272,7 @@ class Server:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        self._limiter = trio.CapacityLimiter(self.options.threads)
+        self._threads = Threads(self.options.threads, self._finished)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -284,6 +281,7 @@ class Server:
                     nursery.start_soon(self._accept, listener)
         finally:
             self._nursery = None  # nothing is begun any more
+            await self._threads.stop()
             # What has time to the next commit, an open that was closed: it would come back.
             with trio.CancelScope(shield=True), self._contained("the last of the records"):
                 await trio.to_thread.run_sync(self.service.records.finish)
