@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from oracle.fence_model import Result, Rules, State, changes, explore, rule_names, steps
+from oracle.fence_model import Rules, State, rule_names, steps
+from oracle.fence_search import Result, changes, explore
 
 QUEUED = "a block of a new owner is reachable by two: the old one's write is queued"
 ACCEPTED = "a block of a new owner is reachable by two: the old one's writes are accepted"
