@@ -78,6 +78,8 @@ class SimulatedTarget:
     aptpl: bool = True
     types: frozenset[ReservationType] | None = frozenset({TYPE})
     aborts: bool = True
+    tells: bool = True
+    """That it aborts, or not, is known of it; else the server has to do without."""
     resets: bool = True
     designators: list[Designator] = field(default_factory=lambda: [NAA])
     registrations: dict[str, int] = field(default_factory=dict)
@@ -305,7 +307,8 @@ class SimulatedNexus:
     def capabilities(self) -> Capabilities:
         if not self.target.persistent:
             raise UnsupportedError("the unit has no persistent reservations")
-        return Capabilities(self.target.aptpl, self.target.types, self.target.aborts)
+        known = self.target.aborts if self.target.tells else None
+        return Capabilities(self.target.aptpl, self.target.types, known)
 
     def register(self, key: int, *, old: int = 0, ignore: bool = False) -> None:
         self._run("REGISTER", lambda unit: unit.register(self.host, old, key, ignore=ignore))

@@ -13,6 +13,11 @@ from extfs.layout.reservations import Held, Keys, ReservationType, Unit, UnitErr
 __all__ = ["Finding", "examine", "key_owner"]
 
 _T = TypeVar("_T")
+_ABORTS = {
+    True: "aborts",
+    False: "does not abort: the unit is reset at each fence",
+    None: "it cannot be seen whether it aborts: the unit is reset at each fence",
+}
 _TYPE = ReservationType.EXCLUSIVE_ACCESS_REGISTRANTS_ONLY
 
 
@@ -55,7 +60,7 @@ def examine(unit: Unit, *, reserve: bool = False) -> Generator[Finding, None, No
     yield Finding(
         "preempt and abort",
         None,
-        "said to abort" if able.aborts else "does not abort: the unit is reset at each fence",
+        _ABORTS[able.aborts],
     )
     state = yield from _tried("registrations", lambda: (unit.keys(), unit.reservation()))
     if state is None:

@@ -94,12 +94,13 @@ class Capabilities:
 
     `aptpl`: registrations and the reservation can outlive a power loss of the target. `aborts`: a
     preempt and abort does end the accepted commands of a registrant that does not hold the
-    reservation. SPC-4 5.13.11.2.6 demands that; not every target does it.
+    reservation. SPC-4 5.13.11.2.6 demands that; not every target does it, and none tells. None: not
+    known, so a reset stands for it where the unit can be reset, and the standard where it cannot.
     """
 
     aptpl: bool
     types: frozenset[ReservationType] | None
-    aborts: bool = True
+    aborts: bool | None = None
 
     @property
     def fits(self) -> bool:

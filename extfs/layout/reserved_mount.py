@@ -67,7 +67,7 @@ class ReservedMount:
         """What the unit can, in words, for the log at start."""
         able = self.reservation.capabilities
         types = "not told" if able.types is None else ", ".join(str(int(t)) for t in able.types)
-        aborts = "aborts" if able.aborts else "does not abort: it is reset at each fence"
+        aborts = "aborts" if able.aborts else "may not abort: it is reset at each fence"
         return (
             f"unit {self.designator}, our key {key_text(self.reservation.key)}; reservation types"
             f" {types}; APTPL; a preempt {aborts}"

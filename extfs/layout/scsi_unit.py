@@ -133,7 +133,7 @@ _TYPE_BITS = (
 )
 
 
-def parse_capabilities(answer: bytes, *, aborts: bool) -> Capabilities:
+def parse_capabilities(answer: bytes, *, aborts: bool | None = None) -> Capabilities:
     """REPORT CAPABILITIES: PTPL_C, and the types if TMV says that they are told."""
     if len(answer) < 6:
         raise UnitError("REPORT CAPABILITIES answered too little")
@@ -318,14 +318,15 @@ class ScsiUnit:
 
         The kernel's own target, up to its newest version, marks a command with the key of the
         reservation's holder and looks for the victim's when it aborts: what a registrant that is
-        not the holder has begun is not aborted.
+        not the holder has begun is not aborted. It is inside of other vendors' boxes, too, so no
+        vendor is known to abort.
         """
         try:
             answer = self._persistent_in(2, 8, "REPORT CAPABILITIES")
         except UnsupportedError as error:
             raise UnsupportedError(f"the unit has no persistent reservations ({error})") from error
         vendor = self._command(_inquiry(None, 96), 96, "INQUIRY")[8:16]
-        return parse_capabilities(answer, aborts=vendor != b"LIO-ORG ")
+        return parse_capabilities(answer, aborts=False if vendor == b"LIO-ORG " else None)
 
     def designators(self) -> list[Designator]:
         """VPD page 0x83."""

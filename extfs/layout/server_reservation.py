@@ -17,10 +17,10 @@ true of a client with the key V, and both must have been seen:
             registrations between the two shows in the second.
   drained   what was accepted from V before is done or aborted. A reservation is checked when a
             command begins, not when it reaches the medium. So: after V was closed out, a PREEMPT
-            AND ABORT of V that answered GOOD has returned, on a unit that aborts
-            (`Capabilities.aborts`); or a LOGICAL UNIT RESET has. READ KEYS alone never says that:
-            registrations go first, commands afterwards, and a preempt whose answer was lost may
-            still be aborting.
+            AND ABORT of V that answered GOOD has returned, on a unit that is known to abort
+            (`Capabilities.aborts`; or that cannot be reset, and is not known not to); or a LOGICAL
+            UNIT RESET has. READ KEYS alone never says that: registrations go first, commands
+            afterwards, and a preempt whose answer was lost may still be aborting.
 
 And one must not be in doubt: that V's absence comes from its nexus being shut out. A key can be
 absent for other reasons, each with a client that writes afterwards:
@@ -86,10 +86,18 @@ from extfs.layout.reservations import (
     UnreachableError,
     UnsupportedError,
 )
-from extfs.layout.standing import RefusedError, Sight, Standing, State, requirements
+from extfs.layout.standing import (
+    RefusedError,
+    Sight,
+    Standing,
+    State,
+    registered_key,
+    requirements,
+)
 
 __all__ = ["RefusedError", "ServerReservation", "Sight", "Standing", "State", "requirements"]
 
+DRAIN_TRIES = 3
 LOCK_SECONDS = 30.0
 """For a call before this one to end; its command may be without an answer."""
 
@@ -161,7 +169,7 @@ class ServerReservation:
             try:
                 unit.register(key)
             except ConflictError:
-                key, adopted = _registered_key(unit, before), True
+                key, adopted = registered_key(unit, before), True
         except BaseException:
             unit.close()
             raise
@@ -201,7 +209,7 @@ class ServerReservation:
             # Another server may be registered and hold nothing: it could not have it back.
             others = self._shut_out(self.unit.keys())
             # Our own reservation, too: an earlier take() of it may have stopped before this.
-            must = bool(held or others) and not self.capabilities.aborts
+            must = bool(held or others) and self.capabilities.aborts is not True
             self._drain_at_start(must=must)
             self._remember(self._read_keys())
             self._good = time.monotonic()
@@ -242,15 +250,27 @@ class ServerReservation:
             )
 
     def _drain_at_start(self, *, must: bool) -> None:
-        """End what was accepted before we held the reservation; `must`: or do not begin."""
-        try:
-            self._reset()
-        except UnitError as error:
-            if must:
-                raise RefusedError(
-                    f"{self.unit.name}: commands of the server before us may be under way, and the "
-                    f"unit cannot be reset: {error}"
-                ) from error
+        """End what was accepted before we held the reservation; `must`: or do not begin.
+
+        A reset can wait for a host that is not there any more, until the target drops its session.
+        """
+        for tries_left in reversed(range(DRAIN_TRIES if must else 1)):
+            try:
+                self._reset()
+                return
+            except UnsupportedError as error:
+                if must and self.capabilities.aborts is False:
+                    raise self._not_drained(error) from error
+                return
+            except UnitError as error:
+                if must and not tries_left:
+                    raise self._not_drained(error) from error
+
+    def _not_drained(self, error: UnitError) -> RefusedError:
+        return RefusedError(
+            f"{self.unit.name}: commands of the server before us may be under way, and the unit "
+            f"could not be reset: {error}"
+        )
 
     def back_out(self) -> None:
         """Instead of `take`: leave the unit as it was found. After `take`: only `close`."""
@@ -365,10 +385,14 @@ class ServerReservation:
             except UnitError:
                 self._drained = None
                 raise
-            if not self.capabilities.aborts:
-                self._reset()
-                return self._outcome(victim, "preempted; the unit, which does not abort, was reset")
-            if before is not None:
+            if self.capabilities.aborts is not True:
+                try:
+                    self._reset()
+                    return self._outcome(victim, "preempted; the unit was reset")
+                except UnsupportedError as error:
+                    if self.capabilities.aborts is False:
+                        return Outcome.failed(f"preempted, not aborted, and no reset: {error}")
+            elif before is not None:
                 self._advance(before)
             return self._outcome(victim, "preempted and aborted")
 
@@ -581,20 +605,3 @@ class ServerReservation:
             self.unit.register(self.key)
         except ConflictError:  # registered, with ours or with a client's of this host
             self.unit.register(self.key, ignore=True)
-
-
-def _registered_key(unit: Unit, keys: Keys) -> int:
-    """The key that this host's nexus is registered with: each is asked for, nothing changes."""
-    for key in dict.fromkeys(keys.keys):
-        try:
-            unit.register(key, old=key)
-        except ConflictError:
-            continue
-        if is_server_key(key):
-            return key
-        whose = "an NFS client" if is_client_key(key) else "another program"
-        raise RefusedError(
-            f"{unit.name}: {whose} on this host has registered key {key_text(key)}, which a server "
-            "must not share"
-        )
-    raise RefusedError(f"{unit.name}: this host is registered with a key that READ KEYS lacks")

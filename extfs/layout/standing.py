@@ -5,9 +5,17 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from extfs.layout.reservations import Capabilities, Designator, Unit, UnitError
+from extfs.layout.keys import is_client_key, is_server_key, key_text
+from extfs.layout.reservations import (
+    Capabilities,
+    ConflictError,
+    Designator,
+    Keys,
+    Unit,
+    UnitError,
+)
 
-__all__ = ["RefusedError", "Sight", "Standing", "State", "requirements"]
+__all__ = ["RefusedError", "Sight", "Standing", "State", "registered_key", "requirements"]
 
 
 class RefusedError(Exception):
@@ -66,3 +74,20 @@ def requirements(unit: Unit) -> tuple[list[Designator], Capabilities]:
             f"{unit.name}: no reservations of the type exclusive access, registrants only"
         )
     return designators, capabilities
+
+
+def registered_key(unit: Unit, keys: Keys) -> int:
+    """The key that this host's nexus is registered with: each is asked for, nothing changes."""
+    for key in dict.fromkeys(keys.keys):
+        try:
+            unit.register(key, old=key)
+        except ConflictError:
+            continue
+        if is_server_key(key):
+            return key
+        whose = "an NFS client" if is_client_key(key) else "another program"
+        raise RefusedError(
+            f"{unit.name}: {whose} on this host has registered key {key_text(key)}, which a server "
+            "must not share"
+        )
+    raise RefusedError(f"{unit.name}: this host is registered with a key that READ KEYS lacks")
