@@ -8,6 +8,7 @@ from reservation_contract import OTHER_CLIENT, SERVER, outcome_of
 from reservation_world import client, confirmed, server
 from simulated_unit import TYPE, SimulatedNexus, SimulatedTarget
 
+from extfs.layout import server_reservation
 from extfs.layout.keys import (
     key_text,
     new_client_key,
@@ -227,6 +228,26 @@ def test_a_holder_whose_key_is_no_clients_is_not_fenced(key: int, target: Simula
         assert not confirmed(outcome_of(reservation, key, issued=issued))
     if key == 0x1234:
         assert target.registrations == before
+
+
+def test_keys_of_nobody_known_are_told_once(
+    target: SimulatedTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client with a wrong key, or another program: it passes, and no fence would find it."""
+    reservation = server(target)
+    stranger = target.nexus("stranger")
+    stranger.register(0x77)
+    assert reservation.check().detail == ""  # it may be gone in a moment
+    monkeypatch.setattr(server_reservation, "STRANGE_SECONDS", -1.0)
+    standing = reservation.check()
+    assert standing.state is State.HELD
+    assert key_text(0x77) in standing.detail
+    assert reservation.check().detail == ""
+    assert stranger.passes()
+    stranger.register(0, old=0x77)
+    assert reservation.check().detail == ""
+    stranger.register(0x77)
+    assert key_text(0x77) in reservation.check().detail
 
 
 def test_a_client_at_the_servers_own_nexus_is_never_confirmed(target: SimulatedTarget) -> None:

@@ -112,7 +112,7 @@ class ReservedMount:
         `UnitError`, `CoreError`: it is not known.
         """
         standing = self.reservation.check()
-        if standing.state is State.RESTORED:
+        if standing.detail and standing.state is not State.TAKEN:
             log.warning("%s", standing.detail)
             self._end(standing.lost_keys)
         if standing.state is not State.TAKEN:

@@ -98,6 +98,7 @@ from extfs.layout.standing import (
 __all__ = ["RefusedError", "ServerReservation", "Sight", "Standing", "State", "requirements"]
 
 DRAIN_TRIES = 3
+STRANGE_SECONDS = 1.0
 LOCK_SECONDS = 30.0
 """For a call before this one to end; its command may be without an answer."""
 
@@ -108,9 +109,10 @@ class ServerReservation:
     `_fenced`: keys confirmed by this mount. `_seen`: clients' keys seen registered, with the epoch
     of the last sight; `_epoch` counts the times that the target forgot. `_offers`: keys told to
     clients, with the number of the offer; `_made`: keys made by this mount; both, and `_seen`, by
-    `_names`. `_sharing`: clients' keys found at our own nexus. `_drained`: (generation, keys) of a
-    reset under our reservation since which nobody but us changed a registration: a key that was
-    absent then has nothing under way.
+    `_names`. `_sharing`: clients' keys found at our own nexus. `_strangers`: keys that are not of
+    extfs, since when; infinity: told. `_drained`: (generation, keys) of a reset under our
+    reservation since which nobody but us changed a registration: a key that was absent then has
+    nothing under way.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class ServerReservation:
         self._offers: dict[int, int] = {}
         self._made: set[int] = set()
         self._sharing: set[int] = set()
+        self._strangers: dict[int, float] = {}
         self._drained: tuple[int, frozenset[int]] | None = None
 
     # -- at start --
@@ -314,7 +317,7 @@ class ServerReservation:
         """
         with self._exclusive():
             standing = self._check()
-            if standing.state is State.RESTORED:
+            if standing.state is not State.TAKEN and standing.detail:
                 self._untold.append(standing)
             if standing.state is not State.TAKEN and self._untold:
                 return self._untold.pop(0)
@@ -460,9 +463,11 @@ class ServerReservation:
     def _in_order(self) -> str | None:
         """`check` before something else; what it restored is told by the next `check`."""
         standing = self._check()
-        if standing.state is State.RESTORED:
+        if standing.state is State.TAKEN:
+            return standing.detail
+        if standing.detail:
             self._untold.append(standing)
-        return standing.detail if standing.state is State.TAKEN else None
+        return None
 
     def _reset(self) -> None:
         keys = self.unit.keys()
@@ -516,7 +521,24 @@ class ServerReservation:
         told += self._shut_out(keys)
         self._remember(keys)
         self._good = time.monotonic()
-        return Standing(State.RESTORED if told else State.HELD, "; ".join(told))
+        if not told:
+            return Standing(State.HELD, self._strange(keys))
+        return Standing(State.RESTORED, "; ".join(told))
+
+    def _strange(self, keys: Keys) -> str:
+        """In words whose keys are no extfs's, each once: they may write, and nobody fences them.
+
+        Not those that come and go, as of who asks for the unit's size.
+        """
+        now = time.monotonic()
+        strange = {key for key in keys.keys if not is_client_key(key) and not is_server_key(key)}
+        self._strangers = {key: self._strangers.get(key, now) for key in strange}
+        stay = [key for key, since in self._strangers.items() if now - since > STRANGE_SECONDS]
+        self._strangers |= dict.fromkeys(stay, float("inf"))
+        if not stay:
+            return ""
+        listed = ", ".join(map(key_text, sorted(stay)))
+        return f"{self.unit.name}: registered and not of extfs, so able to write: {listed}"
 
     def _overwritten(self, held: Held) -> bool:
         """Whether the holder is our own nexus, with a client's key registered over ours."""

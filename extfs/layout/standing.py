@@ -23,7 +23,7 @@ class RefusedError(Exception):
 
 
 class State(enum.Enum):
-    """HELD: all was in order. RESTORED: now it is. TAKEN: another server has it; stop writing."""
+    """HELD: it was in force. RESTORED: now it is. TAKEN: another server has it; stop writing."""
 
     HELD = "held"
     RESTORED = "restored"
