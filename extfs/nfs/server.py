@@ -194,6 +194,8 @@ class Server:
         self.buffer = bytearray(_RECEIVE_BYTES)
         self._nursery: trio.Nursery | None = None
         self._threads: Threads | None = None
+        self._early: list[tuple[Callable[[], Any], Done]] = []
+        """What the service began while it was made: the end of a grace period, say."""
         self._timers = trio.Event()
         self._peers: set[_Peer] = set()
         self.listening: list[tuple[str, int]] = []
@@ -203,9 +205,11 @@ class Server:
     # -- what the service asks for (driver.Runner) --
 
     def blocking(self, call: Callable[[], Any], done: Done) -> None:
-        """Run `call` in a thread; not before the server runs, nor after it."""
+        """Run `call` in a thread; when the server runs, and not after it."""
         if self._threads is not None:
             self._threads.run(call, done)
+        else:
+            self._early.append((call, done))
 
     def timers_changed(self) -> None:
         """Wake the task that waits for the next timer."""
@@ -277,6 +281,9 @@ class Server:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._run_timers)
+                early, self._early = self._early, []
+                for call, done in early:
+                    self._threads.run(call, done)
                 for listener in self._listeners:
                     nursery.start_soon(self._accept, listener)
         finally:

@@ -291,3 +291,29 @@ async def test_who_leaves_while_a_request_runs_is_forgotten(serve: Serve) -> Non
                 await trio.sleep(0.01)
         again = await connect(server)
         assert await again.ask(NULL) == NULL_REPLY
+
+
+async def test_what_is_begun_before_the_server_runs_is_done() -> None:
+    """The end of a grace period that has something to write, say: it would never end."""
+    told: list[tuple[object, Exception | None]] = []
+    with SimDevice(64 << 20) as sim:
+        with sim.device() as device:
+            mkfs(device)
+        with Filesystem.open(sim.device()) as fs:
+            exports = Exports(fs, [parse_export(EXPORT)])
+            server = Server(
+                fs, exports, ServerOptions(listen=(("127.0.0.1", 0),)), ServiceOptions()
+            )
+            done = trio.Event()
+
+            def tell(result: object, error: Exception | None) -> None:
+                told.append((result, error))
+                done.set()
+
+            server.blocking(lambda: "written", tell)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.run)
+                with trio.fail_after(20):
+                    await done.wait()
+                nursery.cancel_scope.cancel()
+    assert told == [("written", None)]
