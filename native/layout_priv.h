@@ -224,6 +224,8 @@ bool recalls_fail_waiters(struct layouts *ls);
 /* ---- layout_recall.c again ---- */
 /* mutex held: the clock is another one now: what was `from` is `to`. */
 void recalls_shift(struct layouts *ls, uint64_t from, uint64_t to);
+/* mutex held: what is due at `from` or later becomes due so much later that `from` is `to`. */
+void recalls_postpone(struct layouts *ls, uint64_t from, uint64_t to);
 void recalls_destroy(struct layouts *ls);
 /* PINs of this holder whose `until` has come are to be dropped then; to be called before the grant
  * is made. -ENOMEM. The mutex not held. */

@@ -390,6 +390,26 @@ void recalls_shift(struct layouts *ls, uint64_t from, uint64_t to)
 	ls->idle_at = shift(ls->idle_at, from, to);
 }
 
+/* What is earlier stays: order is kept. */
+static uint64_t later(uint64_t at, uint64_t from, uint64_t to)
+{
+	return at < from || at > UINT64_MAX - 1 - (to - from) ? at : at + (to - from);
+}
+
+void recalls_postpone(struct layouts *ls, uint64_t from, uint64_t to)
+{
+	struct timed *tm;
+
+	xassert(from && from <= to);
+	for (struct seg *w = ls->due_head; w; w = w->due_next) {
+		w->deadline = later(w->deadline, from, to);
+		w->due_at = later(w->due_at, from, to);
+	}
+	RB_FOREACH(tm, timed_tree, &ls->timed)
+		tm->deadline = later(tm->deadline, from, to);
+	delegations_shift(ls, later, from, to);
+}
+
 void recalls_destroy(struct layouts *ls)
 {
 	struct timed *tm;

@@ -24,6 +24,8 @@
 #include "log.h"
 
 #define THREAD_IO_DEPTH 64u
+#define STANDSTILL_NS 500000000ull
+#define STANDSTILL_MORE_NS 1000000000ull
 
 static void kicked(struct op *op)
 {
@@ -240,6 +242,23 @@ static bool finish(struct layouts *ls)
 	return over;
 }
 
+/* It slept longer than it wanted to by so much that the whole process stood still: stopped, or
+ * without a processor. What holders answered meanwhile has not been read, and a fence would harm
+ * them for it: they have some more time. */
+static void note_standstill(struct layouts *ls, uint64_t next)
+{
+	uint64_t now = layouts_now(ls->fs);
+
+	if (atomic_load(&ls->virtual_ns) || now < next || now - next < STANDSTILL_NS)
+		return;
+	log_msg(LOG_NOTE, "layouts: nothing ran for %llu ms: holders have %llu ms more to answer",
+		(unsigned long long)((now - next) / 1000000),
+		(unsigned long long)(MIN(ls->recall_ns, STANDSTILL_MORE_NS) / 1000000));
+	pthread_mutex_lock(&ls->mutex);
+	recalls_postpone(ls, next, now + MIN(ls->recall_ns, STANDSTILL_MORE_NS));
+	pthread_mutex_unlock(&ls->mutex);
+}
+
 static void sleep_until(struct layouts *ls, uint64_t next)
 {
 	struct pollfd pfd = { .fd = ioctx_eventfd(ls->ctx), .events = POLLIN };
@@ -251,6 +270,8 @@ static void sleep_until(struct layouts *ls, uint64_t next)
 	if (next != UINT64_MAX && !atomic_load(&ls->virtual_ns))
 		ms = (int)MIN((next - now + 999999) / 1000000, INT_MAX);
 	poll(&pfd, 1, ms);
+	if (ms >= 0)
+		note_standstill(ls, next);
 }
 
 static void run_ops(struct layouts *ls, int *ran)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import itertools
+import signal
 import stat
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -232,3 +235,56 @@ async def test_from_the_deadline_to_the_driver_it_takes_milliseconds(sim: SimDev
     assert statistics.median(late) < 0.02
     assert statistics.median(fenced) < 0.1
     assert all(a < b for a, b in itertools.pairwise(driver.called))
+
+
+STOPPED = """
+import sys, time
+from extfs import core
+from extfs.core import Filesystem, HolderSpec, Iomode, SimDevice
+import stat, threading
+answers = sys.argv[1] == "answers"
+sim = SimDevice(64 << 20, seed=1)
+with sim.device() as handle:
+    core.mkfs(handle)
+with Filesystem.open(sim.device(), no_heartbeat=True, recall_ms=400) as fs:
+    ino = fs.mknod(1, b"file", stat.S_IFREG | 0o644).ino
+    holder, _ = fs.layouts.register(HolderSpec())
+    fs.layouts.get(ino, holder, Iomode.RW, 0, 1 << 20)
+    writer = threading.Thread(target=fs.write, args=(ino, 0, b"x" * 4096))
+    writer.start()
+    while not any(event.type is core.EventType.RECALL for event in fs.layouts.events()):
+        time.sleep(0.001)
+    before = time.monotonic()
+    print("asked", flush=True)
+    while time.monotonic() - before < 1:  # stopped here
+        before = before if time.monotonic() - before > 0.5 else time.monotonic()
+        time.sleep(0.001)
+    time.sleep(0.1)  # the answer has come long ago; now it is read
+    if answers:
+        fs.layouts.give_back(ino, holder)
+    began = time.monotonic()
+    writer.join()
+    record = fs.layouts.holder(holder)
+    print(record.state.name, record.missed, time.monotonic() - began < 5, flush=True)
+    fs.abandon()
+"""
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"), [("answers", "LIVE 0 True"), ("does not", "LOST 1 True")]
+)
+def test_a_server_that_stood_still_does_not_blame_its_holders(answers: str, said: str) -> None:
+    """It is stopped (SIGSTOP) over the deadline of a recall; the answer waits to be read."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED, answers], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "asked\n"
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(2)
+            process.send_signal(signal.SIGCONT)
+            assert process.stdout.readline() == said + "\n"
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
