@@ -376,7 +376,7 @@ class ServerReservation:
         with self._exclusive():
             if self._over is not None:
                 return Outcome.failed(self._over.detail)
-            before = self._drained
+            before, begin = self._drained, time.monotonic()
             try:
                 self.unit.preempt_abort(self.key, victim)
             except ConflictError:
@@ -388,16 +388,18 @@ class ServerReservation:
             except UnitError:
                 self._drained = None
                 raise
+            how = f"preempted in {_ms(begin)}"
             if self.capabilities.aborts is not True:
+                begin = time.monotonic()
                 try:
                     self._reset()
-                    return self._outcome(victim, "preempted; the unit was reset")
+                    return self._outcome(victim, f"{how}, the unit reset in {_ms(begin)}")
                 except UnsupportedError as error:
                     if self.capabilities.aborts is False:
                         return Outcome.failed(f"preempted, not aborted, and no reset: {error}")
             elif before is not None:
                 self._advance(before)
-            return self._outcome(victim, "preempted and aborted")
+            return self._outcome(victim, f"{how}, and aborted")
 
     def confirm_gone(self, victim: int) -> Outcome:
         """After GONE: see that nothing of it is under way any more."""
@@ -627,3 +629,8 @@ class ServerReservation:
             self.unit.register(self.key)
         except ConflictError:  # registered, with ours or with a client's of this host
             self.unit.register(self.key, ignore=True)
+
+
+def _ms(begin: float) -> str:
+    """Since then: the unit's own time."""
+    return f"{1000 * (time.monotonic() - begin):.0f} ms"

@@ -49,5 +49,5 @@ def test_what_is_under_way_does_not_arrive_after_a_fence(own_san: Callable[..., 
     print(results)
     assert results["preempt"]["then"] < results["preempt"]["later"], "nothing was under way"
     assert "confirmed" in results["fence"]["told"], results
-    assert "was reset" in results["fence"]["told"], results
+    assert "the unit reset in" in results["fence"]["told"], results
     assert results["fence"]["then"] == results["fence"]["later"], results
