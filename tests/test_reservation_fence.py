@@ -115,6 +115,24 @@ async def test_a_command_without_an_answer_confirms_nothing_and_blocks_no_task(
     assert not victim.passes()
 
 
+async def test_a_command_without_an_answer_keeps_the_unit_open(target: SimulatedTarget) -> None:
+    """Its thread would go on with whatever file has the number then."""
+    reservation = server(target)
+    client(target)
+    target.trouble("server", "PREEMPT", "hangs")
+    try:
+        assert not confirmed(
+            await ReservationFence(reservation, seconds=0.2).fence(holder(), LoneAttempt())
+        )
+        reservation.close()
+        assert target.claims == {"server": reservation.unit}
+    finally:
+        target.released.set()
+    reservation.check()  # waits for the thread
+    reservation.close()
+    assert target.claims == {}
+
+
 async def test_many_fences_beside_checks(target: SimulatedTarget) -> None:
     """From any number of tasks at a time; each is confirmed and nobody else is touched."""
     reservation = server(target)

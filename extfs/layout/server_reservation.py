@@ -99,6 +99,7 @@ __all__ = ["RefusedError", "ServerReservation", "Sight", "Standing", "State", "r
 
 DRAIN_TRIES = 3
 STRANGE_SECONDS = 1.0
+CLOSE_SECONDS = 1.0
 LOCK_SECONDS = 30.0
 """For a call before this one to end; its command may be without an answer."""
 
@@ -284,8 +285,16 @@ class ServerReservation:
             self.unit.close()
 
     def close(self) -> None:
-        """Forget descriptors. Registration and reservation stay, and keep fenced clients out."""
-        self.unit.close()
+        """Forget descriptors. Registration and reservation stay, and keep fenced clients out.
+
+        A command without an answer keeps them until this process ends: its thread uses them, and
+        would next use what other file has their numbers by then.
+        """
+        if self._lock.acquire(timeout=CLOSE_SECONDS):
+            try:
+                self.unit.close()
+            finally:
+                self._lock.release()
 
     # -- while mounted --
 
