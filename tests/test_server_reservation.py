@@ -306,6 +306,49 @@ def test_one_reset_serves_for_all_that_were_gone_by_then(target: SimulatedTarget
     assert resets() == before + 2
 
 
+def test_a_reset_says_nothing_of_who_was_registered_then(target: SimulatedTarget) -> None:
+    """Where unregistering is not counted, the generation does not tell that he has gone since."""
+    target = SimulatedTarget(as_linux=True)
+    reservation = server(target)
+    guest = client(target)
+    assert confirmed(outcome_of(reservation, OTHER_CLIENT, issued=True))
+    guest.submit(5, b"stale")
+    guest.register(0, old=CLIENT)
+    assert confirmed(outcome_of(reservation, CLIENT, issued=True))
+    assert target.queue == []
+
+
+def test_a_reset_says_nothing_of_who_came_and_went_beside_our_own_preempt(
+    target: SimulatedTarget,
+) -> None:
+    reservation = server(target)
+    client(target)
+    assert confirmed(outcome_of(reservation, OTHER_CLIENT, issued=True))  # a reset
+    guest, key = target.nexus("guest"), new_client_key(())
+
+    def visit() -> None:
+        guest.register(key)
+        guest.submit(5, b"stale")
+        guest.register(0, old=key)
+
+    target.before("server", "PREEMPT", visit)
+    assert confirmed(outcome_of(reservation, CLIENT))
+    assert len(target.queue) == 1
+    assert confirmed(outcome_of(reservation, key, issued=True))
+    assert target.queue == []
+
+
+def test_a_reservation_whose_type_was_changed_confirms_nothing(target: SimulatedTarget) -> None:
+    """Of another type it may refuse writes to nobody."""
+    reservation = server(target)
+    client(target)
+    assert reservation.sight(CLIENT, issued_before=False) is Sight.PRESENT
+    target.before("server", "READ RESERVATION", lambda: setattr(target, "type", 5))
+    outcome = reservation.preempt(CLIENT)
+    assert not confirmed(outcome)
+    assert "type 5" in outcome.detail
+
+
 def test_strays_of_no_holder_are_swept(target: SimulatedTarget) -> None:
     reservation = server(target)
     kept, stray, foreign = client(target), client(target, "old", OTHER_CLIENT), target.nexus("x")
@@ -521,6 +564,24 @@ def test_a_take_over_that_cannot_end_the_old_servers_commands_is_refused(
     new = ServerReservation.register(target.nexus("new"))
     with pytest.raises(RefusedError, match="could not be reset"):
         new.take(old.key)
+
+
+def test_a_server_that_registers_again_while_it_is_taken_over_lives(
+    target: SimulatedTarget,
+) -> None:
+    old = server(target, "old")
+    new = ServerReservation.register(target.nexus("new"))
+    target.before("new", "READ KEYS", lambda: target.register("old", 0, old.key, ignore=True))
+    with pytest.raises(RefusedError, match="its server lives"):
+        new.take(old.key)
+
+
+def test_a_reservation_that_another_path_holds_serves_not_us(target: SimulatedTarget) -> None:
+    reservation = server(target)
+    assert isinstance(reservation.unit, SimulatedNexus)
+    reservation.unit.host = "another path"
+    with pytest.raises(RefusedError, match="does not serve this host"):
+        reservation.take()
 
 
 def test_two_servers_that_take_over_at_once(target: SimulatedTarget) -> None:

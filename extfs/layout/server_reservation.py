@@ -452,8 +452,6 @@ class ServerReservation:
             return "the unit has lost the reservation"
         if held.key != self.key or not held.right_type:
             return f"the reservation is that of key {key_text(held.key)}, type {held.type}"
-        if self.key not in keys:
-            return "our own registration is gone"
         if victim in keys:
             return f"key {key_text(victim)} is registered again"
         return None
