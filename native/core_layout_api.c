@@ -189,6 +189,7 @@ unsigned extfs_holder_list(struct fs *fs, uint64_t *id, struct extfs_holder *out
 			.fence_key = look.spec.fence_key, .id = look.id, .grants = look.grants,
 			.quarantined = look.quarantined, .recalls = look.recalls,
 			.missed = look.missed, .cause = (int)look.cause,
+			.returned = look.returned,
 		};
 		memcpy(out[count].boot_id, look.spec.boot_id, sizeof(look.spec.boot_id));
 		memcpy(out[count].name, look.spec.name, sizeof(look.spec.name));

@@ -299,6 +299,7 @@ struct extfs_holder {
 	uint64_t id, key; /* key: out of register only */
 	uint64_t grants, quarantined, recalls, missed;
 	int cause; /* EXTFS_LOST_* */
+	int returned; /* everything, since its fence was decided; forgotten at a restart */
 };
 /* Holders registered here send their events to extfs_layout_event(). These may ask for a retry. */
 int extfs_holder_register(struct fs *fs, struct extfs_holder *holder);

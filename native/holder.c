@@ -327,6 +327,8 @@ void holder_returned_all(struct fs *fs, uint64_t id)
 	pthread_mutex_lock(&ls->mutex);
 	h = find_here(ls, id);
 	counts = h && !h->fence.state;
+	if (h && !counts)
+		h->returned = true;
 	if (counts && h->state == HOLDER_LOST)
 		come_back(ls, h);
 	pthread_mutex_unlock(&ls->mutex);
@@ -582,7 +584,7 @@ unsigned holder_list(struct fs *fs, uint64_t *id, struct holder_look *out, unsig
 		out[got++] = (struct holder_look){
 			.spec = h->spec, .id = h->id, .state = h->state, .grants = h->ngrants,
 			.quarantined = h->quarantined, .recalls = h->recalls, .missed = h->missed,
-			.cause = h->cause,
+			.cause = h->cause, .returned = h->returned,
 		};
 	pthread_mutex_unlock(&ls->mutex);
 	if (got)

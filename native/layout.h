@@ -195,6 +195,8 @@ struct holder_look { /* for status */
 	uint64_t grants, quarantined; /* quarantined: blocks under its name */
 	uint64_t recalls, missed;
 	enum lost_cause cause;
+	/* everything, since its fence was decided; forgotten at a restart */
+	bool returned;
 };
 /* Holders with an id above *id, in order; 0 at the end. Sets *id. */
 unsigned holder_list(struct fs *fs, uint64_t *id, struct holder_look *out, unsigned n);

@@ -66,6 +66,7 @@ struct holder {
 	bool release_again;    /* wanted once more meanwhile */
 	bool fence_told;
 	bool confirmed;        /* GONE: holder_fenced() said so */
+	bool returned;         /* LOST: everything, when its fence was decided already */
 	bool tainted;          /* may reach blocks under QUARANTINE_ANY: layout_release.c */
 	/* operations under way: holder_enter(). The object stays, and is not released, until 0 */
 	unsigned users;

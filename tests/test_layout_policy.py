@@ -665,3 +665,25 @@ async def test_how_fences_end_without_a_confirmation_of_ours(
         (4, "gone"),
     ]
     assert fencing.waiting() == []
+
+
+@pytest.mark.expect_log("not registered")
+@pytest.mark.parametrize("issued", [False, True])
+async def test_who_returned_everything_and_was_not_harmed_needs_no_driver(
+    clock: trio.testing.MockClock, issued: bool
+) -> None:
+    class Absent(Script):
+        async def fence(self, holder: HolderRecord, attempt: Attempt) -> Outcome:
+            if issued:
+                await attempt.issued()
+            return Outcome.failed("its key is not registered: it may still register")
+
+    table = FakeTable(record(1))
+    fencing = Fencing(table, Absent(no, harms=True))
+
+    def returns() -> None:
+        table.all[1] = dataclasses.replace(table.all[1], returned=True)
+
+    await run_for(fencing, 300, (5, returns))
+    assert [moment for _, moment in table.confirmed] == ([] if issued else [7.0])
+    assert [past.outcome for past in fencing.history()] == ([] if issued else ["confirmed"])

@@ -187,7 +187,8 @@ class HolderSpec:
 class HolderRecord:
     """A holder now. `quarantined`: blocks under its name; `missed`: recalls it did not answer.
 
-    `cause`: why it is lost.
+    `cause`: why it is lost. `returned`: everything, since its fence was decided; forgotten at a
+    restart.
     """
 
     id: int
@@ -198,6 +199,7 @@ class HolderRecord:
     recalls: int
     missed: int
     cause: LostCause = LostCause.NOT
+    returned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +281,7 @@ def _record_of(raw: Any) -> HolderRecord:
         raw.recalls,
         raw.missed,
         LostCause(raw.cause),
+        bool(raw.returned),
     )
 
 

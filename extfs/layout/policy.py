@@ -377,6 +377,8 @@ class Fencing:
             outcome = await self._while_lost(number, self._attempt, (fence, holder))
             if outcome is None:
                 break
+            if outcome.verdict is Verdict.FAILED and self._needless(fence):
+                outcome = Outcome.confirmed("it was not harmed, and has returned everything")
             if outcome.verdict is Verdict.FAILED:
                 self._tell_failure(fence, holder, outcome)
                 await self._record_failure(fence)
@@ -388,6 +390,11 @@ class Fencing:
         there = self._table.holder(number)
         came_back = there is not None and there.state is HolderState.LIVE
         self._end(fence, "came back" if came_back else "gone", "")
+
+    def _needless(self, fence: _Fence) -> bool:
+        """It can end without its driver: as a return ends a loss that nothing was decided about."""
+        holder = self._lost(fence.number)
+        return holder is not None and holder.returned and not fence.was_issued
 
     async def _attempt(self, of: tuple[_Fence, HolderRecord]) -> Outcome | None:
         """One call of the driver. None: the holder is not to be fenced any more."""

@@ -5,11 +5,17 @@
  */
 #include "holder_fixture.h"
 
+/* Waits for log space as a front would. */
+#define RETRY(rc, call)                                                                     \
+	while (((rc) = (call)) == -ERR_JOURNAL_FULL)                                        \
+		OK(jrn_wait_space_blocking(world.fs))
+
 static int put(uint64_t id, enum fence_state state, uint32_t tries)
 {
 	xid_t xid = 0;
-	int rc = fence_put(world.fs, id, state, tries, &xid);
+	int rc;
 
+	RETRY(rc, fence_put(world.fs, id, state, tries, &xid));
 	assert_int_equal(!xid, rc != 0);
 	return rc ? rc : jrn_force_blocking(world.fs, xid);
 }
@@ -37,8 +43,11 @@ static uint64_t fences_on_disk(void)
 /* A lost one that has something. */
 static uint64_t lost(void)
 {
-	uint64_t id = reg();
+	uint64_t id;
+	int rc;
 
+	RETRY(rc, holder_register(world.fs, &some_spec, sink, &id, &reg_key));
+	assert_int_equal(rc, 0);
 	grant(0, id, SEG_GRANT_READ, 0, BLOCK_SIZE);
 	OK(holder_lost(world.fs, id));
 	return id;
@@ -159,15 +168,18 @@ static void a_full_filesystem_can_record_fences(void **state)
 	}
 	for (unsigned i = 0; i < n; i++) {
 		xid_t xid;
-		int rc = fence_put(world.fs, id[i], FENCE_DECIDED, 0, &xid);
+		int rc;
 
-		if (rc == -ERR_JOURNAL_FULL)
-			rc = put(id[i], FENCE_DECIDED, 0);
+		RETRY(rc, fence_put(world.fs, id[i], FENCE_DECIDED, 0, &xid));
 		assert_int_equal(rc, 0);
 	}
 	assert_int_equal(fences_on_disk(), n);
-	for (unsigned i = 0; i < n; i++)
-		OK(holder_fenced(world.fs, id[i]));
+	for (unsigned i = 0; i < n; i++) {
+		int rc;
+
+		RETRY(rc, holder_fenced(world.fs, id[i]));
+		assert_int_equal(rc, 0);
+	}
 	layouts_settle(world.fs);
 	assert_int_equal(fences_on_disk() + holders_on_disk(), 0);
 }
@@ -203,10 +215,12 @@ static void who_returns_too_late_is_still_fenced(void **state)
 	layouts_settle(world.fs);
 	assert_int_equal(look(id).state, HOLDER_LOST);
 	assert_int_equal(look(id).grants, 0);
+	assert_true(look(id).returned);
 	assert_int_equal(holder_gone(world.fs, id), -EBUSY);
 	OK(jrn_force_blocking(world.fs, jrn_running(world.fs)));
 	restart();
 	assert_int_equal(events(layouts_sink(world.fs), EVENT_FENCE_WANTED, NULL), 1);
+	assert_false(look(id).returned);
 	forward(2 * RECALL_NS); /* others that hold nothing would go */
 	assert_int_equal(look(id).state, HOLDER_LOST);
 	assert_int_equal(holder_resume(world.fs, id, key, sink), -EKEYREVOKED);
