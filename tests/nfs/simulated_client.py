@@ -72,12 +72,14 @@ class GoneError(Exception):
 
 @dataclass
 class Outstanding:
-    """A request that has no answer. `number` is its slot's sequence number."""
+    """A request that has no answer, or one of LAYOUTGET whose answer is not through with: like
+    Linux it has its slot until the device is known. `number` is its slot's sequence number."""
 
     calls: list[Call]
     task: Task
     number: int
     xid: int = 0
+    answered: bool = False
 
 
 @dataclass
@@ -156,6 +158,8 @@ class SimClient:
         self.tasks = 0
         self.ready = False
         self.device = None
+        self.answered = Outstanding([], iter(()), 0)  # type: ignore[arg-type]
+        """The request whose answer came last."""
 
     def _session(self) -> None:
         flags = PERSIST if self.kept else n.CREATE_SESSION4_FLAG_CONN_BACK_CHAN
@@ -193,7 +197,7 @@ class SimClient:
             assert self.wire.compound(both).status == n.NFS4_OK
             self._instant(False)
             for slot, waiting in enumerate(self.slots):
-                if waiting is not None:
+                if waiting is not None and not waiting.answered:
                     self._post(slot, waiting)
 
         self.world.later(0.5, again)
@@ -218,7 +222,7 @@ class SimClient:
         self._instant(True)
         self._session()
         self._instant(False)
-        again = [waiting for waiting in self.slots if waiting is not None]
+        again = [one for one in self.slots if one is not None and not one.answered]
         self.slots = [None] * SLOTS
         for waiting in again:
             self.queue.appendleft((waiting.task, waiting.calls))
@@ -316,13 +320,21 @@ class SimClient:
         if kind == n.RPC_CALL:
             self._called(read_callback(message))
             return
-        for slot, waiting in enumerate(self.slots):
-            if waiting is not None and waiting.xid == xid:
-                self.slots[slot] = None
+        for waiting in self.slots:
+            if waiting is not None and waiting.xid == xid and not waiting.answered:
                 value = self._result(waiting.calls, message)
+                waiting.answered = True
+                self.answered = waiting
+                if not waiting.calls[-1].encoded.startswith(u32(n.OP_LAYOUTGET)):
+                    self._free(waiting)
                 self._advance(waiting.task, value)
                 self._pump()
                 return
+
+    def _free(self, waiting: Outstanding) -> None:
+        """Its slot; that is another one's already when there is a new session."""
+        self.slots = [None if one is waiting else one for one in self.slots]
+        self._pump()
 
     @staticmethod
     def _result(calls: list[Call], message: bytes) -> tuple[int, Any]:
@@ -457,7 +469,23 @@ class SimClient:
         get = layoutget(offset, length, BLOCK, iomode, stateid, kind=self.kind)
         file.getting += 1
         status, layout = yield [putfh(file.fh), get]
-        file.getting -= 1
+        request = self.answered
+        try:
+            yield from self._got_layout(file, offset, length, status, layout, stateid)
+        finally:
+            file.getting -= 1
+            self._free(request)
+
+    def _got_layout(
+        self,
+        file: SimFile,
+        offset: int,
+        length: int,
+        status: int,
+        layout: Any,
+        stateid: Stateid,
+    ) -> Task:
+        header = file.header
         if status == n.NFS4_OK:
             assert isinstance(layout, Layout)
             check_layout(layout, offset, length, BLOCK)
