@@ -52,6 +52,12 @@ class Keeper:
             self._san = self._make()
         return self._san
 
+    def idle(self) -> San:
+        """One whose server has not been started."""
+        if self._san is not None and self._san.is_serving:
+            self.discard()
+        return self.san()
+
     def discard(self) -> None:
         """The next test gets a new one."""
         if self._san is not None:
@@ -89,6 +95,16 @@ def san(request: pytest.FixtureRequest, keeper: Keeper, log_watch: LogWatch) -> 
     san.tolerated.clear()
     yield san
     log_watch.lines += _warnings(san)
+    if request.node.stash.get(_failed, False):
+        print(san.evidence())
+        keeper.discard()
+
+
+@pytest.fixture
+def idle_san(request: pytest.FixtureRequest, keeper: Keeper) -> Iterator[San]:
+    """The same, before a server runs: nobody is registered, and is afterwards."""
+    san = keeper.idle()
+    yield san
     if request.node.stash.get(_failed, False):
         print(san.evidence())
         keeper.discard()

@@ -47,7 +47,8 @@ class San:
         self._storage, self._files = Segment(), Segment()
         self._numbers: dict[str, int] = {}
         self._clients: dict[str, Client] = {}
-        self._serving = False
+        self.is_serving = False
+        """Whether `serve` has been called."""
         self.tolerated: list[str] = []
         """Patterns of warnings that the test at hand may bring up, and need not."""
         self.disk = directory.new_image(size, "unit")
@@ -165,15 +166,15 @@ class San:
 
     def serve(self) -> None:
         """Format the disk and start the server, unless it runs."""
-        if not self._serving:
+        if not self.is_serving:
             self.server.extfs("mkfs", "--force", self.server.device)
             self.server.start()
-            self._serving = True
+            self.is_serving = True
 
     def is_healthy(self) -> bool:
         """Whether all guests answer, the server runs and the clients have their mounts."""
         try:
-            if self._serving and not self.server.is_alive():
+            if self.is_serving and not self.server.is_alive():
                 return False
             for client in self._clients.values():
                 if client.guest.run(f"stat {client.mountpoint}", seconds=20).code != 0:

@@ -2,7 +2,8 @@
 
 Everything of this machine that it needs (the project, its Python environment, libraries) is the
 machine's own root: shown to the guest by 9p, read-only, under a layer in the guest's memory that
-takes what is written.
+takes what is written. The guest trusts what it has read once: the project's files must not change
+while it lives.
 """
 
 from __future__ import annotations

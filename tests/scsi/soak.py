@@ -73,13 +73,13 @@ def play(san: San, plan: Plan) -> None:
         print(f"  fenced after {fence['seconds']:.2f} s, {fence['attempts']} attempts", flush=True)
         if not plan.frozen:
             victim.wait_refused()
+            victim.assert_shut_out()
         if plan.target == "after":
             san.restart_target()
         successor = Successor(san, local=plan.local)
         successor.write(victim)
         victim.thaw()
-        victim.wait_refused()
-        victim.assert_shut_out()
+        victim.wait_over()
         successor.assert_intact()
         victim.reconnect()
         victim.come_back()

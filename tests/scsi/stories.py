@@ -142,6 +142,16 @@ class Victim:
             "until dmesg | grep -q 'reservation conflict'; do usleep 50000; done", seconds
         )
 
+    def wait_over(self, seconds: float = 60) -> None:
+        """Wait until it has been refused, or knows better: it was told in time that all its layouts
+        are void, and has registered another key."""
+        deadline = time.monotonic() + seconds
+        while self.guest.run("dmesg | grep -q 'reservation conflict'").code != 0:
+            if self._registered() not in (None, self.key):
+                return
+            assert time.monotonic() < deadline, "it is neither refused nor back"
+            time.sleep(0.2)
+
     def assert_shut_out(self) -> None:
         """Whatever it sends to the disk now is refused."""
         disk = "/dev/disk/by-id/wwn-*"

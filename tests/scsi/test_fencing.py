@@ -52,7 +52,7 @@ def test_frozen_client(san: San) -> None:
         victim.wait_fenced()
         successor.write(victim)
         victim.thaw()
-        victim.wait_refused()
+        victim.wait_over()
         successor.assert_intact()
         victim.come_back()
 
