@@ -95,10 +95,13 @@ class ReservedMount:
 
     async def keep(self, taken: Callable[[str], None]) -> None:
         """Look after the reservation until cancelled, or until somebody else has it: `taken`."""
+        thread = trio.CapacityLimiter(1)  # others that wait for threads are no reason to look later
         while True:
             await trio.sleep(CHECK_SECONDS)
             try:
-                standing = await trio.to_thread.run_sync(self.look, abandon_on_cancel=True)
+                standing = await trio.to_thread.run_sync(
+                    self.look, abandon_on_cancel=True, limiter=thread
+                )
             except (UnitError, CoreError) as error:
                 self._tell_trouble(str(error))
                 continue
