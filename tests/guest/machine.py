@@ -211,6 +211,7 @@ class Guest:
         self.disks = tuple(disks)
         self.console = directory / f"console-{name}-{time.monotonic_ns()}.log"
         self._ports = [_Port() for _ in range(PORTS)]
+        self.is_paused = False
         self._monitor = _Port()
         self._free: list[_Port] = []
         self._ready = threading.Condition()
@@ -288,10 +289,12 @@ class Guest:
 
     def pause(self) -> None:
         """Stop its time: it neither computes nor answers until `resume`."""
+        self.is_paused = True
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
+        self.is_paused = False
 
     def plug(self, nic: int, on: bool) -> None:
         """Plug the cable of eth`nic` in, or pull it out: the carrier goes, no frame passes."""

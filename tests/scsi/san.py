@@ -150,7 +150,8 @@ class San:
         else reaches it. `forgetful`: it lost what it had saved, and everybody may come.
         """
         self._clients.pop("target", None)
-        others = [client.guest for client in self._clients.values()]
+        guests = [client.guest for client in self._clients.values()]
+        others = [guest for guest in guests if not guest.is_paused]  # which reach nothing
         for guest in others:
             guest.plug(STORAGE_NIC, False)
         self.target.power_off()
