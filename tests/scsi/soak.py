@@ -69,8 +69,11 @@ def play(san: San, plan: Plan) -> None:
         else:
             victim.cut_off()
         _lose(san, plan, victim)
-        fence = victim.wait_fenced()
-        print(f"  fenced after {fence['seconds']:.2f} s, {fence['attempts']} attempts", flush=True)
+        if plan.fault or plan.kill_after is not None:
+            victim.wait_keyless()
+        else:
+            fence = victim.wait_fenced()
+            print(f"  fenced after {fence['seconds']:.2f} s, {fence['attempts']} attempts")
         if not plan.frozen:
             victim.wait_refused()
             victim.assert_shut_out()
@@ -108,6 +111,7 @@ def _lose(san: San, plan: Plan, victim: Victim) -> None:
     if dies:
         victim.server_died()
         server.start()
+        victim.recall()  # what the dead one had not got to
 
 
 def main() -> int:

@@ -136,6 +136,13 @@ class Victim:
         assert self.key not in keys(self.san)
         return fence
 
+    def wait_keyless(self) -> None:
+        """Wait until its fence is over, of which a daemon that died need not have told anybody."""
+        deadline = time.monotonic() + FENCE_SECONDS
+        while self.key in keys(self.san) or self._fences("waiting"):
+            assert time.monotonic() < deadline, self.san.server.status()["fences"]
+            time.sleep(0.2)
+
     def wait_refused(self, seconds: float = 30) -> None:
         """Wait until the unit has refused a write of it; from then on it writes nothing more."""
         self.guest.check(
