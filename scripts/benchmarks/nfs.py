@@ -28,7 +28,7 @@ from extfs.nfs import constants as n
 from extfs.nfs.rpc import RecordReader, marked
 from extfs.nfs.xdr import Reader
 
-from . import nfs_guest
+from . import nfs_guest, nfs_plot
 from .mount import machine
 from .targets import EXTFS, free_loop
 from .targets import run as command
@@ -429,7 +429,7 @@ def report(
     results: dict[str, list[dict[str, Any]]], gets: list[float], commits: list[float],
     idle: float, guests: dict[str, Any] | None, output: Path,
 ) -> None:  # fmt: skip
-    """The table, and the figures as JSON."""
+    """The table, the figures as JSON, and a plot."""
     medians = {
         name: {key: _median(rounds, key) for key in ("median", "p99", "rate")}
         for name, rounds in results.items()
@@ -453,17 +453,13 @@ def report(
     Console().print(table)
     if guests is not None:
         Console().print(nfs_guest.table(guests))
-    output.with_suffix(".json").write_text(
-        json.dumps(
-            {
-                "machine": machine(),
-                "getattr": results,
-                "layoutget_us": gets,
-                "layoutcommit_us": commits,
-                "idle_client_bytes": idle,
-                "guests": guests,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    found = {
+        "machine": machine(),
+        "getattr": results,
+        "layoutget_us": gets,
+        "layoutcommit_us": commits,
+        "idle_client_bytes": idle,
+        "guests": guests,
+    }
+    output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    nfs_plot.plot(found, output.with_suffix(".png"))
