@@ -46,17 +46,23 @@ uint64_t layouts_now(struct fs *fs)
 void layouts_set_clock(struct fs *fs, uint64_t ns)
 {
 	struct layouts *ls = fs->layouts;
-	uint64_t before;
+	uint64_t before, turns;
+	bool first;
 
 	pthread_mutex_lock(&ls->mutex);
 	before = layouts_now(fs);
-	if (!atomic_load(&ls->virtual_ns)) {
+	first = !atomic_load(&ls->virtual_ns);
+	if (first) {
 		ns = MAX(ns, 1);
 		recalls_shift(ls, before, ns);
 	}
 	ns = MAX(ns, atomic_load(&ls->virtual_ns)); /* never back */
 	atomic_store(&ls->virtual_ns, ns);
 	layouts_kick(ls);
+	/* The thread may be at work with a time of the other clock, by which all is due. */
+	turns = ls->turns;
+	while (first && ls->running && ls->turns == turns)
+		pthread_cond_wait(&ls->settled, &ls->mutex);
 	pthread_mutex_unlock(&ls->mutex);
 }
 

@@ -296,6 +296,8 @@ static void *thread_main(void *arg)
 		pthread_mutex_lock(&ls->mutex);
 		wanted = ls->wanted;
 		stop = ls->stop;
+		ls->turns++;
+		pthread_cond_broadcast(&ls->settled);
 		pthread_mutex_unlock(&ls->mutex);
 		if (!stop) {
 			next = work(ls);
