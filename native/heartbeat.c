@@ -17,6 +17,8 @@ struct heartbeat {
 	struct device *dev;
 	unsigned interval_ms;
 	struct heartbeat_disk *block; /* the whole block; the thread's while it runs */
+	struct heartbeat_disk *there; /* what is on the device; the thread's while it runs */
+	_Atomic bool replaced;        /* it was somebody else's once: nothing is written any more */
 	pthread_t thread;
 	pthread_mutex_t mutex;
 	pthread_cond_t wake;
@@ -176,6 +178,31 @@ int heartbeat_check(struct device *dev, const uint8_t *uuid)
 
 /* ---- saying ---- */
 
+static bool same_mount(const struct heartbeat_disk *a, const struct heartbeat_disk *b)
+{
+	return !memcmp(a->mount_id, b->mount_id, sizeof(a->mount_id));
+}
+
+/* One more heartbeat, but never over that of another mount: that one would no longer know its
+ * device for its own, and we, late by any time, would take it for ours again. */
+static int next_beat(struct heartbeat *hb, enum heartbeat_state state)
+{
+	int err;
+
+	if (atomic_load(&hb->replaced))
+		return 0;
+	err = read_beat(hb->dev, hb->there);
+	if (err)
+		return err;
+	if (valid(hb->there, hb->block->hdr.uuid) && !same_mount(hb->there, hb->block)) {
+		atomic_store(&hb->replaced, true);
+		log_msg(LOG_ERROR, "the device was mounted meanwhile on host %.64s by process %u",
+			(const char *)hb->there->host, get32(hb->there->pid));
+		return 0;
+	}
+	return write_beat(hb->dev, hb->block, state);
+}
+
 static void *heartbeat_thread(void *arg)
 {
 	struct heartbeat *hb = arg;
@@ -199,7 +226,7 @@ static void *heartbeat_thread(void *arg)
 		if (hb->stop)
 			break;
 		pthread_mutex_unlock(&hb->mutex);
-		err = write_beat(hb->dev, hb->block, HB_MOUNTED);
+		err = next_beat(hb, HB_MOUNTED);
 		if (err && !failed)
 			log_msg(LOG_WARN, "the heartbeat cannot be written: %s", err_text(err));
 		failed = err != 0;
@@ -214,6 +241,7 @@ static void heartbeat_free(struct heartbeat *hb)
 	pthread_cond_destroy(&hb->wake);
 	pthread_mutex_destroy(&hb->mutex);
 	io_free(hb->block);
+	io_free(hb->there);
 	free(hb);
 }
 
@@ -225,7 +253,10 @@ static struct heartbeat *heartbeat_new(struct fs *fs, unsigned interval_ms)
 	if (!hb)
 		return NULL;
 	hb->block = new_block(fs->super.uuid);
-	if (!hb->block) {
+	hb->there = io_alloc(BLOCK_SIZE);
+	if (!hb->block || !hb->there) {
+		io_free(hb->block);
+		io_free(hb->there);
 		free(hb);
 		return NULL;
 	}
@@ -273,7 +304,7 @@ int heartbeat_ours(struct fs *fs)
 	struct heartbeat_disk *h;
 	int err;
 
-	if (!fs->heartbeat)
+	if (!fs->heartbeat || atomic_load(&fs->heartbeat->replaced))
 		return 0;
 	h = io_alloc(BLOCK_SIZE);
 	if (!h)
@@ -281,7 +312,7 @@ int heartbeat_ours(struct fs *fs)
 	err = read_beat(fs->dev, h);
 	if (!err)
 		err = valid(h, fs->super.uuid) && get32(h->state) == HB_MOUNTED &&
-		      !memcmp(h->mount_id, fs->heartbeat->block->mount_id, sizeof(h->mount_id));
+		      same_mount(h, fs->heartbeat->block);
 	io_free(h);
 	return err;
 }
@@ -298,7 +329,7 @@ void heartbeat_stop(struct fs *fs, bool clean)
 	pthread_mutex_unlock(&hb->mutex);
 	pthread_join(hb->thread, NULL);
 	if (clean) {
-		int err = write_beat(hb->dev, hb->block, HB_CLEAN);
+		int err = next_beat(hb, HB_CLEAN);
 
 		if (!err)
 			err = dev_flush(hb->dev);

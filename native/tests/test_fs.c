@@ -597,6 +597,34 @@ static void a_mount_knows_when_it_was_replaced(void **state)
 	sim_destroy(o.sim);
 }
 
+/* One that was away while another host took the device, and comes back, leaves that one's mark. */
+static void a_replaced_mount_says_nothing_any_more(void **state)
+{
+	struct other_host o = {.sim = new_sim(16384)};
+	const struct fs_options opt = {.heartbeat_ms = 100};
+	struct heartbeat_disk now, *other = (void *)o.page;
+	struct device *dev;
+	struct fs *fs;
+
+	assert_int_equal(format(o.sim, NULL), 0);
+	assert_int_equal(sim_device(o.sim, &dev), 0);
+	assert_int_equal(fs_open(dev, &opt, &fs), 0);
+	assert_int_equal(sim_peek(o.sim, (uint64_t)HEARTBEAT_BLOCK << BLOCK_SHIFT, o.page, BLOCK_SIZE), 0);
+	memset(other->mount_id, 7, sizeof(other->mount_id));
+	log_says("");
+	beat(&o);
+	nanosleep(&(struct timespec){0, 350000000}, NULL);
+	read_beat(o.sim, &now);
+	assert_memory_equal(now.mount_id, other->mount_id, sizeof(now.mount_id));
+	assert_int_equal(heartbeat_ours(fs), 0);
+	assert_int_equal(fs_close(fs), 0);
+	read_beat(o.sim, &now);
+	assert_memory_equal(now.mount_id, other->mount_id, sizeof(now.mount_id));
+	assert_int_equal(get32(now.state), HB_MOUNTED);
+	assert_true(log_says("elsewhere by process 4711"));
+	sim_destroy(o.sim);
+}
+
 static void mounted_elsewhere_is_refused(void **state)
 {
 	struct other_host o = {.sim = new_sim(16384)};
@@ -641,6 +669,7 @@ int main(void)
 		cmocka_unit_test(lazy_times_are_written),
 		cmocka_unit_test(open_survives_a_failure_of_any_io),
 		cmocka_unit_test(heartbeat_moves_while_mounted),
+		cmocka_unit_test(a_replaced_mount_says_nothing_any_more),
 		cmocka_unit_test(a_mount_knows_when_it_was_replaced),
 		cmocka_unit_test(mounted_elsewhere_is_refused),
 	};
