@@ -484,7 +484,8 @@ class Fencing:
             try:
                 self._table.fenced(fence.number)
             except JournalFullError:
-                await self._table.wait_space()
+                if not await self._have_space(fence):
+                    return False
             except CoreError as error:
                 if error.errno == errno.ENOENT:
                     return True  # somebody else confirmed
@@ -493,3 +494,12 @@ class Fencing:
                 return False
             else:
                 return True
+
+    async def _have_space(self, fence: _Fence) -> bool:
+        """Wait for room in the journal. False: there will be none; the filesystem is shut down."""
+        try:
+            await self._table.wait_space()
+        except CoreError as error:
+            log.error("holder %d: telling that it is fenced: %s", fence.number, error.text)
+            return False
+        return True
