@@ -352,7 +352,9 @@ class ClientTable:
         elif holder:
             client.fence_key = fence_key_of(self._service.fs, holder)
             self._service.layouts.resumed(client)
-        client.must_drop = not client.holder_id  # it had one, perhaps, and was fenced
+        # It had one before that was fenced, perhaps; a layout of this one tells otherwise
+        # (`LayoutTable._restore`).
+        client.must_drop = True
         self._by_id[client.clientid] = client
         self._living[client.owner] = client
         return client

@@ -578,6 +578,8 @@ class LayoutTable:
             end = min(grant.offset + grant.length, n.NFS4_MAXFILELEN)
             state.add(Segment(grant.offset, end, grant.iomode, 1, None))
         states.add(state)
+        if state.layout_type == n.LAYOUT4_SCSI:
+            client.must_drop = False  # it had said that it has none of before
         self._states[client, head.ino] = state
         self._of_client.setdefault(client, set()).add(state)
         self._segments += len(state.segments)
