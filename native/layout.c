@@ -46,24 +46,21 @@ uint64_t layouts_now(struct fs *fs)
 void layouts_set_clock(struct fs *fs, uint64_t ns)
 {
 	struct layouts *ls = fs->layouts;
-	uint64_t before, turns;
-	bool first;
+	uint64_t before;
 
+	/* The thread is not at work with a time of the other clock, by which all may be due. */
+	pthread_mutex_lock(&ls->awake);
 	pthread_mutex_lock(&ls->mutex);
 	before = layouts_now(fs);
-	first = !atomic_load(&ls->virtual_ns);
-	if (first) {
+	if (!atomic_load(&ls->virtual_ns)) {
 		ns = MAX(ns, 1);
 		recalls_shift(ls, before, ns);
 	}
 	ns = MAX(ns, atomic_load(&ls->virtual_ns)); /* never back */
 	atomic_store(&ls->virtual_ns, ns);
 	layouts_kick(ls);
-	/* The thread may be at work with a time of the other clock, by which all is due. */
-	turns = ls->turns;
-	while (first && ls->running && ls->turns == turns)
-		pthread_cond_wait(&ls->settled, &ls->mutex);
 	pthread_mutex_unlock(&ls->mutex);
+	pthread_mutex_unlock(&ls->awake);
 }
 
 uint64_t layouts_next_seq(struct layouts *ls)
@@ -81,6 +78,7 @@ static void free_layouts(struct layouts *ls)
 	if (ls->ctx)
 		ioctx_destroy(ls->ctx);
 	pthread_cond_destroy(&ls->settled);
+	pthread_mutex_destroy(&ls->awake);
 	pthread_mutex_destroy(&ls->mutex);
 	free(ls);
 }
@@ -93,6 +91,7 @@ static struct layouts *new_layouts(struct fs *fs)
 		return NULL;
 	ls->fs = fs;
 	pthread_mutex_init(&ls->mutex, NULL);
+	pthread_mutex_init(&ls->awake, NULL);
 	pthread_cond_init(&ls->settled, NULL);
 	RB_INIT(&ls->holders);
 	RB_INIT(&ls->lost);

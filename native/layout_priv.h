@@ -154,7 +154,7 @@ struct layouts {
 	bool stop;            /* mutex */
 	pthread_cond_t settled;
 	uint64_t rounds, wanted; /* mutex: layouts_settle() */
-	uint64_t turns;       /* looks of the thread that have begun; mutex */
+	pthread_mutex_t awake; /* the thread's while it does not sleep; outermost */
 	unsigned working;     /* operations of the thread under way; mutex */
 	unsigned napping;     /* of them, in naps; mutex */
 	struct ioctx *ctx;    /* the thread's */

@@ -292,21 +292,22 @@ static void *thread_main(void *arg)
 		uint64_t wanted, next = UINT64_MAX;
 		bool stop;
 
+		pthread_mutex_lock(&ls->awake);
 		run_ops(ls, &ran);
 		pthread_mutex_lock(&ls->mutex);
 		wanted = ls->wanted;
 		stop = ls->stop;
-		ls->turns++;
-		pthread_cond_broadcast(&ls->settled);
 		pthread_mutex_unlock(&ls->mutex);
 		if (!stop) {
 			next = work(ls);
 			note_settled(ls, wanted, next);
 		} else if (finish(ls)) {
+			pthread_mutex_unlock(&ls->awake);
 			return NULL;
 		}
 		/* What the above submitted must be on its way before the poll. */
 		run_ops(ls, &ran);
+		pthread_mutex_unlock(&ls->awake);
 		if (ran <= 0)
 			sleep_until(ls, next);
 	}

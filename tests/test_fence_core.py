@@ -246,7 +246,7 @@ answers = sys.argv[1] == "answers"
 sim = SimDevice(64 << 20, seed=1)
 with sim.device() as handle:
     core.mkfs(handle)
-with Filesystem.open(sim.device(), no_heartbeat=True, recall_ms=400) as fs:
+with Filesystem.open(sim.device(), no_heartbeat=True, recall_ms=1200) as fs:
     ino = fs.mknod(1, b"file", stat.S_IFREG | 0o644).ino
     holder, _ = fs.layouts.register(HolderSpec())
     fs.layouts.get(ino, holder, Iomode.RW, 0, 1 << 20)
@@ -282,7 +282,7 @@ def test_a_server_that_stood_still_does_not_blame_its_holders(answers: str, said
             assert process.stdout is not None
             assert process.stdout.readline() == "asked\n"
             process.send_signal(signal.SIGSTOP)
-            time.sleep(2)
+            time.sleep(3)
             process.send_signal(signal.SIGCONT)
             assert process.stdout.readline() == said + "\n"
             assert process.wait(20) == 0
