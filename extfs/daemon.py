@@ -527,11 +527,15 @@ def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None
         with _reserved(options) as reserved, _opened(options) as filesystem:
             if reserved is not None:
                 reserved.filesystem = filesystem
-            bridge = _start_bridge(filesystem, options)
             try:
-                _run_mounted(filesystem, bridge, options, reserved, ready)
+                bridge = _start_bridge(filesystem, options)
+                try:
+                    _run_mounted(filesystem, bridge, options, reserved, ready)
+                finally:
+                    bridge.stop()
             finally:
-                bridge.stop()
+                if reserved is not None:
+                    reserved.let_go()
     finally:
         core.drain_log(log)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import threading
+from pathlib import Path
 
 import pytest
 import trio
@@ -10,12 +12,15 @@ import trio.testing
 from nfs.layout_calls import events
 from nfs.scsi_world import FIRST_KEY, fence, has_nothing, holder
 from nfs.test_nfs_scsi_fenced import Machine, kept_file, machine, try_get
+from simulated_unit import SimulatedTarget
 from test_layout_policy import FakeTable, Script, clock, record, run_for, yes
+from test_reserved_mount import image, mounted, unit
 
-from extfs.core import CoreError, FenceState, JournalFullError
+from extfs.core import CoreError, FenceState, Filesystem, JournalFullError
 from extfs.layout import Fencing
+from extfs.layout.reservations import UnitError
 
-__all__ = ["clock", "machine"]
+__all__ = ["clock", "image", "machine", "unit"]
 
 
 class Shut(FakeTable):
@@ -54,3 +59,46 @@ def test_a_restart_does_not_forget_that_a_fenced_client_must_drop(machine: Machi
     has_nothing(client)
     assert try_get(file) == "OK"
     assert holder(machine.world, b"kept").spec.fence_key == FIRST_KEY + 1
+
+
+@pytest.mark.expect_log("had lost its reservation")
+def test_no_thread_left_behind_is_in_a_closed_filesystem(
+    image: Path, unit: SimulatedTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at the unit is not waited for at the unmount; it may be in a read of the device."""
+    reads, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(filesystem: Filesystem) -> bool:
+        reads.set()
+        assert go_on.wait(20)
+        return not closed.is_set()
+
+    with mounted(image, unit) as mount:
+        unit.restart(forget=True)
+        monkeypatch.setattr(Filesystem, "mount_stands", slow)
+        found: list[object] = []
+
+        def look() -> None:
+            try:
+                found.append(mount.look())
+            except UnitError as error:
+                found.append(str(error))
+
+        def close() -> None:
+            mount.let_go()
+            closed.set()
+
+        threads = [threading.Thread(target=look), threading.Thread(target=close)]
+        threads[0].start()
+        assert reads.wait(20)
+        threads[1].start()
+        assert not closed.wait(0.1), "the read is still under way"
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert closed.is_set()
+        assert len(found) == 1
+        with pytest.raises(UnitError, match="unmounted"):
+            mount.look()
+        with pytest.raises(OSError, match="unmounted"):
+            mount.new_key()

@@ -17,7 +17,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Collection
+import threading
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import trio
@@ -47,10 +48,16 @@ _MINUTE = 60.0
 
 @dataclass(slots=True)
 class ReservedMount:
-    """The reservation of one mount, and what depends on the filesystem once that is open."""
+    """The reservation of one mount, and what depends on the filesystem once that is open.
+
+    Threads that wait for the unit are left behind at the unmount and may go on at any later time:
+    all that they do to the filesystem, they do in `_opened`.
+    """
 
     reservation: ServerReservation
     filesystem: Filesystem | None = None
+    _using: threading.Lock = field(default_factory=threading.Lock)
+    _over: bool = False
     fence: ReservationFence = field(init=False)
     _told: str = ""
     _told_at: float = float("-inf")
@@ -75,12 +82,9 @@ class ReservedMount:
 
     def holder_keys(self) -> set[int]:
         """The registration keys of all holders that are not at their end."""
-        assert self.filesystem is not None
-        return {
-            holder.spec.fence_key
-            for holder in self.filesystem.layouts.holders()
-            if holder.state is not HolderState.GONE
-        }
+        with self._opened() as filesystem:
+            holders = filesystem.layouts.holders()
+        return {h.spec.fence_key for h in holders if h.state is not HolderState.GONE}
 
     def new_key(self) -> int:
         """For a new holder; blocks. `OSError`: the unit does not say which keys are registered."""
@@ -91,7 +95,24 @@ class ReservedMount:
 
     def may_restore(self) -> bool:
         """Whether a reservation that is gone may be established again: nobody mounted since."""
-        return self.filesystem is None or self.filesystem.mount_stands()
+        if self.filesystem is None and not self._over:
+            return True
+        with self._opened() as filesystem:
+            return filesystem.mount_stands()
+
+    def let_go(self) -> None:
+        """Before the filesystem is closed: no thread is in a call of it, and none will be."""
+        with self._using:
+            self._over = True
+            self.filesystem = None
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Filesystem]:
+        """It stays open inside. `UnitError`: it is closed, or about to be."""
+        with self._using:
+            if self.filesystem is None:
+                raise UnitError("the filesystem is unmounted")
+            yield self.filesystem
 
     async def keep(self, taken: Callable[[str], None]) -> None:
         """Look after the reservation until cancelled, or until somebody else has it: `taken`."""
@@ -126,11 +147,11 @@ class ReservedMount:
     def _end(self, keys: Collection[int]) -> None:
         """Holders whose registrations are lost: their clients do not register again by themselves,
         but for another device id, which a new holder has."""
-        assert self.filesystem is not None
-        for holder in self.filesystem.layouts.holders():
-            if holder.spec.fence_key in keys:
-                with contextlib.suppress(CoreError):  # it has ended by itself
-                    self.filesystem.layouts.lost(holder.id)
+        with self._opened() as filesystem:
+            for holder in filesystem.layouts.holders():
+                if holder.spec.fence_key in keys:
+                    with contextlib.suppress(CoreError):  # it has ended by itself
+                        filesystem.layouts.lost(holder.id)
 
     def _tell_trouble(self, text: str) -> None:
         """Each trouble once, and again when a minute has passed."""
