@@ -9,8 +9,18 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from nfs.layout_calls import events
-from nfs.scsi_world import FIRST_KEY, fence, has_nothing, holder
+from nfs.conftest import World, world
+from nfs.layout_calls import File, events
+from nfs.scsi_world import (
+    FIRST_KEY,
+    fence,
+    has_nothing,
+    holder,
+    scsi_file,
+    scsi_world,
+    session,
+)
+from nfs.scsi_world import unit as unit_of
 from nfs.test_nfs_scsi_fenced import Machine, kept_file, machine, try_get
 from simulated_unit import SimulatedTarget
 from test_layout_policy import FakeTable, Script, clock, record, run_for, yes
@@ -18,9 +28,12 @@ from test_reserved_mount import image, mounted, unit
 
 from extfs.core import CoreError, FenceState, Filesystem, JournalFullError
 from extfs.layout import Fencing
+from extfs.layout.keys import new_client_key
 from extfs.layout.reservations import UnitError
+from extfs.layout.reserved_mount import CHECK_SECONDS
+from extfs.nfs.clients import REGISTERING_MAX
 
-__all__ = ["clock", "image", "machine", "unit"]
+__all__ = ["clock", "image", "machine", "unit", "world"]
 
 
 class Shut(FakeTable):
@@ -102,3 +115,39 @@ def test_no_thread_left_behind_is_in_a_closed_filesystem(
             mount.look()
         with pytest.raises(OSError, match="unmounted"):
             mount.new_key()
+
+
+def test_keys_that_the_unit_is_asked_for_leave_threads_to_others(world: World) -> None:
+    """Every client's first layout asks the unit, which may not answer for long."""
+    waiting: list[File] = []
+    answers: list[str] = []
+    depth = most = 0
+
+    def new_key() -> int:
+        """While the unit does not answer, the next client asks."""
+        nonlocal depth, most
+        depth += 1
+        most = max(most, depth)
+        if waiting:
+            answers.append(try_get(waiting.pop()))
+        depth -= 1
+        return new_client_key(())
+
+    scsi = scsi_world(world, identity=unit_of(new_key=new_key))
+    files = [scsi_file(session(scsi, b"%d" % i, f"10.0.0.{i}"), b"file%d" % i) for i in range(1, 9)]
+    waiting += files[1:]
+    answers.append(try_get(files[0]))
+    assert most == REGISTERING_MAX
+    assert sorted(answers) == ["DELAY"] + ["OK"] * REGISTERING_MAX
+    waiting.clear()
+    assert [try_get(file) for file in files] == ["OK"] * len(files)
+
+
+async def test_the_first_look_is_not_late(image: Path, unit: SimulatedTarget) -> None:
+    """A client that a server before this one fenced has registered again since."""
+    with mounted(image, unit) as mount:
+        unit.nexus("stray").register(new_client_key(()))
+        assert unit.serves("stray")
+        with trio.move_on_after(CHECK_SECONDS / 4):
+            await mount.keep(lambda why: None)
+        assert not unit.serves("stray")

@@ -117,18 +117,18 @@ class ReservedMount:
     async def keep(self, taken: Callable[[str], None]) -> None:
         """Look after the reservation until cancelled, or until somebody else has it: `taken`."""
         thread = trio.CapacityLimiter(1)  # others that wait for threads are no reason to look later
-        while True:
-            await trio.sleep(CHECK_SECONDS)
+        while True:  # at once: whoever registered since the last mount may be writing
             try:
                 standing = await trio.to_thread.run_sync(
                     self.look, abandon_on_cancel=True, limiter=thread
                 )
             except (UnitError, CoreError) as error:
                 self._tell_trouble(str(error))
-                continue
-            if standing.state is State.TAKEN:
-                taken(standing.detail)
-                return
+            else:
+                if standing.state is State.TAKEN:
+                    taken(standing.detail)
+                    return
+            await trio.sleep(CHECK_SECONDS)
 
     def look(self) -> Standing:
         """Have the reservation in order, and nobody registered who is no holder. Blocks.

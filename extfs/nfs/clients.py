@@ -52,6 +52,9 @@ log = logging.getLogger("extfs.nfs")
 PENDING_MAX = 1024
 """Client IDs that are not confirmed; the oldest makes room for the next."""
 KEY_TRIES = 64
+REGISTERING_MAX = 4
+"""Holders that are registered at a time: their keys are asked of the unit, which may not answer for
+long, and other requests need threads, too."""
 _HOST_MAX = 64
 """Characters of an address, with its zone."""
 _HOLDER_NAME_MAX = 60
@@ -187,11 +190,13 @@ class Client:
     def holder(self, service: Service) -> Steps[int]:
         """The core's holder that this client is; registered, durably, at its first layout.
 
-        `NfsError`: DELAY while another request registers it; EXPIRED if the client is gone by now.
+        `NfsError`: DELAY while another request registers it, or requests do for too many others;
+        EXPIRED if the client is gone by now.
         """
         if self.holder_id:
             return self.holder_id
-        if self.wants_holder:
+        clients = service.clients
+        if self.wants_holder or clients.registering >= REGISTERING_MAX:
             raise NfsError(n.NFS4ERR_DELAY)
         layouts = service.fs.layouts
         unit = service.options.unit
@@ -201,11 +206,13 @@ class Client:
             fence, new_key = str(ScsiFence.of(self)), unit.new_key
         spec = HolderSpec(name=self.name[:_HOLDER_NAME_MAX], kind=HolderKind.CLIENT, fence=fence)
         self.wants_holder = True
+        clients.registering += 1
         try:
             registered: tuple[int, int, int] = yield Blocking(
                 lambda: _register(service.fs, spec, new_key)
             )
         finally:
+            clients.registering -= 1
             self.wants_holder = False
         holder, key, fence_key = registered
         if self.standing is Standing.GONE:
@@ -273,6 +280,8 @@ class ClientTable:
         self._pending: dict[bytes, Client] = {}
         self._living: dict[bytes, Client] = {}
         self._last = 0
+        self.registering = 0
+        """Of clients, whose holders are being registered."""
         self.lost: list[Callable[[Client], None]] = []
         """Called with each client that goes, before its sessions go."""
 
