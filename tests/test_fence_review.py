@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 from nfs.conftest import World, world
-from nfs.layout_calls import File, events
+from nfs.layout_calls import SCSI_TYPE, File, events, getdeviceinfo
 from nfs.scsi_world import (
     FIRST_KEY,
     fence,
@@ -21,7 +21,8 @@ from nfs.scsi_world import (
     session,
 )
 from nfs.scsi_world import unit as unit_of
-from nfs.test_nfs_scsi_fenced import Machine, kept_file, machine, try_get
+from nfs.test_nfs_layouts_recall import Slow, result, send
+from nfs.test_nfs_scsi_fenced import Machine, device_of, kept_file, machine, try_get
 from simulated_unit import SimulatedTarget
 from test_layout_policy import FakeTable, Script, clock, record, run_for, yes
 from test_reserved_mount import image, mounted, unit
@@ -31,6 +32,7 @@ from extfs.layout import Fencing
 from extfs.layout.keys import new_client_key
 from extfs.layout.reservations import UnitError
 from extfs.layout.reserved_mount import CHECK_SECONDS
+from extfs.nfs import constants as n
 from extfs.nfs.clients import REGISTERING_MAX
 
 __all__ = ["clock", "image", "machine", "unit", "world"]
@@ -151,3 +153,22 @@ async def test_the_first_look_is_not_late(image: Path, unit: SimulatedTarget) ->
         with trio.move_on_after(CHECK_SECONDS / 4):
             await mount.keep(lambda why: None)
         assert not unit.serves("stray")
+
+
+def test_a_key_is_not_told_after_the_fence_that_nobody_knew_it(machine: Machine) -> None:
+    """The fence comes while it is looked who may be told: confirmed, for the key was not told."""
+    client, file = kept_file(machine)
+    machine.restart()  # who was told what is looked up anew
+    client.reopen(machine.server, client.first + 1)
+    file.session = client
+    record = holder(machine.world, b"kept")
+    call = getdeviceinfo(device_of(machine.world, record.spec.fence_key), kind=SCSI_TYPE)
+    slow = Slow(machine.world)
+    xid = send(file, call, 1)
+    assert slow.held, "it looks at all holders"
+    looked = slow.go(answer=False)
+    machine.fs.layouts.lost(record.id)
+    fence(machine.world, record.id)
+    looked()
+    slow.end()
+    assert result(file, call, xid) == n.NFS4ERR_NOENT
