@@ -407,6 +407,16 @@ def _fencing(
     )
 
 
+def _check_service(options: MountOptions) -> None:
+    """MountError: this mount cannot serve. Said before a unit is taken from another server."""
+    if options.nfs is None:
+        return
+    if options.read_only:
+        raise MountError("a read-only mount cannot serve NFS: clients must be remembered")
+    if options.writeback_cache:
+        raise MountError("writeback_cache is for exclusive local use: it excludes --nfs")
+
+
 def _layout_server(
     filesystem: Filesystem, options: MountOptions, reserved: ReservedMount | None
 ) -> Server | None:
@@ -417,10 +427,6 @@ def _layout_server(
     from extfs.nfs.exports import Exports
     from extfs.nfs.server import Server
 
-    if options.read_only:
-        raise MountError("a read-only mount cannot serve NFS: clients must be remembered")
-    if options.writeback_cache:
-        raise MountError("writeback_cache is for exclusive local use: it excludes --nfs")
     service = replace(nfs.service, device=options.device)
     if reserved is not None:
         from extfs.nfs.devices import disk_offset
@@ -522,6 +528,7 @@ def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None
     be closed cleanly.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _check_service(options)
     _check_mountpoint(options.mountpoint)
     try:
         with _reserved(options) as reserved, _opened(options) as filesystem:

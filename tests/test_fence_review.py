@@ -27,8 +27,9 @@ from simulated_unit import SimulatedTarget
 from test_layout_policy import FakeTable, Script, clock, record, run_for, yes
 from test_reserved_mount import image, mounted, unit
 
+from extfs import daemon
 from extfs.core import CoreError, FenceState, Filesystem, JournalFullError
-from extfs.layout import Fencing
+from extfs.layout import Fencing, reserved_mount
 from extfs.layout.keys import new_client_key
 from extfs.layout.reservations import UnitError
 from extfs.layout.reserved_mount import CHECK_SECONDS
@@ -172,3 +173,23 @@ def test_a_key_is_not_told_after_the_fence_that_nobody_knew_it(machine: Machine)
     looked()
     slow.end()
     assert result(file, call, xid) == n.NFS4ERR_NOENT
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_mount_that_cannot_serve_takes_no_unit(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    monkeypatch.setattr(
+        reserved_mount, "reserve", lambda *args, **how: pytest.fail("it was reserved")
+    )
+    nfs = daemon.parse_nfs("127.0.0.1:2049", ["/:127.0.0.0/8,rw,layouts=scsi"])
+    options = daemon.MountOptions(
+        str(image),
+        str(tmp_path),
+        nfs=nfs,
+        take_over=True,
+        read_only=read_only,
+        writeback_cache=not read_only,
+    )
+    with pytest.raises(daemon.MountError, match=r"NFS|nfs"):
+        daemon.run(options)
