@@ -30,6 +30,8 @@ static inline int setup(void **state)
 	now = 0;
 	world_new(DEVICE, 512, 7);
 	make_files();
+	/* The power may be cut before anything else is durable. */
+	OK(jrn_force_blocking(world.fs, jrn_running(world.fs)));
 	set_clock();
 	return 0;
 }
