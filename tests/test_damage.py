@@ -172,8 +172,7 @@ def test_a_damaged_metadata_block(
         check = "ERR_META_BLOCKNO"
     log_watch.expect(rf"metadata block {block} \(.*\): .*\({check}\)")
     log_watch.expect(TURNED)
-    if kind != "attributes":
-        log_watch.expect(REQUEST)
+    log_watch.expect(REQUEST)
 
     mounted = mount_extfs(image)
     (mounted.mountpoint / "before").write_bytes(b"written while all was well")

@@ -125,7 +125,10 @@ class San:
             else:
                 guest = self.guest_of(name)
             self._clients[name] = self.mount(guest)
-        return self._clients[name]
+        client = self._clients[name]
+        # A registration of an earlier life may have been preempted meanwhile.
+        initiator.attend(client.guest)
+        return client
 
     def guest_of(self, name: str) -> Guest:
         """Boot one more guest."""
