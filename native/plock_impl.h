@@ -56,7 +56,7 @@ struct aftermath {
 	struct inode *in;
 	struct plock_request *granted; /* by next */
 	struct plock_watch *told;
-	int pins; /* 1: take a reference; -1: put one */
+	bool unpinned; /* put a reference */
 	uint64_t wanted[WANTED_MAX]; /* NFS owners in the way of local ones; more are told later */
 	unsigned nwanted;
 };

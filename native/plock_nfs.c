@@ -68,30 +68,33 @@ static bool has_nfs(const struct plock_set *set)
 	return set->watches;
 }
 
-static int settle_pin(struct plock_set *set)
+/* Whether a reference is to be put, which may free the inode, once the mutex is given up. One is
+ * taken at once: somebody else might put it first, and the caller's own with it. */
+static bool settle_pin(struct plock_set *set)
 {
 	if (has_nfs(set) == set->pinned)
-		return 0;
+		return false;
 	set->pinned = !set->pinned;
 	if (!set->pinned) {
 		*(set->pinned_prev ? &set->pinned_prev->pinned_next : &pinned_sets) =
 			set->pinned_next;
 		if (set->pinned_next)
 			set->pinned_next->pinned_prev = set->pinned_prev;
-		return -1;
+		return true;
 	}
+	inode_ref(set->in);
 	set->pinned_prev = NULL;
 	set->pinned_next = pinned_sets;
 	if (pinned_sets)
 		pinned_sets->pinned_prev = set;
 	pinned_sets = set;
-	return 1;
+	return false;
 }
 
 void plock_settle_nfs(struct plock_set *set, struct aftermath *after)
 {
 	take_free_watches(set, &after->told);
-	after->pins = settle_pin(set);
+	after->unpinned = settle_pin(set);
 }
 
 void plock_finish(const struct aftermath *after)
@@ -99,8 +102,6 @@ void plock_finish(const struct aftermath *after)
 	struct plock_request *req = after->granted;
 	struct plock_watch *w = after->told;
 
-	if (after->pins > 0)
-		inode_ref(after->in);
 	while (req) {
 		struct plock_request *next = req->next;
 
@@ -119,7 +120,7 @@ void plock_finish(const struct aftermath *after)
 	for (unsigned i = 0; i < after->nwanted; i++)
 		if (after->in->fs->layout_hooks)
 			after->in->fs->layout_hooks->lock_wanted(after->in, after->wanted[i]);
-	if (after->pins < 0)
+	if (after->unpinned)
 		inode_put(after->in);
 }
 
