@@ -160,7 +160,7 @@ class Lease:
         """RECLAIM_COMPLETE for all file systems (RFC 8881 18.51); durable when it returns."""
         if client.reclaim_done:
             raise NfsError(n.NFS4ERR_COMPLETE_ALREADY)
-        records, fs = self._service.records, self._service.fs
+        records = self._service.records
         was_eligible = client.eligible
         client.reclaim_done = client.eligible = True
         records.stage_client(client)
@@ -170,16 +170,26 @@ class Lease:
             client.reclaim_done, client.eligible = False, was_eligible
             raise
         if client.holder_old:
-            holder = client.holder_id
-            try:
-                yield Blocking(lambda: fs.layouts.give_all_back(holder))
-            except CoreError as error:
-                if error.errno != errno.ENOENT:  # it was fenced meanwhile
-                    raise
-            finally:
-                client.holder_old = False
+            yield from self._give_up_old(client)
         self._reclaiming.discard(client.owner)
         self._end_grace_if_due()
+
+    def _give_up_old(self, client: Client) -> Steps[None]:
+        """What it had of before the restart and did not reclaim.
+
+        Where it had a key the word of the client is not enough: see `retire_holder`.
+        """
+        fs, holder = self._service.fs, client.holder_id
+        keyed = bool(client.fence_key)
+        try:
+            yield Blocking(
+                lambda: retire_holder(fs, holder) if keyed else fs.layouts.give_all_back(holder)
+            )
+        except CoreError as error:
+            if error.errno != errno.ENOENT:  # it was fenced meanwhile
+                raise
+        finally:
+            client.holder_old = False
 
     # -- restart --
 

@@ -540,6 +540,27 @@ def test_in_grace_a_condemned_client_may_commit_but_gets_no_layouts(machine: Mac
     assert holder(machine.world, b"other").spec.fence_key == FIRST_KEY + 1
 
 
+def test_what_was_not_reclaimed_is_fenced(machine: Machine) -> None:
+    """A client that is not kept says that it has all it wants; what it queued before is unknown."""
+    first = Session(machine.server.service, b"other")
+    scsi_file(first).get(0, 8192)
+    number = holder(machine.world, b"other").id
+    machine.restart()
+    again = Session(machine.server.service, b"other", reclaim_complete=False)
+    assert again.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+    record = machine.fs.layouts.holder(number)
+    assert record is not None
+    assert record.state is HolderState.LOST
+    machine.fs.layouts.fence_put(number, DECIDED, 0)  # as the policy does when it hears of that
+    file = scsi_file(again)
+    assert try_get(file) == "LAYOUTTRYLATER"
+    fence(machine.world, number)
+    assert try_get(file) == "DELAY"
+    has_nothing(again)
+    assert try_get(file) == "OK"
+    assert holder(machine.world, b"other").spec.fence_key == FIRST_KEY + 1
+
+
 def test_one_that_was_fenced_while_the_server_was_down_may_reclaim(
     machine: Machine, log_watch: LogWatch
 ) -> None:
