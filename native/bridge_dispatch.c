@@ -8,9 +8,8 @@
  * stated reason. The columns: opcode, server, handler, fixed bytes of arguments that the handler
  * counts on.
  *
- * SETXATTR and GETXATTR are served here although pyfuse3 has handlers for them: it loses the flags
- * of setxattr (XATTR_CREATE becomes a separate look, FUSE_SETXATTR_ACL_KILL_SGID disappears), and
- * with POSIX ACLs the kernel reads an ACL for every inode whose mode alone does not grant access.
+ * pyfuse3 would lose the flags of setxattr (XATTR_CREATE becomes a separate look,
+ * FUSE_SETXATTR_ACL_KILL_SGID disappears).
  */
 #include "bridge.h"
 
