@@ -7,6 +7,10 @@
  * file, so that an image and its loop device exclude one another, and two loop devices of one image too; and an
  * image is not opened while a loop device over it is mounted or otherwise held. The
  * locks belong to open files: they end with the process, however it ends.
+ *
+ * These open files are never used for I/O: a worker of io_uring may hold the file of a request for a moment after
+ * its completion was seen, and closing the descriptor would not yet end the exclusion that the caller of
+ * dev_close() may count on ("unmount, then fsck").
  */
 #include "device.h"
 
@@ -30,7 +34,8 @@
 
 struct raw_device {
 	struct device dev;
-	int fd;
+	int fd;		/* all I/O */
+	int claim_fd;	/* the block device opened O_EXCL, or the locked image; -1: shared */
 	int backing_fd; /* locked file behind a loop device; -1: none */
 };
 
@@ -275,6 +280,8 @@ static void raw_close(struct device *dev)
 
 	if (raw->fd >= 0)
 		close(raw->fd);
+	if (raw->claim_fd >= 0)
+		close(raw->claim_fd);
 	if (raw->backing_fd >= 0)
 		close(raw->backing_fd);
 	free(raw);
@@ -358,15 +365,30 @@ static int lock_backing_file(struct raw_device *raw, dev_t rdev)
 	return lock_file(raw->backing_fd);
 }
 
+/* Open for exclusion only. `st` is of the file that I/O goes to, which it must be. */
+static int open_claim(struct raw_device *raw, const char *path, int excl, const struct stat *st)
+{
+	struct stat claimed;
+
+	raw->claim_fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | excl);
+	if (raw->claim_fd < 0)
+		return errno == EBUSY ? -ERR_DEV_IN_USE : -errno;
+	if (fstat(raw->claim_fd, &claimed) < 0)
+		return -errno;
+	if (claimed.st_mode != st->st_mode || claimed.st_rdev != st->st_rdev ||
+	    claimed.st_dev != st->st_dev || claimed.st_ino != st->st_ino)
+		return -ENOENT; /* replaced since it was opened */
+	return 0;
+}
+
 static int open_block(struct raw_device *raw, const char *path, int mode, unsigned flags)
 {
-	int excl = flags & DEV_SHARED ? 0 : O_EXCL;
-	int sector = 0, read_only = 0;
+	int sector = 0, read_only = 0, rc;
 	char cache[32];
 	uint64_t size;
 	struct stat st;
 
-	raw->fd = open(path, mode | excl | O_DIRECT);
+	raw->fd = open(path, mode | O_DIRECT);
 	if (raw->fd < 0)
 		return errno == EBUSY ? -ERR_DEV_IN_USE : -errno;
 	if (fstat(raw->fd, &st) < 0 || ioctl(raw->fd, BLKGETSIZE64, &size) < 0 ||
@@ -378,6 +400,9 @@ static int open_block(struct raw_device *raw, const char *path, int mode, unsign
 		return -EROFS;
 	if (sector > (int)BLOCK_SIZE)
 		return -EINVAL;
+	rc = flags & DEV_SHARED ? 0 : open_claim(raw, path, O_EXCL, &st);
+	if (rc)
+		return rc;
 	raw->dev.size = size;
 	raw->dev.align = sector <= 512 ? 512 : BLOCK_SIZE;
 	raw->dev.piece = queue_piece(st.st_rdev);
@@ -448,7 +473,9 @@ static int open_image(struct raw_device *raw, const char *path, int mode, unsign
 	raw->dev.volatile_cache = true;
 	if (flags & DEV_SHARED)
 		return 0;
-	rc = lock_file(raw->fd);
+	rc = open_claim(raw, path, 0, &st);
+	if (!rc)
+		rc = lock_file(raw->claim_fd);
 	return rc ? rc : loop_over_image_in_use(&st);
 }
 
@@ -466,7 +493,7 @@ int dev_open(const char *path, unsigned flags, struct device **out)
 	raw = calloc(1, sizeof(*raw));
 	if (!raw)
 		return -ENOMEM;
-	raw->fd = raw->backing_fd = -1;
+	raw->fd = raw->claim_fd = raw->backing_fd = -1;
 	raw->dev.ops = &raw_ops;
 	raw->dev.read_only = flags & DEV_READ_ONLY;
 	/* What an earlier owner wrote may still need a flush. */

@@ -29,6 +29,35 @@ static void one_owner_at_a_time(void **state)
 	dev_close(dev);
 }
 
+static unsigned flushes;
+
+static void flushed(struct dev_io *io)
+{
+	flushes++;
+}
+
+/* Also right after I/O: a flush goes through a worker thread of io_uring. */
+static void closed_device_is_free_at_once(void **state)
+{
+	struct device *dev;
+	struct ioctx *ctx;
+
+	flushes = 0;
+	for (unsigned round = 0; round < 300; round++) {
+		struct dev_io io = {.kind = IO_FLUSH, .done = flushed};
+
+		assert_int_equal(dev_open(image, 0, &dev), 0);
+		assert_int_equal(ioctx_create(4, &ctx), 0);
+		dev_submit(dev, ctx, &io);
+		while (flushes == round)
+			ioctx_run(ctx, true);
+		dev_close(dev);
+		assert_int_equal(dev_open(image, 0, &dev), 0);
+		dev_close(dev);
+		ioctx_destroy(ctx);
+	}
+}
+
 /* The lock of a process that was killed is gone with it. */
 static void lock_dies_with_its_process(void **state)
 {
@@ -212,6 +241,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		CASE(one_owner_at_a_time),
+		CASE(closed_device_is_free_at_once),
 		CASE(lock_dies_with_its_process),
 		CASE(what_is_no_device),
 		CASE(loop_device_and_image_exclude_each_other),
