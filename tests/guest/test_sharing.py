@@ -184,8 +184,10 @@ def test_a_guest_that_slept_through_a_recall(own_world: Callable[..., World]) ->
     world.tolerated.append(LOST_HOLDER)
     client, served = world.client, world.served
     served.path("slept").write_bytes(bytes(64 * MIB))
-    # One long stream of writes in place: at any moment there are some under way.
+    # One long stream of writes in place: at any moment there are some under way. The file stays
+    # open from one round to the next, or its layout would be returned at the close.
     job = client.guest.start(
+        f"exec 9<>{client.path('slept')}\n"
         f"while [ ! -e /tmp/release ]; do stamp write -d {client.path('slept')} 5 0 {32 * MIB} "
         "65536 || exit 0; touch /tmp/going; done",
         200,
