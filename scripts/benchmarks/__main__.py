@@ -23,18 +23,21 @@ def main() -> None:
 @click.option("--seconds", default=3.0, show_default=True, help="Duration of each fio run.")
 @click.option("--size", default=512, show_default=True, help="Size of the test file in MiB.")
 @click.option("--files", default=20000, show_default=True, help="Files of the metadata job.")
+@click.option("--tree-files", default=50000, show_default=True, help="Files of the source tree.")
 @click.option("--only", default="", help="Targets, comma separated.")
 @click.option("--jobs", default="", help="Jobs, comma separated.")
 @click.option("--output", default="bench-mount", show_default=True, type=click.Path(path_type=Path))
 def run_mount(
-    rounds: int, seconds: float, size: int, files: int, only: str, jobs: str, output: Path
-) -> None:
+    rounds: int, seconds: float, size: int, files: int, tree_files: int, only: str, jobs: str,
+    output: Path,
+) -> None:  # fmt: skip
     """Compare the mount with fuse2fs, ntfs-3g, XFS and the raw device."""
     mount.run(
         rounds=rounds,
         seconds=seconds,
         size_mib=size,
         files=files,
+        tree_files=tree_files,
         only=[name for name in only.split(",") if name],
         jobs=[name for name in jobs.split(",") if name],
         output=output,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import platform
 import shutil
 import statistics
 import subprocess
+import tarfile
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from rich.console import Console
 from rich.progress import Progress
@@ -78,8 +84,21 @@ JOBS = [
         (*BUFFERED, "--rw=read", "--bs=128k", "--invalidate=1"),
     ),
     Job("bw", "buffered sequential write", "MiB/s", (*BUFFERED, "--rw=write", "--bs=128k")),
+    Job(
+        "brw",
+        "buffered 4 KiB random write",
+        "iops",
+        (*BUFFERED, "--rw=randwrite", "--bs=4k"),
+    ),
     Job("fs", "4 KiB write + fsync", "iops", (*BUFFERED, "--rw=randwrite", "--bs=4k", "--fsync=1")),
-]
+    Job(
+        "fs16",
+        "4 KiB write + fsync, 16 threads",
+        "iops",
+        (*BUFFERED, "--rw=randwrite", "--bs=4k", "--fsync=1", "--numjobs=16", "--thread",
+         "--group_reporting"),
+    ),
+]  # fmt: skip
 NAME_PHASES = ["create", "stat", "readdir", "list", "rename", "unlink"]
 
 
@@ -117,6 +136,33 @@ def names(target: Target, program: Path, count: int) -> dict[str, float]:
     return result
 
 
+def source_tree(work: Path, files: int) -> Path:
+    """An archive of files as source trees have them: 40 in a directory, 7 KiB the median."""
+    random = Random(1)
+    archive = work / "tree.tar"
+    text = random.randbytes(1 << 17)
+    with tarfile.open(archive, "w") as tar:
+        for number in range(files):
+            if number % 40 == 0:
+                folder = tarfile.TarInfo(f"tree/{number // 1600}/{number // 40}")
+                folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(folder)
+            entry = tarfile.TarInfo(f"{folder.name}/file-{number}.c")
+            entry.size = min(int(random.lognormvariate(math.log(7168), 1.0)), len(text))
+            tar.addfile(entry, io.BytesIO(text))
+    return archive
+
+
+def unpack(target: Target, archive: Path, files: int) -> dict[str, float]:
+    """Unpack an archive of so many files and remove the tree: files a second of each."""
+    begin = time.monotonic()
+    command("tar", "--extract", "--file", archive, "--directory", target.mountpoint)
+    unpacked = time.monotonic()
+    command("rm", "--recursive", target.mountpoint / "tree")
+    removed = time.monotonic()
+    return {"unpack": files / (unpacked - begin), "remove": files / (removed - unpacked)}
+
+
 def compile_names(work: Path) -> Path:
     """Build names.c."""
     program = work / "names"
@@ -137,8 +183,8 @@ def machine() -> dict[str, str | int]:
 
 
 def run(
-    *, rounds: int, seconds: float, size_mib: int, files: int, only: list[str], jobs: list[str],
-    output: Path,
+    *, rounds: int, seconds: float, size_mib: int, files: int, tree_files: int, only: list[str],
+    jobs: list[str], output: Path,
 ) -> None:  # fmt: skip
     """Measure, print the table, write OUTPUT.json and OUTPUT.png."""
     console = Console()
@@ -159,8 +205,16 @@ def run(
             ready.append(target)
             target.set_up()
             lay_out(target, size_mib)
+        mounted = [target for target in ready if target.name != "raw"]
+        by_name: dict[str, Callable[[Target], dict[str, float]]] = {}
+        if not jobs or "names" in jobs:
+            by_name["names"] = lambda target: names(target, program, files)
+        if not jobs or "tar" in jobs:
+            archive = source_tree(work, tree_files)
+            by_name["tar"] = lambda target: unpack(target, archive, tree_files)
+        total = len(chosen) * len(ready) + len(by_name) * len(mounted)
         with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("", total=rounds * (len(chosen) + 1) * len(ready))
+            task = progress.add_task("", total=rounds * total)
             for turn in range(rounds):
                 for job in chosen:
                     for target in ready:
@@ -170,14 +224,14 @@ def run(
                         rate = fio(target, job, seconds, size_mib)
                         samples.setdefault(job.name, {}).setdefault(target.name, []).append(rate)
                         progress.advance(task)
-                for target in ready:
-                    if target.name != "raw" and (not jobs or "names" in jobs):
+                for name, measure in by_name.items():
+                    for target in mounted:
                         progress.update(
-                            task, description=f"{turn + 1}/{rounds} names {target.name}"
+                            task, description=f"{turn + 1}/{rounds} {name} {target.name}"
                         )
-                        for phase, rate in names(target, program, files).items():
+                        for phase, rate in measure(target).items():
                             samples.setdefault(phase, {}).setdefault(target.name, []).append(rate)
-                    progress.advance(task)
+                        progress.advance(task)
     except (RuntimeError, subprocess.SubprocessError) as error:
         console.print(f"bench: {error}", style="red")
         raise SystemExit(1) from None
@@ -188,6 +242,8 @@ def run(
     titles = {job.name: (job.title, job.unit) for job in chosen}
     titles.update({phase: (f"{phase} of {files} files", "ops/s") for phase in NAME_PHASES})
     titles["list"] = (f"readdir and stat of {files} files", "ops/s")
+    titles["unpack"] = (f"tar: unpack a tree of {tree_files} files", "files/s")
+    titles["remove"] = (f"rm: remove a tree of {tree_files} files", "files/s")
     medians = {
         job: {name: statistics.median(values) for name, values in by_target.items()}
         for job, by_target in samples.items()

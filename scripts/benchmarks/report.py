@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from . import targets
+
 FUSE_PEERS = ("fuse2fs", "ntfs3g")
 
 
@@ -60,8 +62,7 @@ def table(
 
 
 def _order(name: str) -> int:
-    order = ["extfs", "fuse2fs", "ntfs3g", "xfs", "raw"]
-    return order.index(name) if name in order else len(order)
+    return targets.NAMES.index(name) if name in targets.NAMES else len(targets.NAMES)
 
 
 def plot(
@@ -77,6 +78,8 @@ def plot(
     names = sorted({name for job in jobs for name in medians[job]}, key=_order)
     colors = {
         "extfs": "#0b6e4f",
+        "classic": "#5fae8b",
+        "writeback": "#a9d6c0",
         "fuse2fs": "#c8963e",
         "ntfs3g": "#b5543c",
         "xfs": "#46627f",

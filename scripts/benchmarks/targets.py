@@ -113,9 +113,17 @@ class Target:
         run("mount", "-t", "xfs", self.device, self.mountpoint)
         self.undo.append(lambda: run("umount", self.mountpoint))
 
-    def _mount_extfs(self) -> None:
+    def _mount_extfs(self, *options: str) -> None:
         run(EXTFS, "mkfs", "--force", self.device)
-        self._serve(str(EXTFS), "mount", "--foreground", self.device, str(self.mountpoint))
+        self._serve(
+            str(EXTFS), "mount", "--foreground", *options, self.device, str(self.mountpoint)
+        )
+
+    def _mount_classic(self) -> None:
+        self._mount_extfs("-o", "transport=classic")
+
+    def _mount_writeback(self) -> None:
+        self._mount_extfs("-o", "writeback_cache")
 
     def _mount_fuse2fs(self) -> None:
         run("mkfs.ext4", "-q", "-F", self.device)
@@ -163,7 +171,8 @@ class Target:
         return int(line.split()[1]) << 10
 
 
-NAMES = ["extfs", "fuse2fs", "ntfs3g", "xfs", "raw"]
+NAMES = ["extfs", "classic", "writeback", "fuse2fs", "ntfs3g", "xfs", "raw"]
+"""`classic`: extfs by /dev/fuse, where it would take io_uring; `writeback`: with that option."""
 
 
 def missing(name: str) -> str:
@@ -173,6 +182,8 @@ def missing(name: str) -> str:
         "fuse2fs": "fuse2fs",
         "ntfs3g": "ntfs-3g",
         "extfs": str(EXTFS),
+        "classic": str(EXTFS),
+        "writeback": str(EXTFS),
     }
     tool = needs.get(name)
     if tool and not shutil.which(tool):
