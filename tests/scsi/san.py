@@ -1,14 +1,16 @@
 """A storage network: a target, a server on its disk, and clients, each a guest.
 
-    segment "storage", eth1, 192.168.77.0/24: iSCSI         target 1, server 2, clients from 3 on
+    segment "storage", eth1, 192.168.77.0/24: iSCSI         target 1, server 2, others from 3 on
     segment "files", eth2, 192.168.78.0/24: NFS             the same numbers
 
-So the network to the server can be cut while the disk stays, and the other way round.
+So the network to the server can be cut while the disk stays, and the other way round. Clients mount
+the address SERVICE, which moves from a server to its standby as a cluster's floating address does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 import rundir
@@ -24,9 +26,23 @@ SIZE = 64 * MIB
 MEMORY = 384
 SERVER_MEMORY = 640
 NETWORK = "192.168.78.0/24"
+SERVICE = "192.168.78.100"
 LAYOUT = "LAYOUT_SCSI"
 EXPORTS = {"/": f"{NETWORK},rw,no_root_squash,layouts=scsi"}
 STORAGE_NIC, FILES_NIC = 1, 2
+EARLIER_SECONDS = 60
+
+# Who has the address in its tables learns of the new station at once (RFC 5227: an announcement).
+_ANNOUNCE = """
+import socket
+card, address = "eth2", socket.inet_aton("%s")
+frames = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+frames.bind((card, 0))
+station = frames.getsockname()[4]
+request = bytes.fromhex("0001080006040001") + station + address + bytes(6) + address
+for _ in range(3):
+    frames.send(b"\\xff" * 6 + station + b"\\x08\\x06" + request)
+"""
 
 
 class San:
@@ -43,10 +59,12 @@ class San:
     ) -> None:
         self._image = image
         self._directory = directory
+        self._exports, self._options = exports or EXPORTS, options or {}
         self._stack = contextlib.ExitStack()
         self._storage, self._files = Segment(), Segment()
         self._numbers: dict[str, int] = {}
         self._clients: dict[str, Client] = {}
+        self._standby: ScsiServer | None = None
         self.is_serving = False
         """Whether `serve` has been called."""
         self.tolerated: list[str] = []
@@ -62,15 +80,8 @@ class San:
             self._connect(self.target)
             self._connect(self.server_guest)
             target.start(self.target)
-            self.server = ScsiServer(
-                self.server_guest,
-                self.address(self.server_guest),
-                exports or EXPORTS,
-                options or {},
-            )
-            self.server.prepare()
-            initiator.start(self.server_guest)
-            self.server.device = initiator.login(self.server_guest)
+            self.server = self._server_on(self.server_guest)
+            self._have_address(self.server_guest, True)
         except BaseException:
             self.close()
             raise
@@ -78,6 +89,49 @@ class San:
     def close(self) -> None:
         """End all guests, and remove the disk."""
         self._stack.close()
+
+    # -- servers --
+
+    def _server_on(self, guest: Guest) -> ScsiServer:
+        """A server that has the disk, and has not begun."""
+        server = ScsiServer(guest, SERVICE, self._exports, self._options)
+        server.prepare()
+        initiator.start(guest)
+        server.device = initiator.login(guest)
+        return server
+
+    def _have_address(self, guest: Guest, have: bool) -> None:
+        """Give the guest the address that clients mount, or take it away."""
+        guest.check(f"ip addr {'add' if have else 'del'} {SERVICE}/24 dev eth2")
+
+    @property
+    def standby(self) -> ScsiServer:
+        """A second server, booted at the first use: it has the disk and does not serve."""
+        if self._standby is None:
+            guest = self._boot("standby", memory=SERVER_MEMORY, wait=False)
+            self._connect(guest)
+            self._standby = self._server_on(guest)
+        return self._standby
+
+    def take_over(self) -> None:
+        """The standby takes address and unit; the server is the standby from now on.
+
+        Whatever the old one does, clients do not reach it any more: its cable to them is out.
+        """
+        old, new = self.server, self.standby
+        if not old.guest.is_paused:
+            old.guest.plug(FILES_NIC, False)
+        self._have_address(new.guest, True)
+        new.python(_ANNOUNCE % SERVICE)
+        new.start("--take-over")
+        self.server, self._standby = new, old
+        self.server_guest = new.guest
+
+    def retire(self) -> None:
+        """After `take_over`, when the old server runs, has its cables and is over: its guest is one
+        that could take over."""
+        self._have_address(self.standby.guest, False)
+        self.standby.guest.plug(FILES_NIC, True)
 
     # -- guests --
 
@@ -89,7 +143,7 @@ class San:
             name=name,
             drives=[self.disk, self._state] if name == "target" else [],
             nics=[Nic(self._storage, number), Nic(self._files, 64 + number)],
-            shares=SHARES if name == "server" else {},
+            shares=SHARES if name in ("server", "standby") else {},
             memory=memory,
             environment=self._directory.environment(),
             wait=wait,
@@ -108,10 +162,6 @@ class San:
             )
         )
 
-    def address(self, guest: Guest) -> str:
-        """Its address on the segment of files."""
-        return f"192.168.78.{self._numbers[guest.name]}"
-
     def client_of(self, name: str) -> Client:
         """The mount of the guest of this name, booted and mounted at the first use.
 
@@ -125,10 +175,28 @@ class San:
             else:
                 guest = self.guest_of(name)
             self._clients[name] = self.mount(guest)
+            self._wait_earlier_life(guest)
         client = self._clients[name]
         # A registration of an earlier life may have been preempted meanwhile.
         initiator.attend(client.guest)
         return client
+
+    def _wait_earlier_life(self, guest: Guest) -> None:
+        """Wait until the server has fenced what a client that has just mounted was before it booted.
+
+        The preempt comes some time after the client's new session, and the unit then tells of it
+        who registers first: the guest's kernel (6.1) does not repeat that, and would read and write
+        through the server for two minutes. Since the mount the client has no layout, so a holder
+        of its name is an earlier one's.
+        """
+        deadline = time.monotonic() + EARLIER_SECONDS
+        while True:
+            holders = self.server.status()["holders"]["list"]
+            earlier = [h for h in holders if h["name"].endswith(f" {guest.name}")]
+            if all(holder["state"] == "gone" for holder in earlier):
+                return
+            assert time.monotonic() < deadline, f"not fenced: {earlier}"
+            time.sleep(0.1)
 
     def guest_of(self, name: str) -> Guest:
         """Boot one more guest."""
@@ -143,7 +211,7 @@ class San:
         client = Client(guest, layout=LAYOUT)
         client.prepare(block_layouts=False)
         guest.check("modprobe blocklayoutdriver; dmesg -c >/dev/null")
-        client.mount(2049, server=self.address(self.server_guest))
+        client.mount(2049, server=SERVICE)
         return client
 
     def restart_target(self, *, forgetful: bool = False) -> None:
@@ -191,7 +259,8 @@ class San:
 
     def evidence(self) -> str:
         """What there is to see of a failure."""
-        texts = [f"-- daemon\n{self.server.log()[-20000:]}"]
+        servers = [self.server] if self._standby is None else [self.server, self._standby]
+        texts = [f"-- daemon of {s.guest.name}\n{s.log()[-20000:]}" for s in servers]
         texts += [client.evidence() for client in self._clients.values()]
         try:
             texts += ["-- target", target.registrations(self.target)]

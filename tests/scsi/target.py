@@ -16,7 +16,7 @@ from guest.machine import Guest
 
 PREFIX = "iqn.2026-01.extfs.test"
 TARGET = f"{PREFIX}:disk"
-INITIATORS = ("server", "server.second", "target", "one", "two")
+INITIATORS = ("server", "server.second", "standby", "target", "one", "two")
 """Who may log in, by the part behind the prefix. A session that does not answer is dropped after 6
 seconds, else 45: a LOGICAL UNIT RESET waits for the half-sent commands of a host that froze."""
 PORTAL = "192.168.77.1"
