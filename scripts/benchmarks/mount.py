@@ -30,12 +30,13 @@ DEVICE_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Job:
-    """One fio job; unit is "iops" or "MiB/s"."""
+    """One fio job; unit is "iops" or "MiB/s". `threads`: each has a file of its own."""
 
     name: str
     title: str
     unit: str
     options: tuple[str, ...]
+    threads: int = 1
 
 
 DIRECT = ("--direct=1", "--ioengine=io_uring")
@@ -93,25 +94,28 @@ JOBS = [
     Job("fs", "4 KiB write + fsync", "iops", (*BUFFERED, "--rw=randwrite", "--bs=4k", "--fsync=1")),
     Job(
         "fs16",
-        "4 KiB write + fsync, 16 threads",
+        "4 KiB write + fsync, 16 threads and files",
         "iops",
-        (*BUFFERED, "--rw=randwrite", "--bs=4k", "--fsync=1", "--numjobs=16", "--thread",
-         "--group_reporting"),
+        (*BUFFERED, "--rw=randwrite", "--bs=4k", "--fsync=1"),
+        threads=16,
     ),
-]  # fmt: skip
+]
 NAME_PHASES = ["create", "stat", "readdir", "list", "rename", "unlink"]
 
 
 def fio(target: Target, job: Job, seconds: float, size_mib: int) -> float:
     """Run one job on one target; its rate in the job's unit."""
+    each = size_mib // job.threads
     if target.name == "raw":
-        place = [f"--filename={target.device}"]
+        place = [f"--filename={target.device}", f"--offset_increment={each}m"]
+    elif job.threads > 1:
+        place = [f"--directory={target.mountpoint}", "--filename_format=data-$jobnum"]
     else:
         place = [f"--filename={target.mountpoint / 'data'}"]
     said = command(
-        "fio", "--name=job", "--output-format=json",
-        "--time_based", f"--runtime={round(seconds * 1000)}ms",
-        f"--size={size_mib}m", "--randrepeat=0", "--norandommap", *job.options, *place,
+        "fio", "--name=job", "--output-format=json", "--group_reporting", "--thread",
+        "--time_based", f"--runtime={round(seconds * 1000)}ms", f"--numjobs={job.threads}",
+        f"--size={each}m", "--randrepeat=0", "--norandommap", *job.options, *place,
     )  # fmt: skip
     result = json.loads(said[said.index("{") :])["jobs"][0]
     side = result["write" if "write" in job.options[2] else "read"]
