@@ -149,5 +149,8 @@ def write(
         )
         + "\n"
     )
-    plot(titles, medians, png_path)
-    console.print(f"written: {json_path} {png_path}")
+    written = [json_path]
+    if any(peer in rates for rates in medians.values() for peer in FUSE_PEERS):
+        plot(titles, medians, png_path)
+        written.append(png_path)
+    console.print("written:", *written)
