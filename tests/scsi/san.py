@@ -182,7 +182,7 @@ class San:
         return client
 
     def _wait_earlier_life(self, guest: Guest) -> None:
-        """Wait until the server has fenced what a client that has just mounted was before it booted.
+        """Wait until the server has fenced what a client that has mounted was before it booted.
 
         The preempt comes some time after the client's new session, and the unit then tells of it
         who registers first: the guest's kernel (6.1) does not repeat that, and would read and write

@@ -128,7 +128,7 @@ class TakeOver:
         )
         assert "Invalid exchange" in result.output, result.output
         if self.how == "cut":
-            assert not self.san.server.guest.run(f"cat {self.san.server.path(_LATE)}").code == 0
+            assert self.san.server.guest.run(f"cat {self.san.server.path(_LATE)}").code != 0
 
     def end(self) -> None:
         """The file goes; the old server's guest is one that may take over the next time."""
