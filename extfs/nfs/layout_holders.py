@@ -4,6 +4,7 @@
     live        it has one (`of`); on a unit that can fence, with a key of its own
     lost        it missed a recall, or the server was restarted; `speak_again` makes it live
     condemned   it is lost and its fence is decided, durably: it never is live again
+    given up    the client has forgotten it (`give_up`); it is lost, and never is live again
     gone        the fence is confirmed (`gone`): its layouts, stateids, delegations and device id
                 are no more; the next LAYOUTGET makes another holder, with another key
 
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from extfs.core import HolderState
@@ -51,13 +53,22 @@ if TYPE_CHECKING:
     from extfs.nfs.layout_segments import Received
     from extfs.nfs.layouts import LayoutTable
 
-__all__ = ["FENCE_SECONDS", "Holders"]
+__all__ = ["FENCE_SECONDS", "GivenUp", "Holders"]
 
 log = logging.getLogger("extfs.nfs")
 
 FENCE_SECONDS = 2.0
 HOSTS_MAX = 65536
 """Hosts that are bound; after that the oldest is not any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A holder that its client does not speak for any more."""
+
+    id: int
+    key: int
+    fence_key: int
 
 
 class Holders:
@@ -215,7 +226,40 @@ class Holders:
             raise NfsError(n.NFS4ERR_LAYOUTTRYLATER, TRY_LATER)
         raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
 
+    # -- a holder of before a restart, of a client that is not kept (RFC 8881 12.7.4) --
+
+    def give_up(self, client: Client) -> GivenUp:
+        """The client wants nothing more of it, and has another one from now on.
+
+        Its word says nothing of what it queued at the unit before the restart: the holder is to be
+        fenced, and until that is decided, too, nothing that the client says makes it live again. So
+        the client forgets it, in one transaction with its RECLAIM_COMPLETE, before it is lost.
+        """
+        old = GivenUp(client.holder_id, client.holder_key, client.fence_key)
+        client.forget_holder()
+        return old
+
+    def take_back(self, client: Client, old: GivenUp) -> None:
+        """That could not be written down."""
+        if not client.holder_id:
+            client.holder_id, client.holder_key = old.id, old.key
+            client.fence_key, client.holder_old = old.fence_key, True
+
+    def given_up(self, client: Client, old: GivenUp) -> None:
+        """It is durable: as if it were fenced, for the client."""
+        self._by_holder.pop(old.id, None)
+        self._ends(client, old.fence_key)
+
     # -- the end --
+
+    def _ends(self, client: Client, key: int) -> None:
+        """Nothing that the client has of its last holder, with this key, is good any more."""
+        self._waiting.pop(client, None)
+        self._table.holder_gone(client)
+        if key:
+            client.must_drop = True
+            self._old_keys.setdefault(client, []).append(key)
+            self._recall_all(client)
 
     def is_gone(self, holder: int) -> bool:
         """Whether the core has no such holder any more; asked of the core."""
@@ -237,13 +281,8 @@ class Holders:
             return
         service, key = self._service, client.fence_key
         client.forget_holder()
-        self._waiting.pop(client, None)
-        self._table.holder_gone(client)
+        self._ends(client, key)
         service.states.delegations.holder_gone(holder)
-        if key:
-            client.must_drop = True
-            self._old_keys.setdefault(client, []).append(key)
-            self._recall_all(client)
         service.records.stage_client(client)
         service.count("holders_gone")
         log.info("client %s was fenced: what it held is gone", client.name)

@@ -160,31 +160,31 @@ class Lease:
         """RECLAIM_COMPLETE for all file systems (RFC 8881 18.51); durable when it returns."""
         if client.reclaim_done:
             raise NfsError(n.NFS4ERR_COMPLETE_ALREADY)
-        records = self._service.records
+        records, layouts = self._service.records, self._service.layouts
         was_eligible = client.eligible
         client.reclaim_done = client.eligible = True
+        old = layouts.holders.give_up(client) if client.holder_old and client.fence_key else None
         records.stage_client(client)
         try:
             yield from records.durable()
         except BaseException:
             client.reclaim_done, client.eligible = False, was_eligible
+            if old is not None:
+                layouts.holders.take_back(client, old)
             raise
-        if client.holder_old:
+        if old is not None:
+            layouts.holders.given_up(client, old)
+            yield Blocking(lambda: retire_holder(self._service.fs, old.id))
+        elif client.holder_old:
             yield from self._give_up_old(client)
         self._reclaiming.discard(client.owner)
         self._end_grace_if_due()
 
     def _give_up_old(self, client: Client) -> Steps[None]:
-        """What it had of before the restart and did not reclaim.
-
-        Where it had a key the word of the client is not enough: see `retire_holder`.
-        """
+        """What it had of before the restart and did not reclaim; on a unit that knows no keys."""
         fs, holder = self._service.fs, client.holder_id
-        keyed = bool(client.fence_key)
         try:
-            yield Blocking(
-                lambda: retire_holder(fs, holder) if keyed else fs.layouts.give_all_back(holder)
-            )
+            yield Blocking(lambda: fs.layouts.give_all_back(holder))
         except CoreError as error:
             if error.errno != errno.ENOENT:  # it was fenced meanwhile
                 raise

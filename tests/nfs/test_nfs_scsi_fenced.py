@@ -534,31 +534,55 @@ def test_in_grace_a_condemned_client_may_commit_but_gets_no_layouts(machine: Mac
     file = scsi_file(again)
     assert try_get(file) == "LAYOUTTRYLATER"
     fence(machine.world, number)
-    assert try_get(file) == "DELAY"
+    assert try_get(file) == "LAYOUTTRYLATER", "it has not said yet that it has none"
     has_nothing(again)
     assert try_get(file) == "OK"
     assert holder(machine.world, b"other").spec.fence_key == FIRST_KEY + 1
 
 
 def test_what_was_not_reclaimed_is_fenced(machine: Machine) -> None:
-    """A client that is not kept says that it has all it wants; what it queued before is unknown."""
+    """A client that is not kept says that it has all it wants; what it queued before is unknown.
+
+    From then on, and not only when the decision is durable, nothing that the client does makes its
+    old holder live again: the core would forget what it could reach.
+    """
     first = Session(machine.server.service, b"other")
     scsi_file(first).get(0, 8192)
     number = holder(machine.world, b"other").id
     machine.restart()
     again = Session(machine.server.service, b"other", reclaim_complete=False)
     assert again.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+    file = scsi_file(again)
+    for step in ("at once", "it has returned all", "decided"):
+        record = machine.fs.layouts.holder(number)
+        assert record is not None
+        assert record.state is HolderState.LOST, step
+        assert try_get(file) == "LAYOUTTRYLATER", step
+        if step == "at once":
+            has_nothing(again)
+            file.do(layoutreturn(kind=n.LAYOUT4_RET_REC_ALL, layout_type=SCSI_TYPE))
+        elif step == "it has returned all":
+            machine.fs.layouts.fence_put(number, DECIDED, 0)  # as the policy does, some time later
+    fence(machine.world, number)
+    assert try_get(file) == "OK"
+    assert holder(machine.world, b"other").spec.fence_key == FIRST_KEY + 1
+
+
+def test_a_client_that_gave_up_its_holder_does_not_find_it_after_another_restart(
+    machine: Machine,
+) -> None:
+    """The server ends before the decision is durable: nobody speaks for that holder any more."""
+    first = Session(machine.server.service, b"other")
+    scsi_file(first).get(0, 8192)
+    number = holder(machine.world, b"other").id
+    machine.restart()
+    again = Session(machine.server.service, b"other", reclaim_complete=False)
+    assert again.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+    machine.restart()
+    Session(machine.server.service, b"other", reclaim_complete=False)
     record = machine.fs.layouts.holder(number)
     assert record is not None
     assert record.state is HolderState.LOST
-    machine.fs.layouts.fence_put(number, DECIDED, 0)  # as the policy does when it hears of that
-    file = scsi_file(again)
-    assert try_get(file) == "LAYOUTTRYLATER"
-    fence(machine.world, number)
-    assert try_get(file) == "DELAY"
-    has_nothing(again)
-    assert try_get(file) == "OK"
-    assert holder(machine.world, b"other").spec.fence_key == FIRST_KEY + 1
 
 
 def test_one_that_was_fenced_while_the_server_was_down_may_reclaim(
@@ -572,7 +596,7 @@ def test_one_that_was_fenced_while_the_server_was_down_may_reclaim(
     machine.fs.layouts.lost(number)
     fence(machine.world, number)
     assert again.run(RECLAIM_COMPLETE).status == n.NFS4_OK
-    assert try_get(scsi_file(again)) == "DELAY"
+    assert try_get(scsi_file(again)) == "LAYOUTTRYLATER"
     has_nothing(again)
     assert try_get(scsi_file(again)) == "OK"
     assert log_watch.lines == []
