@@ -36,7 +36,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from extfs.core import HolderState
+from extfs.core import HolderState, LostCause
 from extfs.nfs import constants as n
 from extfs.nfs.clients import ScsiFence, Standing
 from extfs.nfs.effects import Blocking, Steps
@@ -205,6 +205,8 @@ class Holders:
         if not self._service.callbacks.path_up(client):
             raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
         layouts, holder, key = self._service.fs.layouts, client.holder_id, client.holder_key
+        if self.is_over(holder):
+            self._wait(client)
         try:
             yield Blocking(lambda: layouts.resume(holder, key))
         except OSError as error:
@@ -260,6 +262,16 @@ class Holders:
             client.must_drop = True
             self._old_keys.setdefault(client, []).append(key)
             self._recall_all(client)
+
+    def is_over(self, holder: int) -> bool:
+        """Whether somebody has said for good that it is lost: its registration is, say. It is going
+        to be fenced, also while that is not decided yet; live again it would never register."""
+        record = self._service.fs.layouts.holder(holder)
+        return (
+            record is not None
+            and record.state is HolderState.LOST
+            and record.cause is LostCause.ENDED
+        )
 
     def is_gone(self, holder: int) -> bool:
         """Whether the core has no such holder any more; asked of the core."""

@@ -497,6 +497,8 @@ class LayoutTable:
             yield from gate.enter(alone=True)
             try:
                 layouts, holder = self.service.fs.layouts, client.holder_id
+                if self.holders.is_over(holder):
+                    return
                 if client in self._unclean and not self._of_client.get(client):
                     yield Blocking(lambda: _unless_gone(lambda: layouts.give_all_back(holder)))
                     self._unclean.discard(client)

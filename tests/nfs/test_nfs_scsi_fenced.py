@@ -136,6 +136,25 @@ def test_a_lost_client_that_is_not_condemned_goes_on(scsi: World, file: File) ->
     assert holder(scsi).state is HolderState.LIVE
 
 
+def test_a_client_whose_registration_is_lost_does_not_go_on(scsi: World, file: File) -> None:
+    """The unit forgot it, and it would not register again: it needs another key, so a fence, also
+    when it asks for more, or returns all, before that is decided."""
+    number = holder(scsi).id
+    scsi.fs.layouts.lost(number)  # as ReservedMount does
+    assert try_get(file) == "LAYOUTTRYLATER"
+    file.do(layoutreturn(kind=n.LAYOUT4_RET_REC_ALL, layout_type=SCSI_TYPE))
+    record = scsi.fs.layouts.holder(number)
+    assert record is None or record.state is not HolderState.LIVE
+    file.layout = None
+    assert try_get(file) != "OK"
+    scsi.fs.layouts.fenced(number)
+    scsi.fs.layouts.settle()
+    events(scsi)
+    has_nothing(file.session)
+    assert try_get(file) == "OK"
+    assert holder(scsi).spec.fence_key == FIRST_KEY + 1
+
+
 @pytest.mark.expect_log("was revoked")
 def test_returning_everything_does_not_spare_it(scsi: World, file: File) -> None:
     number = holder(scsi).id
