@@ -16,6 +16,12 @@
 int core_inode(struct fs *fs, uint64_t ino, struct inode **out);
 void core_stat(struct inode *in, struct extfs_stat *out);
 
+/* core_layout_api.c. The arguments of a layout call; GET has room for what it answers, to be freed. */
+struct layout_args;
+int core_layout_in(const struct extfs_layout_args *a, bool get, struct layout_args *out);
+void core_layout_out(const struct layout_args *a, struct extfs_layout_args *args, int64_t result);
+void core_layout_free(struct layout_args *a);
+
 /* core_tell.c. The kernel's caches follow what these calls change: attributes at once, names and
  * bytes later, so no call waits for the kernel. Not when the calling thread speaks for the mount
  * itself (extfs_of_mount()): the kernel knows, and holds locks until it has its answer. After

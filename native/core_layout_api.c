@@ -59,60 +59,74 @@ static int64_t run(struct fs *fs, uint64_t ino, struct file_op template)
 
 /* ---- layouts -------------------------------------------------------------------------------- */
 
-static struct layout_args args_in(const struct extfs_layout_args *a)
+int core_layout_in(const struct extfs_layout_args *a, bool get, struct layout_args *out)
 {
-	return (struct layout_args){
+	*out = (struct layout_args){
 		.holder = a->holder, .flags = a->flags, .iomode = (enum layout_iomode)a->iomode,
 		.offset = a->offset, .length = a->length, .min_length = a->min_length,
 		.time_ms = a->time_ms, .seq = a->seq, .nranges = a->nranges, .size = a->size,
 		.ranges = (const struct layout_range *)a->ranges,
 		.mtime = { .sec = a->mtime, .nsec = a->mtime_ns },
 	};
+	if (!get)
+		return 0;
+	out->cap = MIN(a->cap, LAYOUT_MAX_EXTENTS);
+	if (!out->cap)
+		return -EINVAL;
+	out->extents = malloc(out->cap * sizeof(*out->extents));
+	return out->extents ? 0 : -ENOMEM;
+}
+
+void core_layout_out(const struct layout_args *a, struct extfs_layout_args *args, int64_t result)
+{
+	args->size = a->size;
+	if (!a->extents)
+		return;
+	for (unsigned i = 0; result >= 0 && i < a->count; i++)
+		args->extents[i] = (struct extfs_core_layout_extent){
+			.offset = a->extents[i].offset, .device = a->extents[i].device,
+			.length = a->extents[i].length, .state = (int)a->extents[i].state,
+		};
+	args->count = a->count;
+	args->next = a->next;
+	args->seq = a->seq;
+	args->map_gen = a->map_gen;
+}
+
+void core_layout_free(struct layout_args *a)
+{
+	free(a->extents);
+}
+
+static int layout_call(struct fs *fs, uint64_t ino, struct extfs_layout_args *args,
+		       enum file_op_kind kind)
+{
+	struct layout_args a;
+	int err = core_layout_in(args, kind == FILE_LAYOUT_GET, &a);
+
+	if (err)
+		return err;
+	err = (int)run(fs, ino, (struct file_op){ .kind = kind, .layout = &a });
+	core_layout_out(&a, args, err);
+	core_layout_free(&a);
+	return err;
 }
 
 int extfs_layout_get(struct fs *fs, uint64_t ino, struct extfs_layout_args *args)
 {
-	struct layout_args a = args_in(args);
-	unsigned cap = MIN(args->cap, LAYOUT_MAX_EXTENTS);
-	int res;
-
-	if (!cap)
-		return -EINVAL;
-	a.extents = malloc(cap * sizeof(*a.extents));
-	if (!a.extents)
-		return -ENOMEM;
-	a.cap = cap;
-	res = (int)run(fs, ino, (struct file_op){ .kind = FILE_LAYOUT_GET, .layout = &a });
-	for (unsigned i = 0; res >= 0 && i < a.count; i++)
-		args->extents[i] = (struct extfs_core_layout_extent){
-			.offset = a.extents[i].offset, .device = a.extents[i].device,
-			.length = a.extents[i].length, .state = (int)a.extents[i].state,
-		};
-	free(a.extents);
-	args->count = a.count;
-	args->next = a.next;
-	args->seq = a.seq;
-	args->map_gen = a.map_gen;
-	args->size = a.size;
-	return res;
+	return layout_call(fs, ino, args, FILE_LAYOUT_GET);
 }
 
 int extfs_layout_commit(struct fs *fs, uint64_t ino, struct extfs_layout_args *args)
 {
-	struct layout_args a = args_in(args);
-	int res = (int)run(fs, ino, (struct file_op){ .kind = FILE_LAYOUT_COMMIT, .layout = &a });
-
-	args->size = a.size;
-	return res;
+	return layout_call(fs, ino, args, FILE_LAYOUT_COMMIT);
 }
 
 int extfs_layout_return(struct fs *fs, uint64_t ino, struct extfs_layout_args *args)
 {
-	struct layout_args a = args_in(args);
-
-	if (!ino && (a.flags & LAYOUT_F_ALL))
+	if (!ino && (args->flags & LAYOUT_F_ALL))
 		ino = fs->super.root_inode;
-	return (int)run(fs, ino, (struct file_op){ .kind = FILE_LAYOUT_RETURN, .layout = &a });
+	return layout_call(fs, ino, args, FILE_LAYOUT_RETURN);
 }
 
 int extfs_layout_recall(struct fs *fs, uint64_t ino, uint64_t holder, int iomode, uint64_t offset,

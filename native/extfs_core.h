@@ -275,6 +275,20 @@ struct extfs_layout_args {
 int extfs_layout_get(struct fs *fs, uint64_t ino, struct extfs_layout_args *args);
 int extfs_layout_commit(struct fs *fs, uint64_t ino, struct extfs_layout_args *args);
 int extfs_layout_return(struct fs *fs, uint64_t ino, struct extfs_layout_args *args); /* ino 0 with F_ALL */
+/* The same for an event loop: calls that are begun in one thread, which also made the extfs_calls, and told there when they have ended.
+ * They wait for nothing in that thread but metadata reads. */
+struct extfs_calls;
+int extfs_calls_create(struct fs *fs, struct extfs_calls **out);
+void extfs_calls_destroy(struct extfs_calls *calls); /* none is running */
+int extfs_calls_fd(struct extfs_calls *calls); /* readable while extfs_calls_ended() has something to do; only to be polled */
+unsigned extfs_calls_running(struct extfs_calls *calls); /* begun and not told */
+/* 1: it is running, *args and what it points to belong to it until it is told; else it is over, and this is the result. */
+int extfs_calls_get(struct extfs_calls *calls, uint64_t ino, struct extfs_layout_args *args, uint64_t number);
+int extfs_calls_commit(struct extfs_calls *calls, uint64_t ino, struct extfs_layout_args *args, uint64_t number);
+int extfs_calls_return(struct extfs_calls *calls, uint64_t ino, struct extfs_layout_args *args, uint64_t number); /* not F_ALL */
+/* The number of one that has ended, which is told by this, and its result; 0: none has. */
+uint64_t extfs_calls_ended(struct extfs_calls *calls, int *result);
+int extfs_calls_any(struct extfs_calls *calls); /* whether one has ended that is not told, and that the descriptor does not tell */
 int extfs_layout_recall(struct fs *fs, uint64_t ino, uint64_t holder, int iomode, uint64_t offset, uint64_t length);
 int extfs_layout_watch(struct fs *fs, uint64_t ino, uint64_t holder, int on);
 

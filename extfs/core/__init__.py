@@ -14,6 +14,7 @@ which waits in a thread of its own; or `Filesystem.nowait`, whose methods raise 
 from __future__ import annotations
 
 from extfs.core.bridge import Bridge, BridgeStats, OpcodeServer, opcodes
+from extfs.core.calls import Calls, Prepared
 from extfs.core.delegations import Delegation, DelegationConflict, Delegations
 from extfs.core.device import Device, MountedState, SimDevice, mkfs, mounted_state, read_super
 from extfs.core.filesystem import Filesystem
@@ -62,6 +63,7 @@ __all__ = [
     "Atime",
     "Bridge",
     "BridgeStats",
+    "Calls",
     "CoreError",
     "Cred",
     "Delegation",
@@ -94,6 +96,7 @@ __all__ = [
     "MountedState",
     "Mutant",
     "OpcodeServer",
+    "Prepared",
     "Records",
     "SimDevice",
     "Space",

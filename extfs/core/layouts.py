@@ -15,8 +15,9 @@ import enum
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from extfs.core.calls import Prepared
 from extfs.core.native import checked, ffi, lib, string
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ __all__ = [
     "Layouts",
     "LostCause",
 ]
+
+_T = TypeVar("_T")
 
 TO_THE_END = (1 << 64) - 1
 EXTENTS_MAX = 512
@@ -297,6 +300,11 @@ class Layouts:
 
     # -- layouts --
 
+    def run(self, prepared: Prepared[_T]) -> _T:
+        """Make the call in this thread; blocks."""
+        self._fs.change(lambda: prepared.blocking(self._raw, prepared.ino, prepared.args))
+        return prepared.answer()
+
     def get(
         self,
         ino: int,
@@ -312,7 +320,31 @@ class Layouts:
         atomic: bool = False,
         limit: int = EXTENTS_MAX,
     ) -> Layout:
-        """LAYOUT_GET; blocks. Less than asked for is possible: go on with ``offset=answer.next``.
+        """As `prepare_get`; blocks."""
+        return self.run(
+            self.prepare_get(
+                ino, holder, iomode, offset, length,
+                min_length=min_length, time_ms=time_ms, wait=wait, recall=recall, atomic=atomic,
+                limit=limit,
+            )
+        )  # fmt: skip
+
+    def prepare_get(
+        self,
+        ino: int,
+        holder: int,
+        iomode: Iomode,
+        offset: int,
+        length: int,
+        *,
+        min_length: int = 0,
+        time_ms: int = 0,
+        wait: bool = False,
+        recall: bool = False,
+        atomic: bool = False,
+        limit: int = EXTENTS_MAX,
+    ) -> Prepared[Layout]:
+        """LAYOUT_GET. Less than asked for is possible: go on with ``offset=answer.next``.
 
         `min_length` bytes at least (0: one block); `time_ms` for PIN; `limit` extents at most.
         EAGAIN: a conflict, without `wait` (with `recall` the others are asked nevertheless);
@@ -327,12 +359,15 @@ class Layouts:
             | (lib.EXTFS_LAYOUT_F_RECALL if recall else 0)
             | (lib.EXTFS_LAYOUT_F_ATOMIC if atomic else 0)
         )
-        self._fs.change(lambda: lib.extfs_layout_get(self._raw, ino, args))
-        extents = [
-            LayoutExtent(e.offset, e.device, e.length, LayoutState(e.state))
-            for e in (out[index] for index in range(args.count))
-        ]
-        return Layout(extents, args.next, args.seq, args.map_gen, args.size)
+
+        def answer() -> Layout:
+            extents = [
+                LayoutExtent(e.offset, e.device, e.length, LayoutState(e.state))
+                for e in (out[index] for index in range(args.count))
+            ]
+            return Layout(extents, args.next, args.seq, args.map_gen, args.size)
+
+        return Prepared(lib.extfs_layout_get, lib.extfs_calls_get, ino, args, answer, out)
 
     def commit(
         self,
@@ -345,7 +380,24 @@ class Layouts:
         mtime: tuple[int, int] | None = None,
         lazy: bool = False,
     ) -> int:
-        """LAYOUT_COMMIT of (offset, length) pairs, whole or nothing; blocks. Returns the file size.
+        """As `prepare_commit`; blocks."""
+        prepared = self.prepare_commit(
+            ino, holder, ranges, size=size, seq=seq, mtime=mtime, lazy=lazy
+        )
+        return self.run(prepared)
+
+    def prepare_commit(
+        self,
+        ino: int,
+        holder: int,
+        ranges: Sequence[tuple[int, int]] = (),
+        *,
+        size: int = 0,
+        seq: int = 0,
+        mtime: tuple[int, int] | None = None,
+        lazy: bool = False,
+    ) -> Prepared[int]:
+        """LAYOUT_COMMIT of (offset, length) pairs, whole or nothing. The answer is the file size.
 
         `size`: last byte written + 1, or 0; `seq`: newest grant that counts, 0: all; `mtime` in
         seconds and nanoseconds, else now; `lazy`: a later fsync makes it durable.
@@ -359,8 +411,14 @@ class Layouts:
         if mtime is not None:
             args.flags |= lib.EXTFS_LAYOUT_F_MTIME
             args.mtime, args.mtime_ns = mtime
-        self._fs.change(lambda: lib.extfs_layout_commit(self._raw, ino, args))
-        return int(args.size)
+        return Prepared(
+            lib.extfs_layout_commit,
+            lib.extfs_calls_commit,
+            ino,
+            args,
+            lambda: int(args.size),
+            vector,
+        )
 
     def give_back(
         self,
@@ -372,10 +430,23 @@ class Layouts:
         iomode: Iomode = Iomode.ANY,
         lazy: bool = False,
     ) -> None:
-        """LAYOUT_RETURN of a range; blocks. What is not held is no error."""
+        """As `prepare_give_back`; blocks."""
+        self.run(self.prepare_give_back(ino, holder, offset, length, iomode=iomode, lazy=lazy))
+
+    def prepare_give_back(
+        self,
+        ino: int,
+        holder: int,
+        offset: int = 0,
+        length: int = TO_THE_END,
+        *,
+        iomode: Iomode = Iomode.ANY,
+        lazy: bool = False,
+    ) -> Prepared[None]:
+        """LAYOUT_RETURN of a range. What is not held is no error."""
         args = self._args(holder, iomode, offset, length)
         args.flags = lib.EXTFS_LAYOUT_F_LAZY if lazy else 0
-        self._fs.change(lambda: lib.extfs_layout_return(self._raw, ino, args))
+        return Prepared(lib.extfs_layout_return, lib.extfs_calls_return, ino, args, lambda: None)
 
     def give_all_back(self, holder: int) -> None:
         """LAYOUT_RETURN of everything; blocks.

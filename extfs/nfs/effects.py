@@ -3,15 +3,20 @@
 Operations run in one thread, one after the other. An operation that has to wait for the device, or
 until something is durable, is a generator that yields `Blocking`; the call runs in another thread,
 and its result (or its exception) comes back as the value of the yield. Meanwhile other operations
-run: whatever was checked before a yield is to be checked again after it.
+run: whatever was checked before a yield is to be checked again after it. `CoreCall` is a `Blocking`
+that a runner with an event loop can do without a thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["Blocking", "Effect", "Steps", "Waiting", "run_here"]
+if TYPE_CHECKING:
+    from extfs.core import Layouts
+    from extfs.core.calls import Prepared
+
+__all__ = ["Blocking", "CoreCall", "Effect", "Steps", "Waiting", "run_here"]
 
 T = TypeVar("T")
 
@@ -23,6 +28,17 @@ class Blocking:
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call = call
+
+
+class CoreCall(Blocking):
+    """A call of the core that waits, and that an event loop may begin instead of blocking a thread
+    (`extfs.core.calls`). `prepare` may read metadata; its exceptions are the call's."""
+
+    __slots__ = ("prepare",)
+
+    def __init__(self, layouts: Layouts, prepare: Callable[[], Prepared[Any]]) -> None:
+        super().__init__(lambda: layouts.run(prepare()))
+        self.prepare = prepare
 
 
 class Waiting:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from extfs.core import BLOCK_SIZE, Filesystem, HolderState, Iomode
 from extfs.nfs import constants as n
-from extfs.nfs.effects import Blocking, Steps
+from extfs.nfs.effects import CoreCall, Steps
 from extfs.nfs.errors import NfsError
 from extfs.nfs.layout_recalls import covered
 from extfs.nfs.layout_states import LayoutState
@@ -50,8 +50,10 @@ def commit(
         raise NfsError(n.NFS4ERR_BAD_STATEID)
     fs = table.service.fs
     before = fs.getattr(ino).size
+    limit = -(-max(size, before) // BLOCK_SIZE) * BLOCK_SIZE
     try:
-        after: int = yield Blocking(lambda: _commit(fs, ino, holder, ranges, size, mtime))
+        after: int = yield _committing(fs, ino, holder, ranges, limit, size, mtime)
+        _recall_behind(fs, ino, holder, ranges, limit)
     except OSError as error:
         if table.holders.is_gone(holder):
             table.holders.gone(holder)
@@ -120,24 +122,30 @@ def refusal(error: OSError, loses: bool) -> Exception:
     return error
 
 
-def _commit(
+def _committing(
     fs: Filesystem,
     ino: int,
     holder: int,
     ranges: list[tuple[int, int]],
+    limit: int,
     size: int,
     mtime: tuple[int, int] | None,
-) -> int:
-    """LAYOUT_COMMIT in the core; the file's size. Blocks.
-
-    Nothing becomes written behind the end of file, though a client whose pages are larger than our
-    blocks says that it has written the rest of its last page. It believes from now on that this is
-    committed, so that is recalled: with the next layout it will know better.
-    """
-    limit = -(-max(size, fs.getattr(ino).size) // BLOCK_SIZE) * BLOCK_SIZE
+) -> CoreCall:
+    """LAYOUT_COMMIT in the core; the file's size. Nothing becomes written behind `limit`, the end
+    of the block in which the file ends."""
     inside = [(offset, min(length, limit - offset)) for offset, length in ranges if offset < limit]
-    after = fs.layouts.commit(ino, holder, inside, size=size, mtime=mtime)
+    layouts = fs.layouts
+    return CoreCall(
+        layouts, lambda: layouts.prepare_commit(ino, holder, inside, size=size, mtime=mtime)
+    )
+
+
+def _recall_behind(
+    fs: Filesystem, ino: int, holder: int, ranges: list[tuple[int, int]], limit: int
+) -> None:
+    """A client whose pages are larger than our blocks says that it has written the rest of its last
+    page. It believes from now on that this is committed, so that is recalled: with the next layout
+    it will know better."""
     end = max((offset + length for offset, length in ranges), default=0)
     if end > limit:
         fs.layouts.recall(ino, limit, -(-(end - limit) // BLOCK_SIZE) * BLOCK_SIZE, holder=holder)
-    return after

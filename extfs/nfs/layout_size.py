@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from extfs.core import BLOCK_SIZE, ExtentState, Filesystem, Iomode, Layout
+from extfs.core import BLOCK_SIZE, ExtentState, Filesystem, Iomode, Layout, Prepared
 from extfs.core.layouts import EXTENTS_MAX
+from extfs.nfs.effects import CoreCall
 
-__all__ = ["Wanted", "ask", "generous_end"]
+__all__ = ["Wanted", "asking", "generous_end"]
 
 MIB = 1 << 20
 READ_BYTES = 1024 * MIB
@@ -102,19 +103,23 @@ def generous_end(fs: Filesystem, ino: int, wanted: Wanted, alone: bool) -> int:
     return min(-(-end // step) * step, FILE_END) if step >= BLOCK_SIZE else end
 
 
-def ask(fs: Filesystem, ino: int, holder: int, wanted: Wanted, limit: int, alone: bool) -> Layout:
-    """LAYOUT_GET in the core, of up to `limit` extents. Blocks. `OSError`, EAGAIN: a conflict,
-    the others were recalled. Somebody who is in the way only of what would be generous is not."""
-    start = wanted.start
-    end = generous_end(fs, ino, wanted, alone)
-    least = wanted.least_end - start
-    return fs.layouts.get(
-        ino,
-        holder,
-        wanted.iomode,
-        start,
-        end - start,
-        min_length=least,
-        recall=True,
-        limit=min(limit, EXTENTS_MAX),
-    )
+def asking(
+    fs: Filesystem, ino: int, holder: int, wanted: Wanted, limit: int, alone: bool
+) -> CoreCall:
+    """LAYOUT_GET in the core, of up to `limit` extents. `OSError`, EAGAIN: a conflict, the others
+    were recalled. Somebody who is in the way only of what would be generous is not."""
+    layouts, start = fs.layouts, wanted.start
+
+    def prepare() -> Prepared[Layout]:
+        return layouts.prepare_get(
+            ino,
+            holder,
+            wanted.iomode,
+            start,
+            generous_end(fs, ino, wanted, alone) - start,
+            min_length=wanted.least_end - start,
+            recall=True,
+            limit=min(limit, EXTENTS_MAX),
+        )
+
+    return CoreCall(layouts, prepare)

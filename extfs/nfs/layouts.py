@@ -70,7 +70,7 @@ from extfs.nfs.layout_holders import Holders
 from extfs.nfs.layout_recalls import Recalls
 from extfs.nfs.layout_revoked import Revoked
 from extfs.nfs.layout_segments import Received, Segment, merged
-from extfs.nfs.layout_size import Wanted, ask
+from extfs.nfs.layout_size import Wanted, asking
 from extfs.nfs.layout_states import TRY_LATER, Gate, LayoutState
 from extfs.nfs.stateids import Kind, RecordHead, State, Stateid
 from extfs.nfs.xdr import Reader
@@ -287,7 +287,7 @@ class LayoutTable:
         alone = not self.shared(client, ino)
         for _ in range(BUSY_TRIES):
             try:
-                layout: Layout = yield Blocking(lambda: ask(fs, ino, holder, wanted, limit, alone))
+                layout: Layout = yield asking(fs, ino, holder, wanted, limit, alone)
                 return layout
             except OSError as error:
                 if error.errno != errno.EAGAIN:

@@ -27,7 +27,7 @@ from typing import Any
 
 import trio
 
-from extfs.core import Filesystem, LayoutEvent
+from extfs.core import Calls, Filesystem, LayoutEvent, Prepared
 from extfs.nfs.driver import Done
 from extfs.nfs.exports import Exports
 from extfs.nfs.rpc import RecordError, RecordReader
@@ -194,6 +194,8 @@ class Server:
         self.buffer = bytearray(_RECEIVE_BYTES)
         self._nursery: trio.Nursery | None = None
         self._threads: Threads | None = None
+        self._calls: Calls | None = None
+        self._fs = fs
         self._early: list[tuple[Callable[[], Any], Done]] = []
         """What the service began while it was made: the end of a grace period, say."""
         self._timers = trio.Event()
@@ -224,6 +226,36 @@ class Server:
         with self._contained("what follows a blocking call"):
             done(result, failed)
         self._let_go_on()
+
+    def _begin(self, prepared: Prepared[Any], done: Done) -> tuple[Any, Exception | None] | None:
+        """`Driver.begin`."""
+        assert self._calls is not None
+        over = self._calls.begin(prepared, done)
+        if self._calls.pending:
+            self.start(self._tell_ended)
+        return over
+
+    async def _tell_ended(self) -> None:
+        """What follows calls of the core that have ended."""
+        if self._calls is not None:
+            for done, result, failed in self._calls.ended():
+                self._finished(done, result, failed)
+
+    async def _run_calls(self, calls: Calls) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(calls)
+            await self._tell_ended()
+
+    async def _end_calls(self, calls: Calls) -> None:
+        """No call runs any more when this returns; what it would have led to does not happen."""
+        self.service.driver.begin = None
+        self._calls = None
+        with trio.CancelScope(shield=True):
+            while calls.running:
+                await trio.lowlevel.wait_readable(calls)
+                for _ in calls.ended():
+                    pass
+        calls.close()
 
     @contextlib.contextmanager
     def _contained(self, what: str) -> Iterator[None]:
@@ -277,10 +309,13 @@ class Server:
     async def run(self) -> None:
         """Serve until cancelled."""
         self._threads = Threads(self.options.threads, self._finished)
+        calls = self._calls = Calls(self._fs)
+        self.service.driver.begin = self._begin
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._run_timers)
+                nursery.start_soon(self._run_calls, calls)
                 early, self._early = self._early, []
                 for call, done in early:
                     self._threads.run(call, done)
@@ -288,6 +323,7 @@ class Server:
                     nursery.start_soon(self._accept, listener)
         finally:
             self._nursery = None  # nothing is begun any more
+            await self._end_calls(calls)
             await self._threads.stop()
             # What has time to the next commit, an open that was closed: it would come back.
             with trio.CancelScope(shield=True), self._contained("the last of the records"):
