@@ -196,6 +196,13 @@ class Filesystem(Closing):
         lib.extfs_super_of(self.raw, out)
         return superblock_of(out)
 
+    @property
+    def total_blocks(self) -> int:
+        """Of the superblock; rises when the filesystem grows."""
+        out = ffi.new("struct extfs_super *")
+        lib.extfs_super_of(self.raw, out)
+        return int(out.total_blocks)
+
     def statfs(self) -> Space:
         """Space now, in blocks."""
         out = ffi.new("struct extfs_space *")

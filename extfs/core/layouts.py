@@ -70,6 +70,9 @@ class LayoutState(enum.IntEnum):
     NONE_DATA = 3
 
 
+_EXTENT_STATES = tuple(LayoutState)
+
+
 class HolderKind(enum.IntEnum):
     """A process of this host, or a client of a layout server."""
 
@@ -83,6 +86,9 @@ class HolderState(enum.IntEnum):
     LIVE = 1
     LOST = 2
     GONE = 3
+
+
+_STATES = {int(state): state for state in HolderState}
 
 
 class LostCause(enum.IntEnum):
@@ -362,8 +368,8 @@ class Layouts:
 
         def answer() -> Layout:
             extents = [
-                LayoutExtent(e.offset, e.device, e.length, LayoutState(e.state))
-                for e in (out[index] for index in range(args.count))
+                LayoutExtent(e.offset, e.device, e.length, _EXTENT_STATES[e.state])
+                for e in out[0 : args.count]
             ]
             return Layout(extents, args.next, args.seq, args.map_gen, args.size)
 
@@ -532,6 +538,12 @@ class Layouts:
         """One holder; None: there is none of this id."""
         found = self.holders(holder - 1, 1) if holder > 0 else []
         return found[0] if found and found[0].id == holder else None
+
+    def state_of(self, holder: int) -> HolderState | None:
+        """The same, of its state alone: cheap."""
+        position, out = ffi.new("uint64_t *", holder - 1), ffi.new("struct extfs_holder *")
+        count = lib.extfs_holder_list(self._raw, position, out, 1) if holder > 0 else 0
+        return _STATES[out.state] if count and out.id == holder else None
 
     # -- fences --
 

@@ -156,14 +156,21 @@ class Compound:
 
     def regular(self) -> Filehandle:
         """The current filehandle, which must be of a regular file (RFC 8881 15.1.2.9)."""
+        self.regular_size()
+        assert self.current is not None
+        return self.current
+
+    def regular_size(self) -> tuple[int, int]:
+        """The same: its inode and the file's size."""
         filehandle = self.current
         if filehandle is None:
             raise NfsError(n.NFS4ERR_NOFILEHANDLE)
         if filehandle.pseudo:
             raise NfsError(n.NFS4ERR_ISDIR)
-        kind = filehandles.stat(self, filehandle).mode & 0o170000
+        found = filehandles.stat(self, filehandle)
+        kind = found.mode & 0o170000
         if kind == 0o100000:
-            return filehandle
+            return filehandle.ino, found.size
         if kind == 0o040000:
             raise NfsError(n.NFS4ERR_ISDIR)
         raise NfsError(n.NFS4ERR_SYMLINK if kind == 0o120000 else n.NFS4ERR_WRONG_TYPE)

@@ -113,10 +113,9 @@ class Devices:
 
     def refresh(self) -> bool:
         """Look whether the filesystem has grown; then tell those who asked. True: it has."""
-        now = self.service.fs.super
-        if now.total_blocks == self.superblock.total_blocks:
+        if self.service.fs.total_blocks == self.superblock.total_blocks:
             return False
-        before, self.superblock = self.block.current, now
+        before, self.superblock = self.block.current, self.service.fs.super
         for client, ids in list(self._asked.items()):
             if before in ids:
                 self._notify(client, encode_change(n.LAYOUT4_BLOCK_VOLUME, before))

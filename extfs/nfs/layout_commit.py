@@ -36,20 +36,20 @@ def commit(
     *,
     layout_type: int,
     reclaim: bool,
-) -> Steps[int]:
-    """Commit (offset, length) pairs of the current file; its size after that.
+) -> Steps[tuple[int, int]]:
+    """Commit (offset, length) pairs of the current file; its size before and after that.
 
     `size`: the last byte written + 1, or 0; `mtime` in seconds and nanoseconds.
     """
-    client, ino = c.client, c.regular().ino
+    client = c.client
     assert client is not None
+    ino, before = c.regular_size()
     _check_stateid(table, c, stateid, ino, layout_type, reclaim=reclaim)
     c.writable()
     holder = client.holder_id
     if not holder:
         raise NfsError(n.NFS4ERR_BAD_STATEID)
     fs = table.service.fs
-    before = fs.getattr(ino).size
     limit = -(-max(size, before) // BLOCK_SIZE) * BLOCK_SIZE
     try:
         after: int = yield _committing(fs, ino, holder, ranges, limit, size, mtime)
@@ -65,7 +65,7 @@ def commit(
         raise refusal(error, bool(ranges) or size > before or writes) from None
     _check_not_revoked(table, client, holder, ino)
     table.service.count("layoutcommits")
-    return after
+    return before, after
 
 
 def _check_not_revoked(table: LayoutTable, client: Client, holder: int, ino: int) -> None:
@@ -73,12 +73,12 @@ def _check_not_revoked(table: LayoutTable, client: Client, holder: int, ino: int
     the event has not come yet, or if the client was fenced: who knows which writes were refused.
     Only a holder that missed a recall has anything revoked."""
     layouts = table.service.fs.layouts
-    record = layouts.holder(holder)
-    if record is None or record.state is HolderState.GONE:
+    standing = layouts.state_of(holder)
+    if standing is HolderState.LIVE:
+        return
+    if standing is None or standing is HolderState.GONE:
         table.holders.gone(holder)
         raise NfsError(n.NFS4ERR_BAD_STATEID)
-    if record.state is not HolderState.LOST:
-        return
     state = table.find(client, ino)
     mine = [g for g in layouts.grants(ino) if g.holder == holder]
     if state is not None and not covered(state, [(g.offset, g.length, g.iomode) for g in mine]):

@@ -157,35 +157,54 @@ class LayoutTable:
     def get(
         self, c: Compound, wanted: Wanted, stateid: Stateid, maxcount: int, layout_type: int
     ) -> Steps[Granted]:
-        """RFC 8881 18.43, after the arguments by themselves were found to be good."""
-        client, ino = c.client, c.regular().ino
+        """RFC 8881 18.43, after the arguments by themselves were found to be good, and the current
+        file to be a regular one."""
+        client = c.client
         assert client is not None
+        assert c.current is not None
+        ino = c.current.ino
         self._check_stateid(c, stateid, ino, wanted.iomode)
         limit = min(maxcount, c.room()) - LAYOUTGET_HEAD_BYTES
         if limit < 2 * EXTENT_BYTES:  # a copy-on-write source and its copy belong together
             raise NfsError(n.NFS4ERR_TOOSMALL)
+        waits = not client.holder_id or layout_type == n.LAYOUT4_SCSI
         holder = yield from self.holders.of(client)
         if layout_type == n.LAYOUT4_SCSI:
             if not client.fence_key:  # of before there was a unit that can fence
                 self.service.count("layoutget_no_key")
                 raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)
             yield from self.holders.clear(client)
-        self._check_stateid(c, stateid, ino, wanted.iomode)
-        with contextlib.ExitStack() as inside:
-            state = yield from self._enter(c, ino, layout_type, inside)
-            self._check_recalled(state)
-            self._check_segments()
-            fresh = self._holds_nothing(state, holder)
-            layout = yield from self._ask_core(client, ino, holder, wanted, limit // EXTENT_BYTES)
+        if waits:
+            self._check_stateid(c, stateid, ino, wanted.iomode)
+        settling = self._settling.setdefault(client, Gate())
+        yield from settling.enter()
+        try:
+            state = yield from self._enter(c, ino, layout_type)
             try:
-                return self._granted(c, state, holder, wanted, layout)
-            except NfsError:
-                if fresh and not state.serial and client.standing is not Standing.GONE:
-                    start, length = wanted.start, layout.next - wanted.start
-                    give, iomode = self.service.fs.layouts.give_back, wanted.iomode
-                    call = lambda: give(ino, holder, start, length, iomode=iomode)  # noqa: E731
-                    yield Blocking(lambda: _unless_gone(call))
-                raise
+                return (yield from self._get(c, state, holder, wanted, limit // EXTENT_BYTES))
+            finally:
+                self._left_state(state)
+        finally:
+            self._left(client, settling)
+
+    def _get(
+        self, c: Compound, state: LayoutState, holder: int, wanted: Wanted, limit: int
+    ) -> Steps[Granted]:
+        """With the gate of the state held."""
+        client, ino = state.client, state.file.ino
+        self._check_recalled(state)
+        self._check_segments()
+        fresh = self._holds_nothing(state, holder)
+        layout = yield from self._ask_core(client, ino, holder, wanted, limit)
+        try:
+            return self._granted(c, state, holder, wanted, layout)
+        except NfsError:
+            if fresh and not state.serial and client.standing is not Standing.GONE:
+                start, length = wanted.start, layout.next - wanted.start
+                give, iomode = self.service.fs.layouts.give_back, wanted.iomode
+                call = lambda: give(ino, holder, start, length, iomode=iomode)  # noqa: E731
+                yield Blocking(lambda: _unless_gone(call))
+            raise
 
     def _holds_nothing(self, state: LayoutState, holder: int) -> bool:
         """Invariant 12: whether a LAYOUTGET that fails may give back what it was granted. Of a
@@ -195,20 +214,12 @@ class LayoutTable:
         grants = self.service.fs.layouts.grants(state.file.ino)
         return not any(grant.holder == holder for grant in grants)
 
-    def _enter(
-        self, c: Compound, ino: int, layout_type: int, inside: contextlib.ExitStack
-    ) -> Steps[LayoutState]:
+    def _enter(self, c: Compound, ino: int, layout_type: int) -> Steps[LayoutState]:
         """The state of the client and the current file, with its gate held."""
-        client = c.client
-        assert client is not None
-        settling = self._settling.setdefault(client, Gate())
-        yield from settling.enter()
-        inside.callback(self._left, client, settling)
         while True:
             state = self._state_for(c, ino, layout_type)
             yield from state.gate.enter()
-            if self._states.get((client, ino)) is state:
-                inside.callback(self._left_state, state)
+            if self._states.get((state.client, ino)) is state:
                 return state
             state.gate.leave()  # it ended while we waited
 

@@ -125,7 +125,7 @@ class Callbacks:
 def _service(uuid: bytes, blocks: int, device: str = "") -> Any:
     superblock = SimpleNamespace(uuid=uuid, total_blocks=blocks, block_size=4096)
     return SimpleNamespace(
-        fs=SimpleNamespace(super=superblock),
+        fs=SimpleNamespace(super=superblock, total_blocks=blocks),
         options=SimpleNamespace(device=device, unit=None),
         callbacks=Callbacks(),
         count=lambda name: None,
@@ -175,6 +175,7 @@ def test_ids_outlive_a_restart_and_change_with_the_size() -> None:
     known.asked("silent", small, 0)  # type: ignore[arg-type]
     assert not known.refresh()
     service.fs.super = SimpleNamespace(uuid=UUID, total_blocks=2000, block_size=4096)
+    service.fs.total_blocks = 2000
     assert known.refresh()
     assert known.block.current != small
     assert known.block.known(CLIENT, small)

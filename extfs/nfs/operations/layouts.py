@@ -17,7 +17,7 @@ from extfs.nfs.errors import NfsError
 from extfs.nfs.layout_commit import commit
 from extfs.nfs.layout_size import Wanted
 from extfs.nfs.stateids import Kind, Stateid, read_stateid, write_stateid
-from extfs.nfs.xdr import Reader, Writer
+from extfs.nfs.xdr import Reader, Writer, XdrError
 
 if TYPE_CHECKING:
     from extfs.nfs.compound import Compound
@@ -34,6 +34,8 @@ _BODY_MAX = 1 << 24
 _DEVICE_ADDRESS_HEAD = 8
 """Layout type and length, before da_addr_body."""
 _ERRORS_MAX = 1024
+_LAYOUTGET = struct.Struct(">IIIQQQI12sI")
+_LAYOUTCOMMIT = struct.Struct(">QQII12s")
 _LAYOUT_HEAD = struct.Struct(">QQII")
 _DEVICE_ERROR = struct.Struct(">16sII")
 _IO_INFO = struct.Struct(">QQ")
@@ -123,14 +125,11 @@ def getdevicelist(c: Compound, args: Reader, out: Writer) -> None:
 
 def layoutget(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     """LAYOUTGET (RFC 8881 18.43)."""
-    args.boolean()  # signal when available: we never promise to
-    layout_type = args.u32()
-    iomode = args.u32()
-    offset = args.u64()
-    length = args.u64()
-    least = args.u64()
-    stateid = read_stateid(args)
-    maxcount = args.u32()
+    fields = args.unpack(_LAYOUTGET)
+    signal, layout_type, iomode, offset, length, least, seqid, other, maxcount = fields
+    if signal > 1:  # signal when available: we never promise to
+        raise XdrError("a bool that is neither 0 nor 1")
+    stateid = Stateid(seqid, other)
     asked = _format(c, layout_type)
     if iomode not in _IOMODES:
         raise NfsError(n.NFS4ERR_BADIOMODE)
@@ -179,10 +178,10 @@ def _check_offered(c: Compound, layout_type: int) -> None:
 def layoutcommit(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     """LAYOUTCOMMIT (RFC 8881 18.42). The range of the arguments says nothing that the update does
     not say: Linux sends 0 to the last byte."""
-    offset = args.u64()
-    length = args.u64()
-    reclaim = args.boolean()
-    stateid = read_stateid(args)
+    offset, length, reclaim, seqid, other = args.unpack(_LAYOUTCOMMIT)
+    if reclaim > 1:
+        raise XdrError("a bool that is neither 0 nor 1")
+    stateid = Stateid(seqid, other)
     last = args.u64() if args.boolean() else None
     mtime = _read_time(args) if args.boolean() else None
     layout_type = args.u32()
@@ -194,10 +193,9 @@ def layoutcommit(c: Compound, args: Reader, out: Writer) -> Steps[None]:
         raise NfsError(n.NFS4ERR_FBIG)
     ranges = update.decode_update(body)
     size = 0 if last is None else last + 1
-    before = c.service.fs.getattr(c.regular().ino).size
     table = c.service.layouts
-    after = yield from commit(
-        table, c, stateid, ranges, size, mtime, layout_type=layout_type, reclaim=reclaim
+    before, after = yield from commit(
+        table, c, stateid, ranges, size, mtime, layout_type=layout_type, reclaim=bool(reclaim)
     )
     out.boolean(after > before)
     if after > before:
