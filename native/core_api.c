@@ -175,6 +175,10 @@ int extfs_mount_stands(struct fs *fs)
 	return heartbeat_ours(fs);
 }
 
+int extfs_device_hold(struct fs *fs) { return dev_hold(fs->dev); }
+
+void extfs_device_release(struct fs *fs) { dev_release(fs->dev); }
+
 void extfs_super_of(struct fs *fs, struct extfs_super *out) { super_out(&fs->super, out); }
 
 void extfs_statfs(struct fs *fs, struct extfs_space *out)

@@ -26,6 +26,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "device_gate.h"
 #include "ioctx.h"
 #include "log.h"
 
@@ -181,6 +182,7 @@ int dev_flush_if_needed(struct device *dev)
 
 void dev_close(struct device *dev)
 {
+	xassert(!dev->held);
 	dev->ops->close(dev);
 }
 
@@ -265,6 +267,7 @@ static int raw_rw(struct device *dev, enum io_kind kind, uint64_t offset, void *
 	struct dev_io io = {.kind = kind, .flags = flags, .offset = offset, .buf = buf, .len = len,
 			    .dev = dev};
 
+	dev_pass(dev);
 	raw_blocking(&io);
 	return io.res;
 }

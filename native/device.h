@@ -73,6 +73,9 @@ struct device {
 	_Atomic uint64_t writes_done;
 	_Atomic uint64_t flushed_upto;
 	_Atomic uint64_t stat_reads, stat_writes, stat_flushes; /* for status */
+	/* device_gate.c */
+	_Atomic bool held;
+	struct op *parked;
 };
 
 /* Open a block device or image file. Takes O_EXCL on a block device and an exclusive lock on the image or on
@@ -82,6 +85,12 @@ struct device {
 #define DEV_SHARED 0x2u /* tools that only look: no exclusive lock */
 int dev_open(const char *path, unsigned flags, struct device **out);
 void dev_close(struct device *dev);
+
+/* Hand nothing more of a raw device to the kernel until it is released: blocking calls wait, what is submitted stays queued.
+ * What the kernel has goes on. Whoever holds it must release it, whatever happens, and soon. Any thread.
+ * -EBUSY: it is held. */
+int dev_hold(struct device *dev);
+void dev_release(struct device *dev);
 
 /* A thread that others wait for is told before it blocks in one of the calls below. fn NULL: not interested. */
 struct dev_block_hook {

@@ -108,6 +108,9 @@ int extfs_super_read(struct device *dev, struct extfs_super *out);
 int extfs_device_mounted(struct device *dev);
 /* 1: nobody has mounted the device since this mount; 0: somebody has. Reads the device. */
 int extfs_mount_stands(struct fs *fs);
+/* Between the two no new I/O reaches the device: for a reset of its unit. Release it soon. -EBUSY: it is held. */
+int extfs_device_hold(struct fs *fs);
+void extfs_device_release(struct fs *fs);
 void extfs_super_of(struct fs *fs, struct extfs_super *out);
 
 struct extfs_space {

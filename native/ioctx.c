@@ -12,7 +12,9 @@
  * 2. While the owner sleeps in the ring, a poll of wake_fd is armed there.
  * 3. in_kernel <= depth; what is above stays in the queued list, in order.
  * 4. pending = queued + in_kernel + posted. The ring belongs to the thread that made it (ring_owner).
- * 5. wake_lock is a leaf; no callback runs with it held. It protects wake_head, wake_tail, wakes, idle and
+ * 5. While the device of the first queued I/O is held (device_gate.h), gate_op is parked there and gated is set: nothing
+ *    queued is handed over until the release has woken gate_op.
+ * 6. wake_lock is a leaf; no callback runs with it held. It protects wake_head, wake_tail, wakes, idle and
  *    signalled; everything else is the owner's.
  */
 #include "ioctx.h"
@@ -25,6 +27,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "device_gate.h"
 #include "log.h"
 
 #define THREAD_DEPTH 32u
@@ -57,6 +60,9 @@ struct ioctx {
 	struct op *wake_head, **wake_tail;
 	size_t wakes;
 	bool idle, signalled;
+
+	struct op gate_op;
+	bool gated;
 };
 
 static void list_init(struct io_list *list)
@@ -108,6 +114,19 @@ static uint64_t this_thread(void)
 	return id;
 }
 
+static void gate_opened(struct op *op)
+{
+	container_of(op, struct ioctx, gate_op)->gated = false;
+}
+
+/* Whether what is queued has to stay there. */
+static bool held_back(struct ioctx *ctx)
+{
+	if (!ctx->gated)
+		ctx->gated = dev_park(ctx->queued.head->dev, &ctx->gate_op);
+	return ctx->gated;
+}
+
 int ioctx_create(unsigned depth, struct ioctx **out)
 {
 	struct ioctx *ctx;
@@ -120,6 +139,7 @@ int ioctx_create(unsigned depth, struct ioctx **out)
 	list_init(&ctx->queued);
 	list_init(&ctx->posted);
 	ctx->wake_tail = &ctx->wake_head;
+	ctx->gate_op = (struct op){.resume = gate_opened, .ctx = ctx};
 	ctx->epoll_fd = ctx->ring_fd = -1;
 	ctx->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (ctx->wake_fd < 0) {
@@ -414,7 +434,8 @@ static int run_blocking(struct ioctx *ctx)
 	struct dev_io *io;
 	int ran = 0;
 
-	while (limit-- && (io = list_pop(&ctx->queued))) {
+	while (limit-- && ctx->queued.head && !held_back(ctx)) {
+		io = list_pop(&ctx->queued);
 		raw_blocking(io);
 		complete(ctx, io);
 		ran++;
@@ -431,7 +452,7 @@ static void fill_ring(struct ioctx *ctx)
 		io_uring_sqe_set_data(sqe, ctx);
 		ctx->wake_armed = true;
 	}
-	while (ctx->queued.head && ctx->in_kernel < ctx->depth &&
+	while (ctx->queued.head && ctx->in_kernel < ctx->depth && !held_back(ctx) &&
 	       (sqe = io_uring_get_sqe(&ctx->ring))) {
 		struct dev_io *io = list_pop(&ctx->queued);
 
@@ -536,7 +557,7 @@ static int run_round(struct ioctx *ctx, bool wait)
 
 static bool more_to_run(struct ioctx *ctx)
 {
-	return ctx->posted.head || (ctx->queued.head && ctx->in_kernel == 0) ||
+	return ctx->posted.head || (ctx->queued.head && ctx->in_kernel == 0 && !ctx->gated) ||
 	       (ctx->ring_up && (kernel_has_work(ctx) || io_uring_cq_ready(&ctx->ring) > 0));
 }
 

@@ -344,6 +344,10 @@ class SimulatedNexus:
     def passes(self) -> bool:
         return bool(self._run("READ", lambda unit: unit.serves(self.host)))
 
+    def idle(self) -> bool:
+        with self.target.lock:
+            return not any(write.nexus == self.host for write in self.target.queue)
+
     def reset(self) -> None:
         if not self.target.resets:
             raise UnsupportedError("LOGICAL UNIT RESET: not here")

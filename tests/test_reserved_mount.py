@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 from conftest import LogWatch
+from reservation_contract import outcome_of
 from simulated_unit import SimulatedNexus, SimulatedTarget
 
-from extfs.core import Device, Filesystem, HolderKind, HolderSpec, mkfs
+from extfs.core import ROOT_INODE, Device, Filesystem, HolderKind, HolderSpec, mkfs
 from extfs.layout import reserved_mount
 from extfs.layout.keys import is_client_key, new_client_key, new_server_key
 from extfs.layout.reserved_mount import ReservedMount, reserve, why_refused
@@ -237,3 +240,58 @@ def test_registrations_of_nobody_are_preempted(image: Path, unit: SimulatedTarge
         mount.look()
         assert not unit.serves("stray")
         assert key not in here(unit).keys().keys
+
+
+def test_the_filesystem_begins_no_io_while_the_unit_is_reset(
+    image: Path, unit: SimulatedTarget
+) -> None:
+    """What the kernel had has ended before the reset; what came meanwhile goes on after it."""
+    with mounted(image, unit) as mount:
+        filesystem = mount.filesystem
+        assert filesystem is not None
+        nexus = here(unit)
+        nexus.submit(3, b"ours")
+        seen: list[object] = []
+        written = threading.Event()
+
+        def sync() -> None:
+            filesystem.mkdir(ROOT_INODE, b"new", 0o755)
+            filesystem.sync()
+            written.set()
+
+        def at_reset() -> None:
+            seen.append(nexus.idle())
+            thread.start()
+            seen.append(written.wait(0.3))
+
+        thread = threading.Thread(target=sync)
+        unit.before("here", "RESET", at_reset)
+        threading.Timer(0.1, unit.settle).start()
+        key = mount.new_key()
+        mount.reservation.offered(key)
+        unit.aborts = False
+        mount.reservation.capabilities = replace(mount.reservation.capabilities, aborts=False)
+        unit.nexus("client").register(key)
+        outcome = outcome_of(mount.reservation, key)
+        assert "the unit reset in" in outcome.detail
+        assert seen == [True, False]
+        assert written.wait(20)
+        thread.join()
+        assert unit.blocks[3] == b"ours"
+
+
+def test_a_reset_without_an_answer_does_not_hold_the_filesystem_up(
+    image: Path, unit: SimulatedTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserved_mount, "HOLD_SECONDS", 0.2)
+    monkeypatch.setattr(reserved_mount, "QUIET_SECONDS", 0.1)
+    with mounted(image, unit) as mount:
+        filesystem = mount.filesystem
+        assert filesystem is not None
+        here(unit).submit(3, b"never ends")  # is waited for, but not for ever
+        with mount.quiet():
+            filesystem.mkdir(ROOT_INODE, b"new", 0o755)
+            filesystem.sync()  # waits until nobody believes in the reset any more
+        with mount.quiet():
+            mount.let_go()  # an unmount meanwhile
+        filesystem.sync()

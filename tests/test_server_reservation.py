@@ -359,6 +359,45 @@ def test_strays_of_no_holder_are_swept(target: SimulatedTarget) -> None:
     assert foreign.passes()
 
 
+@pytest.mark.parametrize("how", ["of no holder", "fenced", "another server"])
+def test_what_a_stray_had_begun_does_not_arrive_after_it_was_thrown_out(
+    how: str, target: SimulatedTarget
+) -> None:
+    """Its blocks may be others' by now, and a preempt alone leaves its commands alive."""
+    target.aborts = False
+    reservation = server(target)
+    key = new_server_key() if how == "another server" else OTHER_CLIENT
+    stray = client(target, "stray", key)
+    if how == "fenced":
+        assert confirmed(outcome_of(reservation, key))
+        stray.register(key, ignore=True)
+    successor = client(target)
+    stray.submit(7, b"stale")
+    if how == "of no holder":
+        assert reservation.sweep(lambda: {CLIENT}) == [key]
+    else:
+        assert "had registered key" in reservation.check().detail
+    successor.write(7, b"successor")
+    target.settle()
+    assert target.blocks[7] == b"successor"
+    assert not stray.passes()
+
+
+def test_strays_are_thrown_out_with_one_reset_and_none_where_the_unit_aborts(
+    target: SimulatedTarget,
+) -> None:
+    for aborts, resets in ((True, 0), (False, 1)):
+        target = SimulatedTarget(aborts=aborts)
+        reservation = server(target)
+        strays = [client(target, f"stray {n}", new_client_key(())) for n in range(3)]
+        before = target.told.count(("server", "RESET"))
+        assert len(reservation.sweep(lambda: ())) == 3
+        assert target.told.count(("server", "RESET")) - before == resets
+        assert not any(stray.passes() for stray in strays)
+        assert reservation.sweep(lambda: ()) == []
+        assert target.told.count(("server", "RESET")) - before == resets
+
+
 # ---- a target that restarts --------------------------------------------------------------------
 
 

@@ -223,6 +223,15 @@ class Filesystem(Closing):
         """Whether nobody has mounted the device since we did, by the heartbeat on it; blocks."""
         return bool(checked(lib.extfs_mount_stands(self.raw)))
 
+    def hold_device(self) -> None:
+        """No new I/O reaches the device until `release_device`, which must come soon: who reads or
+        writes waits. What is under way goes on. EBUSY: it is held."""
+        checked(lib.extfs_device_hold(self.raw))
+
+    def release_device(self) -> None:
+        """After `hold_device`."""
+        lib.extfs_device_release(self.raw)
+
     def wait_space(self) -> None:
         """Until the journal has room; blocks."""
         checked(lib.extfs_wait_space(self.raw))

@@ -197,6 +197,10 @@ class Unit(Protocol):
         """Whether the unit serves this nexus now: it reads a block. False: RESERVATION CONFLICT."""
         ...
 
+    def idle(self) -> bool:
+        """Whether nothing of this host is under way at the unit, as far as the kernel tells."""
+        ...
+
     def reset(self) -> None:
         """LOGICAL UNIT RESET: when it returns, what the unit had accepted from anybody is done or
         aborted. Registrations and the reservation stay (SPC-4 5.13.1)."""

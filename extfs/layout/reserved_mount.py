@@ -18,6 +18,7 @@ import contextlib
 import errno
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -41,9 +42,14 @@ __all__ = ["CHECK_SECONDS", "ReservedMount", "reserve", "why_refused"]
 
 log = logging.getLogger("extfs")
 
+QUIET_SECONDS = 1.0
+"""For what the kernel has of our I/O to end before a reset; then that comes all the same."""
+HOLD_SECONDS = 10.0
+"""A reset without an answer does not hold up our I/O longer."""
 CHECK_SECONDS = 2.0
 """How often the unit is looked at: for so long at most a target that forgot serves everybody."""
 _MINUTE = 60.0
+_IDLE_PAUSE = 0.001
 
 
 @dataclass(slots=True)
@@ -58,6 +64,7 @@ class ReservedMount:
     filesystem: Filesystem | None = None
     _using: threading.Lock = field(default_factory=threading.Lock)
     _over: bool = False
+    _held: bool = False
     fence: ReservationFence = field(init=False)
     _told: str = ""
     _told_at: float = float("-inf")
@@ -100,10 +107,49 @@ class ReservedMount:
         with self._opened() as filesystem:
             return filesystem.mount_stands()
 
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Inside, the filesystem hands no I/O to the kernel, and what the kernel had has ended, if
+        that took no longer than `QUIET_SECONDS`.
+
+        A reset of the unit waits for commands whose data are still to come, and this host sends
+        none while it waits for the reset: some targets then drop our session, seconds later.
+        """
+        with contextlib.ExitStack() as ends:
+            if self._hold():
+                timer = threading.Timer(HOLD_SECONDS, self._release)
+                timer.daemon = True
+                ends.callback(self._release)
+                ends.callback(timer.cancel)
+                timer.start()
+                until = time.monotonic() + QUIET_SECONDS
+                while not self.reservation.unit.idle() and time.monotonic() < until:
+                    time.sleep(_IDLE_PAUSE)
+            yield
+
+    def _hold(self) -> bool:
+        """False: there is no filesystem, and no I/O."""
+        with self._using:
+            if self.filesystem is not None and not self._held:
+                self.filesystem.hold_device()
+                self._held = True
+            return self._held
+
+    def _release(self) -> None:
+        """Once for each `_hold`, or once more."""
+        with self._using:
+            self._release_locked()
+
+    def _release_locked(self) -> None:
+        if self._held and self.filesystem is not None:
+            self.filesystem.release_device()
+        self._held = False
+
     def let_go(self) -> None:
         """Before the filesystem is closed: no thread is in a call of it, and none will be."""
         with self._using:
             self._over = True
+            self._release_locked()
             self.filesystem = None
 
     @contextlib.contextmanager
@@ -169,7 +215,9 @@ def reserve(path: str, *, take_over: bool, unit: Unit | None = None) -> Reserved
     """
     mount: list[ReservedMount] = []
     reservation = ServerReservation.register(
-        unit if unit is not None else ScsiUnit(path), may_restore=lambda: mount[0].may_restore()
+        unit if unit is not None else ScsiUnit(path),
+        may_restore=lambda: mount[0].may_restore(),
+        quiet=lambda: mount[0].quiet(),
     )
     mount.append(ReservedMount(reservation))
     try:

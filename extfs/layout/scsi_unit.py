@@ -355,6 +355,14 @@ class ScsiUnit:
             return False
         return True
 
+    def idle(self) -> bool:
+        """By the block layer's count of requests (reads, writes) that the driver has."""
+        try:
+            counts = (self.sysfs / "inflight").read_text().split()
+        except OSError:
+            return True
+        return not any(map(int, counts))
+
     def reset(self) -> None:
         """SG_SCSI_RESET of the device alone: a LOGICAL UNIT RESET, on transports that have it."""
         kind = bytearray(struct.pack("=i", _SG_RESET_DEVICE | _SG_RESET_NO_ESCALATE))

@@ -103,6 +103,9 @@ CLOSE_SECONDS = 1.0
 LOCK_SECONDS = 30.0
 """For a call before this one to end; its command may be without an answer."""
 
+Quiet = Callable[[], contextlib.AbstractContextManager[object]]
+"""While it is entered this host begins nothing on the unit but our commands."""
+
 
 class ServerReservation:
     """See the module. `key`: ours; `designators`, `capabilities` of the unit.
@@ -125,6 +128,7 @@ class ServerReservation:
         designators: list[Designator],
         capabilities: Capabilities,
         may_restore: Callable[[], bool],
+        quiet: Quiet,
     ) -> None:
         self.unit = unit
         self.key = key
@@ -132,6 +136,7 @@ class ServerReservation:
         self.capabilities = capabilities
         self._adopted = adopted
         self._may_restore = may_restore
+        self._quiet = quiet
         self._lock = threading.Lock()
         self._names = threading.Lock()
         self._taken = False
@@ -157,6 +162,7 @@ class ServerReservation:
         unit: Unit,
         *,
         may_restore: Callable[[], bool] = lambda: True,
+        quiet: Quiet = contextlib.nullcontext,
     ) -> ServerReservation:
         """Register, which is what gives access to a unit that is reserved already.
 
@@ -184,6 +190,7 @@ class ServerReservation:
             designators=designators,
             capabilities=capabilities,
             may_restore=may_restore,
+            quiet=quiet,
         )
 
     def foreign(self) -> int | None:
@@ -211,7 +218,7 @@ class ServerReservation:
                 self._take_from(held, victim)
             self._verify_taken(victim)
             # Another server may be registered and hold nothing: it could not have it back.
-            others = self._shut_out(self.unit.keys())
+            others = self._shut_out(self.unit.keys(), drain=False)
             # Our own reservation, too: an earlier take() of it may have stopped before this.
             must = bool(held or others) and self.capabilities.aborts is not True
             self._drain_at_start(must=must)
@@ -337,6 +344,11 @@ class ServerReservation:
 
         `known` tells the keys of all holders. It is called after READ KEYS, and a holder is durable
         before its key is told to anybody: a key that is registered and not known has no rights.
+
+        Whose blocks can a stray write to? Its holder is at its end: it had returned everything, so
+        its own I/O was over; or its fence was confirmed, by us or a mount before us, so its blocks
+        may be others' by now, and it has registered since. What the unit has completed for it is
+        done. What is still queued there is ended as that of a fenced client is.
         """
         with self._exclusive():
             if self._in_order() is not None:
@@ -344,8 +356,7 @@ class ServerReservation:
             keys = self.unit.keys()
             right = set(known())
             strays = [key for key in set(keys.keys) if is_client_key(key) and key not in right]
-            for key in strays:
-                self._preempt_stray(key)
+            self._throw_out(strays)
             return strays
 
     # -- one fence: sight, then preempt or confirm_gone --
@@ -481,7 +492,8 @@ class ServerReservation:
     def _reset(self) -> None:
         keys = self.unit.keys()
         self._drained = None
-        self.unit.reset()
+        with self._quiet():
+            self.unit.reset()
         self._drained = keys.generation, frozenset(keys.keys)
 
     def _advance(self, before: tuple[int, frozenset[int]]) -> None:
@@ -567,22 +579,36 @@ class ServerReservation:
         )
         return self._over
 
-    def _shut_out(self, keys: Keys) -> list[str]:
-        """Preempt whoever must not be registered; in words who that was."""
-        told = []
+    def _shut_out(self, keys: Keys, *, drain: bool = True) -> list[str]:
+        """Preempt whoever must not be registered; in words who that was.
+
+        Without `drain` what they have under way is left to the caller.
+        """
+        told, out = [], []
         for key in sorted(set(keys.keys)):
             if key in self._fenced:
-                self._preempt_stray(key)
+                out.append(key)
                 told.append(f"a fenced client had registered key {key_text(key)} again")
             elif is_server_key(key) and key != self.key:
-                self._preempt_stray(key)
+                out.append(key)
                 told.append(f"another server had registered key {key_text(key)}")
+        self._throw_out(out, drain=drain)
         return told
 
-    def _preempt_stray(self, key: int) -> None:
+    def _throw_out(self, keys: Collection[int], *, drain: bool = True) -> None:
+        """Preempt them all, and end what they have under way: with one reset, where it takes one.
+
+        `UnitError`: that is not known, and nobody waits for it; the next one that is fenced does.
+        """
+        if not keys:
+            return
         self._drained = None
-        with contextlib.suppress(ConflictError):  # it went by itself
-            self.unit.preempt_abort(self.key, key)
+        for key in keys:
+            with contextlib.suppress(ConflictError):  # it went by itself
+                self.unit.preempt_abort(self.key, key)
+        if drain and self.capabilities.aborts is not True:
+            with contextlib.suppress(UnsupportedError):
+                self._reset()
 
     def _restore(self, keys: Keys) -> Standing:
         """Nobody holds a reservation: the unit serves everybody. Close it first, then count."""
