@@ -32,7 +32,16 @@ import trio
 
 from extfs import core
 from extfs.control.status import Status
-from extfs.core import Atime, Bridge, CoreError, Device, Filesystem, LayoutEvent
+from extfs.core import (
+    Atime,
+    Bridge,
+    CoreError,
+    Device,
+    Filesystem,
+    LayoutEvent,
+    Transport,
+    TransportError,
+)
 from extfs.fuse import Session
 from extfs.layout import CoreTable, FenceChoice, Fencing, Host, parse_fence
 from extfs.layout.reservation_fence import SCHEME
@@ -87,6 +96,7 @@ class MountOptions:
     atime: Atime = Atime.RELATIME
     threads: int = 0
     writeback_cache: bool = False
+    transport: Transport = Transport.CLASSIC
     take_over: bool = False
     """Of a reserved unit whose server is not heard of any more."""
     nfs: NfsOptions | None = None
@@ -150,6 +160,13 @@ def _fence(value: str) -> FenceChoice:
         raise MountError(f"option fence: {error}") from None
 
 
+def _transport(value: str) -> Transport:
+    try:
+        return Transport[value.upper()]
+    except KeyError:
+        raise MountError(f"option transport: {value!r} is not auto, uring or classic") from None
+
+
 def _apply(options: MountOptions, word: str) -> MountOptions:
     name, equals, value = word.partition("=")
     if word in ("ro", "rw"):
@@ -179,6 +196,8 @@ def _apply(options: MountOptions, word: str) -> MountOptions:
         return replace(options, fence=_fence(value))
     if equals and name == "threads":
         return replace(options, threads=_number(name, value, 1, 64))
+    if equals and name == "transport":
+        return replace(options, transport=_transport(value))
     raise MountError(f"unknown mount option: {word}")
 
 
@@ -186,10 +205,11 @@ def parse_options(device: str, mountpoint: str, words: str = "") -> MountOptions
     """Read the comma-separated words of ``-o``.
 
     Ours: ``cache=SIZE`` (metadata cache), ``inode_cache=N``, ``commit=SECONDS``, ``threads=N``,
-    ``writeback_cache``, ``recall=SECONDS`` (a layout holder's time to answer), ``fence=WAY`` (what
-    confirms that a lost holder cannot reach the device), ``take_over`` (a reserved device whose
-    server is not heard of any more); ``allow_other`` is always on. MountError:
-    a word that nobody knows, or a number out of its range.
+    ``writeback_cache``, ``transport=auto|uring|classic`` (how requests come from the kernel: FUSE
+    over io_uring or /dev/fuse), ``recall=SECONDS`` (a layout holder's time to answer),
+    ``fence=WAY`` (what confirms that a lost holder cannot reach the device), ``take_over`` (a
+    reserved device whose server is not heard of any more); ``allow_other`` is always on.
+    MountError: a word that nobody knows, or a number out of its range.
     """
     options = MountOptions(device, mountpoint)
     for word in words.split(","):
@@ -329,7 +349,10 @@ def _start_bridge(filesystem: Filesystem, options: MountOptions) -> Bridge:
             threads=options.threads,
             writeback_cache=options.writeback_cache,
             read_only=options.read_only,
+            transport=options.transport,
         )
+    except TransportError as error:
+        raise MountError(f"transport=uring: {error.why}") from error
     except CoreError as error:
         raise _explain_bridge(error, options) from error
 

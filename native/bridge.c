@@ -27,6 +27,7 @@
 #include "bridge_control.h"
 #include "bridge_drop.h"
 #include "bridge_mount.h"
+#include "bridge_uring.h"
 #include "log.h"
 
 #define RING_DEPTH 256u
@@ -36,7 +37,7 @@
 #define LINGER_INFLIGHT 2u
 #define CALL_AT 4u
 /* Tags of our completions in the thread's ring; bit 0 says that they are ours (device.h). */
-enum { TAG_FUSE = 1, TAG_FORWARD = 3 };
+enum { TAG_FUSE = 1, TAG_FORWARD = 3, TAG_LAST = TAG_FORWARD }; /* above: entries (bridge_uring.c) */
 
 /* ---- reading ---- */
 
@@ -144,6 +145,16 @@ static void leave(struct bridge_thread *t)
 	}
 }
 
+void bridge_gone(struct bridge_thread *t)
+{
+	if (t->gone)
+		return;
+	t->gone = true;
+	call_others(t);
+	request_interrupt_all(t);
+	uring_gone(t);
+}
+
 /* Read and serve one request; false: there is none. */
 static bool serve_one(struct bridge_thread *t)
 {
@@ -159,7 +170,7 @@ static bool serve_one(struct bridge_thread *t)
 	buf = request_buffer(r, &room);
 	n = read(t->fd, buf, room);
 	if (n >= (ssize_t)sizeof(struct fuse_in_header)) {
-		request_begin(r, (size_t)n);
+		request_begin(r, buf, (size_t)n);
 		return true;
 	}
 	request_free(r);
@@ -175,9 +186,7 @@ static bool serve_one(struct bridge_thread *t)
 	if (n >= 0 || errno != ENODEV)
 		log_msg(LOG_ERROR, "reading /dev/fuse: %s",
 			n < 0 ? strerror(errno) : "a short message");
-	t->gone = true;
-	call_others(t);
-	request_interrupt_all(t);
+	bridge_gone(t);
 	return false;
 }
 
@@ -200,13 +209,20 @@ static int64_t now_ns(void)
 	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
+static bool may_end(struct bridge_thread *t)
+{
+	return t->gone && !t->inflight && uring_may_end(t);
+}
+
 /* ---- sleeping with a ring ---- */
 
 static void completed(void *arg, uint64_t tag, int res, unsigned flags)
 {
 	struct bridge_thread *t = arg;
 
-	if (tag == TAG_FUSE) {
+	if (tag > TAG_LAST) {
+		uring_completed((struct request *)(uintptr_t)(tag & ~UINT64_C(1)), res);
+	} else if (tag == TAG_FUSE) {
 		t->armed = false;
 		if (res == -EINVAL)
 			t->not_exclusive = true; /* older kernels: all idle threads wake up */
@@ -246,11 +262,11 @@ static void sleep_in_ring(struct bridge_thread *t)
 {
 	bool rest = !t->gone && !t->readable && !t->armed && may_rest(t);
 
-	if (!t->gone && !t->readable && !rest)
+	if (!t->gone && !t->readable && !rest && !t->deaf)
 		arm(t, t->fd, POLLIN | (t->not_exclusive ? 0 : EPOLLEXCLUSIVE), TAG_FUSE,
 		    &t->armed);
 	arm_forward(t);
-	ioctx_run(t->ctx, !t->readable);
+	ioctx_run(t->ctx, !t->readable && !t->arrived);
 	if (rest)
 		rested(t);
 }
@@ -266,7 +282,7 @@ static void sleep_in_poll(struct bridge_thread *t)
 		{.fd = t->forward_open && !t->gone ? forward_fd(t->b) : -1, .events = POLLIN},
 	};
 
-	if (ioctx_run(t->ctx, false) == 0 && !t->readable && (!t->gone || t->inflight)) {
+	if (ioctx_run(t->ctx, false) == 0 && !t->readable && !may_end(t)) {
 		poll(fds, 3, -1);
 		if (fds[1].revents)
 			t->readable = true;
@@ -298,7 +314,7 @@ static void linger(struct bridge_thread *t)
 	struct bridge *b = t->b;
 	int64_t end;
 
-	if (!b->may_linger || t->readable || requests_inflight(b) > LINGER_INFLIGHT ||
+	if (!b->may_linger || t->readable || atomic_load(&b->transport) == TRANSPORT_URING || requests_inflight(b) > LINGER_INFLIGHT ||
 	    atomic_exchange(&b->lingering, true))
 		return;
 	t->lingering = true;
@@ -345,10 +361,13 @@ static void *serve_thread(void *arg)
 	dev_before_blocking = (struct dev_block_hook){about_to_block, t};
 	t->readable = true;
 	t->forward_open = t->index == 0;
-	while (!t->gone || t->inflight) {
+	while (!may_end(t)) {
+		if (t->arrived)
+			uring_serve(t);
 		if (t->readable && !t->gone && read_batch(t))
 			linger(t);
-		if (t->gone && !t->inflight)
+		uring_keep(t);
+		if (may_end(t))
 			break;
 		if (t->ring)
 			sleep_in_ring(t);
@@ -414,7 +433,9 @@ static int start_threads(struct bridge *b)
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, &old);
 	atomic_store(&b->running, b->n_threads);
-	err = notifier_create(b);
+	err = uring_prepare(b);
+	if (!err)
+		err = notifier_create(b);
 	if (!err)
 		err = drops_create(b->threads[0].fd, DROPS_NAMES_MAX, write, &b->drops);
 	for (unsigned i = 0; i < b->n_threads && !err; i++)
@@ -442,8 +463,11 @@ static void destroy(struct bridge *b)
 
 		if (!t->b)
 			continue;
-		if (t->ctx)
+		if (t->ctx) { /* it never ran, but may have been told of the end */
+			ioctx_run(t->ctx, false);
 			ioctx_destroy(t->ctx);
+		}
+		uring_destroy(t);
 		if (t->fd >= 0)
 			close(t->fd);
 		pthread_mutex_destroy(&t->pending_mutex);
@@ -454,21 +478,36 @@ static void destroy(struct bridge *b)
 		close(b->event_fd);
 	pthread_mutex_destroy(&b->early_mutex);
 	pthread_mutex_destroy(&b->rest_mutex);
+	pthread_mutex_destroy(&b->transport_mutex);
+	pthread_cond_destroy(&b->transport_decided);
 	pthread_mutex_destroy(&b->open_mutex);
 	free(b->threads);
 	free(b->mountpoint);
 	free(b);
 }
 
-static unsigned default_threads(void)
+/* With the ring each CPU has its own, else a few are enough. */
+static unsigned default_threads(bool uring)
 {
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 
-	return cpus < 1 ? 1 : (unsigned)MIN(cpus, 4);
+	return cpus < 1 ? 1 : (unsigned)MIN(cpus, uring ? (long)BRIDGE_THREADS_MAX : 4);
 }
 
-static int create(struct fs *fs, const struct mount_request *m, unsigned threads,
-		  struct bridge **out)
+/* -EOPNOTSUPP: only the ring will do, and it is not to be had; b->transport_why says why. */
+static int choose_transport(struct bridge *b, enum transport_choice choice)
+{
+	int err = 0;
+
+	if (choice == TRANSPORT_ONLY_CLASSIC)
+		snprintf(b->transport_why, sizeof(b->transport_why), "asked for");
+	else
+		err = uring_probe(b->transport_why, sizeof(b->transport_why));
+	b->want_uring = choice != TRANSPORT_ONLY_CLASSIC && !err;
+	return choice == TRANSPORT_ONLY_URING ? err : 0;
+}
+
+static int create(struct fs *fs, const struct mount_request *m, struct bridge **out)
 {
 	struct bridge *b = calloc(1, sizeof(*b));
 	int err;
@@ -478,16 +517,26 @@ static int create(struct fs *fs, const struct mount_request *m, unsigned threads
 	b->fs = fs;
 	b->read_only = m->read_only;
 	b->may_linger = sysconf(_SC_NPROCESSORS_ONLN) > 1;
-	b->n_threads = MIN(threads ? threads : default_threads(), BRIDGE_THREADS_MAX);
 	b->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	err = b->event_fd < 0 ? -errno : 0;
 	pthread_mutex_init(&b->early_mutex, NULL);
 	pthread_mutex_init(&b->rest_mutex, NULL);
+	pthread_mutex_init(&b->transport_mutex, NULL);
+	pthread_cond_init(&b->transport_decided, NULL);
 	pthread_mutex_init(&b->open_mutex, NULL);
 	b->mountpoint = strdup(m->mountpoint);
-	b->threads = calloc(b->n_threads, sizeof(*b->threads));
-	if (!err && (!b->mountpoint || !b->threads))
+	if (!err && !b->mountpoint)
 		err = -ENOMEM;
+	if (!err)
+		err = choose_transport(b, m->transport);
+	if (err && m->why)
+		snprintf(m->why, m->why_len, "%s", b->transport_why);
+	if (!err) {
+		b->n_threads = MIN(m->threads ? m->threads : default_threads(b->want_uring),
+				   BRIDGE_THREADS_MAX);
+		b->threads = calloc(b->n_threads, sizeof(*b->threads));
+		err = b->threads ? 0 : -ENOMEM;
+	}
 	if (!b->threads)
 		b->n_threads = 0;
 	if (!err)
@@ -499,15 +548,14 @@ static int create(struct fs *fs, const struct mount_request *m, unsigned threads
 	return err;
 }
 
-int bridge_start(struct fs *fs, const struct mount_request *m, unsigned threads,
-		 bool writeback_cache, struct bridge **out)
+int bridge_start(struct fs *fs, const struct mount_request *m, struct bridge **out)
 {
 	struct bridge *b = NULL;
-	int fd, err = create(fs, m, threads, &b);
+	int fd, err = create(fs, m, &b);
 
 	if (err)
 		return err;
-	b->writeback_cache = writeback_cache;
+	b->writeback_cache = m->writeback_cache;
 	fd = mount_fuse(m, &b->dev);
 	if (fd < 0) {
 		destroy(b);
@@ -519,6 +567,14 @@ int bridge_start(struct fs *fs, const struct mount_request *m, unsigned threads,
 		err = cache_attach(b);
 	if (!err)
 		err = start_threads(b);
+	if (!err) {
+		uring_allow(b);
+		if (!uring_wait(b) && m->transport == TRANSPORT_ONLY_URING) {
+			if (m->why)
+				snprintf(m->why, m->why_len, "%s", b->transport_why);
+			err = -EOPNOTSUPP;
+		}
+	}
 	if (err) {
 		/* Threads that run already leave when the connection is gone. */
 		bridge_stop(b);
@@ -526,6 +582,11 @@ int bridge_start(struct fs *fs, const struct mount_request *m, unsigned threads,
 	}
 	*out = b;
 	return 0;
+}
+
+int bridge_abort(struct bridge *b)
+{
+	return abort_fuse(b->dev);
 }
 
 void bridge_stop(struct bridge *b)

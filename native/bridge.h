@@ -9,11 +9,14 @@
  * and waits for completions, wakes and the next request at once.
  *
  * A request belongs to the thread that read it, from begin to end: every step of it runs there, so
- * it needs no lock. It is answered on the descriptor that it was read from. Nothing waits on a
+ * it needs no lock. It is answered where it came from. Nothing waits on a
  * bridge thread: what has to wait (locks, journal space, segments, durability) is parked as a
  * record in the request and resumed from ioctx_run(). Other threads touch a request in one way
  * only: the reader of a FUSE_INTERRUPT finds it in the pending table of its thread and wakes its
  * `interrupt` op.
+ *
+ * Where the kernel offers it, requests come over io_uring (bridge_uring.h), each in an entry of the
+ * ring that the answer gives back; handlers do not notice. Then thread 0 alone reads /dev/fuse.
  *
  * Requests that the opcode table (bridge_dispatch.c) gives to pyfuse3 go through a socket pair as
  * they are; thread 0 receives the answers and passes them on. Notifications are written by threads
@@ -101,7 +104,7 @@ static inline struct open_file *open_file_of(uint64_t fh)
 /* ---- requests ---- */
 
 enum request_wait { WAIT_NONE, WAIT_FILE, WAIT_LOCK, WAIT_JOURNAL, WAIT_REAPER, WAIT_TURN,
-		    WAIT_EVENT, WAIT_CACHE, WAIT_DELEGATION };
+		    WAIT_EVENT, WAIT_CACHE, WAIT_DELEGATION, WAIT_FORWARD };
 
 /* Uses (delegation.h) of a request, each with a reference of its inode. */
 #define REQUEST_USES 3u
@@ -144,7 +147,13 @@ struct request {
 	unsigned reaper_tries;
 	bool file_ran; /* a file operation: what it said about space is final */
 	struct request *pending_next;
-	struct request *pool_next;
+	struct request *pool_next; /* of those pooled, or arrived */
+	struct uring_queue *queue; /* of whose entries it is one; NULL: read from /dev/fuse */
+	bool with_kernel;          /* an entry: it is free */
+	bool registering;          /* it was never completed */
+	bool answered;             /* the answer is in it */
+	bool keeps_large;          /* counted in large_free */
+	struct forwarded *forwarded; /* WAIT_FORWARD: the answer of pyfuse3; NULL: none will come */
 	uint8_t *memory;
 	size_t touched; /* bytes of the payload that are resident, at most; rounded up */
 };
@@ -238,6 +247,19 @@ struct bridge_thread {
 	bool called;           /* rest_mutex: `help` is on its way */
 	struct op help;
 	bool forward_open, forward_armed; /* thread 0: pyfuse3's socket */
+	bool deaf;             /* another thread reads /dev/fuse */
+	/* FUSE over io_uring. */
+	struct uring_queue *queues;
+	unsigned n_queues;
+	struct request *arrived, **arrived_tail;
+	struct request *uncommitted; /* there was no room in the ring */
+	unsigned n_with_kernel;      /* entries */
+	unsigned large_free;         /* of them, with a large payload resident */
+	int register_error;
+	struct op step;              /* towards the ring */
+	struct op farewell;          /* the connection is gone */
+	unsigned told, heard;        /* ops of the two above; told: transport_mutex */
+	bool farewelled;
 	_Atomic uint64_t inflight; /* requests begun and not ended; changed by the thread alone */
 	_Atomic uint64_t dormant;  /* of them, waiting for a holder: for hours, perhaps */
 	struct request *pool;
@@ -246,7 +268,7 @@ struct bridge_thread {
 	struct request *pending[BRIDGE_PENDING_BUCKETS];
 	/* Statistics: written by the thread, read by anybody. */
 	uint64_t by_opcode[FUSE_ABI_OPCODES];
-	uint64_t parked, interrupted;
+	uint64_t parked, interrupted, by_ring;
 };
 
 /* An interrupt that overtook the registration of its request. */
@@ -261,8 +283,16 @@ struct listed {
 	uint64_t version;
 };
 
+enum transport_state {
+	TRANSPORT_UNDECIDED, /* no answer to INIT yet */
+	TRANSPORT_REGISTERING,
+	TRANSPORT_CLASSIC,
+	TRANSPORT_URING,
+};
+
 struct drops;
 struct forward;
+struct forwarded;
 struct notifier;
 struct open_events;
 
@@ -270,6 +300,12 @@ struct bridge {
 	struct fs *fs;
 	char *mountpoint;
 	bool read_only, writeback_cache;
+	bool want_uring;
+	_Atomic enum transport_state transport; /* changed under transport_mutex */
+	char transport_why[160];  /* constant once it is decided */
+	bool negotiated_uring, all_run, gone; /* transport_mutex */
+	pthread_mutex_t transport_mutex; /* before the ioctx's wake mutex */
+	pthread_cond_t transport_decided;
 	_Atomic uint64_t negotiated; /* FUSE_* flags of the answer to INIT */
 	int event_fd;
 	unsigned n_threads;
@@ -292,10 +328,23 @@ struct bridge {
 	struct drops *drops;
 };
 
+/* The connection is gone, as a thread has learned. bridge.c */
+void bridge_gone(struct bridge_thread *t);
+/* Every request fails from now on. */
+int bridge_abort(struct bridge *b);
+
 /* bridge_request.c */
+void request_answer_raw(struct request *r, int error, const void *out, size_t len);
+#define REQUEST_HEAD_BYTES 4096u /* of r->memory, before the payload */
 struct request *request_alloc(struct bridge_thread *t);
-void request_begin(struct request *r, size_t len); /* a message of len bytes was read into it */
+struct request *request_create(struct bridge_thread *t); /* never from the pool */
+void request_destroy(struct request *r);
+/* A message of len bytes is in it. */
+void request_begin(struct request *r, const struct fuse_in_header *in, size_t len);
 void request_free(struct request *r);              /* to the pool, nothing was read */
+/* It is unused now: give memory back, if *n_large others keep more than small ones need. Counts it. true: it is
+ * one of these. */
+bool request_shrink(struct request *r, unsigned *n_large);
 void request_pool_destroy(struct bridge_thread *t);
 /* At the end of the connection: nothing stays parked. */
 void request_interrupt_all(struct bridge_thread *t);
@@ -304,6 +353,8 @@ void *request_buffer(struct request *r, size_t *len);
 /* bridge_interrupt.c */
 /* Is the caller, a thread, being killed? Otherwise it was some other signal. */
 bool interrupt_is_fatal(uint32_t tid);
+/* Has it a signal that would interrupt its call? */
+bool interrupt_is_due(uint32_t tid);
 void bridge_interrupt(struct bridge *b, uint64_t unique);
 void pending_add(struct request *r);
 void pending_del(struct request *r);
@@ -314,6 +365,10 @@ void forward_destroy(struct bridge *b);
 int forward_peer_fd(struct bridge *b); /* for pyfuse3; the caller's from then on */
 int forward_fd(struct bridge *b);      /* ours, polled by thread 0 */
 void forward_send(struct request *r);
+/* The answer to r is no longer wanted; false: it is on its way to it. */
+bool forward_cancel(struct request *r);
+/* WAIT_FORWARD is over. */
+void forward_finish(struct request *r);
 /* Readable: pass on what came. false: pyfuse3 has closed its end. */
 bool forward_receive(struct bridge *b);
 uint64_t forward_count(struct bridge *b);

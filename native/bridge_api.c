@@ -16,9 +16,17 @@ int extfs_bridge_start(struct fs *fs, const struct extfs_bridge_options *opt, st
 {
 	struct mount_request m = {
 		.read_only = opt->read_only,
+		.writeback_cache = opt->writeback_cache,
+		.threads = opt->threads,
+		.transport = (enum transport_choice)opt->transport,
+		.why = opt->why,
+		.why_len = opt->why_len,
 		.fsname = opt->fsname ? opt->fsname : "extfs",
 	};
 	char bad[208], *path;
+
+	_Static_assert(TRANSPORT_ONLY_URING == EXTFS_TRANSPORT_URING &&
+		       TRANSPORT_ONLY_CLASSIC == EXTFS_TRANSPORT_CLASSIC, "the same choices");
 	int err = mount_flags(opt->options, &m.flags, bad, sizeof(bad));
 
 	if (err) {
@@ -29,7 +37,7 @@ int extfs_bridge_start(struct fs *fs, const struct extfs_bridge_options *opt, st
 	if (!path)
 		return -errno;
 	m.mountpoint = path;
-	err = bridge_start(fs, &m, opt->threads, opt->writeback_cache, out);
+	err = bridge_start(fs, &m, out);
 	free(path);
 	return err;
 }
@@ -38,7 +46,7 @@ int extfs_bridge_forward_fd(struct bridge *b) { return forward_peer_fd(b); }
 int extfs_bridge_event_fd(struct bridge *b) { return b->event_fd; }
 
 int extfs_bridge_unmount(struct bridge *b, int lazy) { return unmount_fuse(b->mountpoint, lazy); }
-int extfs_bridge_abort(struct bridge *b) { return abort_fuse(b->dev); }
+int extfs_bridge_abort(struct bridge *b) { return bridge_abort(b); }
 
 int extfs_bridge_stop(struct bridge *b)
 {
@@ -65,6 +73,7 @@ void extfs_bridge_get_stats(struct bridge *b, struct extfs_bridge_stats *out)
 		const struct bridge_thread *t = &b->threads[i];
 
 		out->parked += __atomic_load_n(&t->parked, __ATOMIC_RELAXED);
+		out->by_ring += __atomic_load_n(&t->by_ring, __ATOMIC_RELAXED);
 		out->interrupted += __atomic_load_n(&t->interrupted, __ATOMIC_RELAXED);
 		for (unsigned op = 0; op < FUSE_ABI_OPCODES; op++) {
 			uint64_t n = __atomic_load_n(&t->by_opcode[op], __ATOMIC_RELAXED);
@@ -73,6 +82,14 @@ void extfs_bridge_get_stats(struct bridge *b, struct extfs_bridge_stats *out)
 			out->requests += n;
 		}
 	}
+}
+
+int extfs_bridge_transport(struct bridge *b, const char **why)
+{
+	bool uring = atomic_load(&b->transport) == TRANSPORT_URING;
+
+	*why = uring ? "" : b->transport_why;
+	return uring ? EXTFS_TRANSPORT_URING : EXTFS_TRANSPORT_CLASSIC;
 }
 
 const char *extfs_bridge_opcode(unsigned opcode, int *server)

@@ -5,7 +5,10 @@
  *
  * SOCK_SEQPACKET keeps messages whole, so libfuse reads its end as it would read /dev/fuse. What is
  * sent is remembered by `unique` (struct sent): the answer goes to the descriptor that the request
- * came from. The one to INIT is rewritten, because pyfuse3 cannot ask for what the bridge wants.
+ * came from, or, if it is an entry of a ring, to that, in its thread, where it is parked.
+ *
+ * INIT is answered here, because pyfuse3 cannot ask for what the bridge wants, and a mount is not to
+ * wait for it; libfuse sees it too, and its answer is dropped.
  *
  * A full socket means that answers are due, so what did not fit (the backlog) is sent when the next
  * answer has come. Forwarded requests are short and never wait, so a FUSE_INTERRUPT of one is not
@@ -20,7 +23,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include "bridge.h"
+#include "bridge_uring.h"
 #include "log.h"
 
 #define SENT_BUCKETS 64u
@@ -39,10 +42,14 @@
 
 struct sent {
 	uint64_t unique;
-	uint32_t opcode;
-	int fd;
-	struct fuse_init_in init;
+	int fd;            /* -1: nobody wants the answer */
+	struct request *r; /* parked; NULL: the answer goes to fd */
 	struct sent *next;
+};
+
+struct forwarded {
+	size_t len;
+	struct fuse_out_header head; /* and what follows */
 };
 
 struct backlog {
@@ -214,40 +221,85 @@ static void show_less(struct fuse_init_in *in)
 	in->flags2 = 0;
 }
 
-void forward_send(struct request *r)
+/* 0: it is on its way, perhaps answered already. fd -1: the answer is dropped. */
+static int send_message(struct request *r, const void *message, size_t len, int fd)
 {
 	struct forward *f = r->t->b->forward;
 	struct sent *s = calloc(1, sizeof(*s));
 	int err;
 
-	if (!s) {
-		request_fail(r, -ENOMEM);
-		return;
-	}
-	s->unique = r->head.unique;
-	s->opcode = r->head.opcode;
-	s->fd = r->t->fd;
-	if (s->opcode == FUSE_INIT) {
-		struct fuse_init_in *in = (void *)(uintptr_t)r->arg;
-
-		memcpy(&s->init, in, MIN(sizeof(s->init), r->arg_len));
-		if (r->arg_len >= sizeof(*in))
-			show_less(in);
-	}
+	if (!s)
+		return -ENOMEM;
+	*s = (struct sent){.unique = r->head.unique, .fd = fd, .r = fd < 0 || !r->queue ? NULL : r};
 	pthread_mutex_lock(&f->mutex);
 	f->count++;
 	s->next = *bucket(f, s->unique);
 	*bucket(f, s->unique) = s;
-	err = f->closed ? -EIO : push_or_queue(f, r->in, sizeof(*r->in) + r->arg_len);
+	err = f->closed ? -EIO : push_or_queue(f, message, len);
 	if (err)
 		take_sent(f, s->unique);
 	pthread_mutex_unlock(&f->mutex);
-	if (err) {
+	if (err)
 		free(s);
-		request_fail(r, -EIO);
-	} else {
-		request_end(r);
+	return err ? -EIO : 0;
+}
+
+static void serve_init(struct request *r);
+
+void forward_send(struct request *r)
+{
+	bool stays = r->queue;
+	int err;
+
+	if (r->head.opcode == FUSE_INIT) {
+		serve_init(r);
+		return;
 	}
+	/* Parked first: the answer may be here at once. */
+	if (stays) {
+		r->forwarded = NULL;
+		if (!request_park(r, WAIT_FORWARD))
+			return;
+	}
+	err = send_message(r, r->in, sizeof(*r->in) + r->arg_len, r->t->fd);
+	if (!err && !stays) {
+		request_end(r); /* who answers it needs nothing of it */
+		return;
+	}
+	if (err && stays)
+		request_unpark(r);
+	if (err)
+		request_fail(r, err);
+}
+
+bool forward_cancel(struct request *r)
+{
+	struct forward *f = r->t->b->forward;
+	bool found = false;
+
+	pthread_mutex_lock(&f->mutex);
+	for (struct sent *s = *bucket(f, r->head.unique); s && !found; s = s->next) {
+		found = s->r == r;
+		if (found) {
+			s->r = NULL;
+			s->fd = -1;
+		}
+	}
+	pthread_mutex_unlock(&f->mutex);
+	return found;
+}
+
+void forward_finish(struct request *r)
+{
+	struct forwarded *answer = r->forwarded;
+
+	r->forwarded = NULL;
+	if (!answer) {
+		request_fail(r, -EIO);
+		return;
+	}
+	request_answer_raw(r, answer->head.error, &answer->head + 1, answer->len - sizeof(answer->head));
+	free(answer);
 }
 
 /* ---- the answer to INIT ---- */
@@ -265,25 +317,27 @@ static uint64_t init_flags(const struct bridge *b, uint64_t offered)
 	wanted |= FUSE_EXPLICIT_INVAL_DATA | FUSE_CACHE_SYMLINKS;
 	wanted |= FUSE_EXPORT_SUPPORT | FUSE_HAS_IOCTL_DIR;
 
+	if (b->want_uring)
+		wanted |= FUSE_OVER_IO_URING;
 	if (b->writeback_cache)
 		wanted |= FUSE_WRITEBACK_CACHE;
 	return wanted & offered;
 }
 
-static void amend_init(struct bridge *b, const struct sent *s, struct fuse_init_out *out)
+static struct fuse_init_out answer_init(struct bridge *b, const struct fuse_init_in *in)
 {
-	uint64_t offered = s->init.flags, flags;
+	uint64_t offered = in->flags, flags;
 
 	if (offered & FUSE_INIT_EXT)
-		offered |= (uint64_t)s->init.flags2 << 32;
+		offered |= (uint64_t)in->flags2 << 32;
 	flags = init_flags(b, offered);
 	atomic_store(&b->negotiated, flags);
 	if ((flags & COUNTED_ON) != COUNTED_ON)
 		log_msg(LOG_WARN, "this kernel (FUSE 7.%u) lacks features that extfs counts on",
-			s->init.minor);
-	*out = (struct fuse_init_out){
+			in->minor);
+	return (struct fuse_init_out){
 		.major = FUSE_KERNEL_VERSION,
-		.minor = MIN(s->init.minor, FUSE_ABI_MINOR),
+		.minor = MIN(in->minor, FUSE_ABI_MINOR),
 		.max_readahead = READ_AHEAD_BYTES,
 		.flags = (uint32_t)flags,
 		.flags2 = (uint32_t)(flags >> 32),
@@ -314,24 +368,55 @@ static void raise_read_ahead(const struct bridge *b)
 	close(fd);
 }
 
+static void serve_init(struct request *r)
+{
+	struct bridge *b = r->t->b;
+	struct {
+		struct fuse_in_header head;
+		struct fuse_init_in init;
+	} message = {.head = r->head};
+	struct fuse_init_out out;
+	size_t len = MIN(sizeof(message.init), r->arg_len);
+
+	memcpy(&message.init, r->arg, len);
+	if (message.init.major != FUSE_KERNEL_VERSION || len < offsetof(struct fuse_init_in, flags2)) {
+		log_msg(LOG_ERROR, "this kernel speaks FUSE %u.%u: it is too old",
+			message.init.major, message.init.minor);
+		request_fail(r, -EPROTO);
+		uring_negotiated(b, false);
+		return;
+	}
+	out = answer_init(b, &message.init);
+	show_less(&message.init);
+	message.head.len = (uint32_t)(sizeof(message.head) + len);
+	if (send_message(r, &message, message.head.len, -1))
+		log_msg(LOG_ERROR, "pyfuse3 cannot be told of the mount");
+	request_reply(r, &out, sizeof(out));
+	raise_read_ahead(b);
+	uring_negotiated(b, atomic_load(&b->negotiated) & FUSE_OVER_IO_URING);
+}
+
 /* ---- receiving ---- */
 
-/* Pass one answer on. The space behind it is ours too. */
-static void pass_on(struct bridge *b, const struct sent *s, struct fuse_out_header *head,
-		    size_t len)
+/* s is out of the table: the parked request is ours to wake. */
+static void pass_to_ring(const struct sent *s, const struct fuse_out_header *head, size_t len)
 {
-	if (s->opcode == FUSE_INIT && !head->error) {
-		amend_init(b, s, (void *)(head + 1));
-		len = sizeof(*head) + sizeof(struct fuse_init_out);
-		head->len = (uint32_t)len;
+	struct forwarded *answer = head ? malloc(offsetof(struct forwarded, head) + len) : NULL;
+
+	if (answer) {
+		answer->len = len;
+		memcpy(&answer->head, head, len);
 	}
-	if (write(s->fd, head, len) < 0) {
-		if (!bridge_nobody_waits(errno))
-			log_msg(LOG_WARN, "the kernel refused a forwarded answer: %s",
-				strerror(errno));
-	} else if (s->opcode == FUSE_INIT) {
-		raise_read_ahead(b);
-	}
+	s->r->forwarded = answer; /* NULL: EIO */
+	ioctx_wake(&s->r->op);
+}
+
+static void pass_on(const struct sent *s, const struct fuse_out_header *head, size_t len)
+{
+	if (s->r)
+		pass_to_ring(s, head, len);
+	else if (s->fd >= 0 && write(s->fd, head, len) < 0 && !bridge_nobody_waits(errno))
+		log_msg(LOG_WARN, "the kernel refused a forwarded answer: %s", strerror(errno));
 }
 
 /* pyfuse3 is gone: whoever still waits for it gets an error. Returns what is to be freed. */
@@ -349,7 +434,9 @@ static struct sent *answer_all(struct forward *f)
 			};
 
 			f->sent[i] = s->next;
-			if (write(s->fd, &head, sizeof(head)) < 0)
+			if (s->r)
+				pass_to_ring(s, NULL, 0);
+			else if (s->fd >= 0 && write(s->fd, &head, sizeof(head)) < 0)
 				errno = 0; /* gone in the kernel too */
 			s->next = all;
 			all = s;
@@ -408,7 +495,7 @@ bool forward_receive(struct bridge *b)
 			log_msg(LOG_ERROR, "pyfuse3 answered a request that it was not sent");
 			continue;
 		}
-		pass_on(b, s, head, (size_t)n);
+		pass_on(s, head, (size_t)n);
 		free(s);
 	}
 }

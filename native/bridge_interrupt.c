@@ -37,31 +37,52 @@ static unsigned bucket_of(uint64_t unique)
 	return (unsigned)(unique >> 1) % BRIDGE_PENDING_BUCKETS; /* bit 0 marks interrupts */
 }
 
-/* SIGKILL in one of the masks of /proc/TID/status: signals of the thread, and of its process. */
-static bool has_sigkill(const char *text, const char *field)
+/* One of the masks of /proc/TID/status. */
+static uint64_t signals_in(const char *text, const char *field)
 {
 	const char *at = strstr(text, field);
 
-	return at && (strtoull(at + strlen(field), NULL, 16) >> (SIGKILL - 1) & 1);
+	return at ? strtoull(at + strlen(field), NULL, 16) : 0;
+}
+
+/* False: there is no such thread, or it is of a namespace that is not ours to see. */
+static bool read_status(uint32_t tid, char text[4096])
+{
+	char path[40];
+	ssize_t n;
+	int fd;
+
+	if (!tid)
+		return false;
+	snprintf(path, sizeof(path), "/proc/%u/status", tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	n = read(fd, text, 4095);
+	close(fd);
+	text[MAX(n, 0)] = 0;
+	return true;
+}
+
+/* Signals of the thread, and of its process. */
+static uint64_t pending_signals(const char *text)
+{
+	return signals_in(text, "\nSigPnd:") | signals_in(text, "\nShdPnd:");
 }
 
 /* Any deadly signal becomes a pending SIGKILL, which stays so until we have answered. */
 bool interrupt_is_fatal(uint32_t tid)
 {
-	char path[40], text[4096];
-	ssize_t n;
-	int fd;
+	char text[4096];
 
-	if (!tid)
-		return false; /* of a namespace that is not ours to see */
-	snprintf(path, sizeof(path), "/proc/%u/status", tid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return false;
-	n = read(fd, text, sizeof(text) - 1);
-	close(fd);
-	text[MAX(n, 0)] = 0;
-	return has_sigkill(text, "\nSigPnd:") || has_sigkill(text, "\nShdPnd:");
+	return read_status(tid, text) && (pending_signals(text) >> (SIGKILL - 1) & 1);
+}
+
+bool interrupt_is_due(uint32_t tid)
+{
+	char text[4096];
+
+	return read_status(tid, text) && (pending_signals(text) & ~signals_in(text, "\nSigBlk:"));
 }
 
 /* ---- interrupts that came first; early_mutex held ---- */

@@ -10,11 +10,17 @@
 
 #include "bridge.h"
 
+enum transport_choice { TRANSPORT_AUTO, TRANSPORT_ONLY_URING, TRANSPORT_ONLY_CLASSIC };
+
 struct mount_request {
 	const char *mountpoint; /* absolute, without symbolic links */
 	const char *fsname;
 	unsigned long flags; /* MS_* */
-	bool read_only;
+	bool read_only, writeback_cache;
+	unsigned threads; /* 0: as the transport needs */
+	enum transport_choice transport;
+	char *why; /* of -EOPNOTSUPP: why there is no ring; may be NULL */
+	size_t why_len;
 };
 
 /* Words of mount(8)'s -o into MS_* flags: ro, rw, nosuid, nodev, noexec, noatime, ... -EINVAL: one
@@ -28,9 +34,9 @@ int unmount_fuse(const char *mountpoint, bool lazy);
 /* Every request fails from now on, and reads of /dev/fuse say ENODEV. */
 int abort_fuse(dev_t dev);
 
-/* Mounts and serves. */
-int bridge_start(struct fs *fs, const struct mount_request *m, unsigned threads,
-		 bool writeback_cache, struct bridge **out);
+/* Mounts and serves; returns when it is decided how requests come. -EOPNOTSUPP: not over io_uring, as
+ * m->transport demands. */
+int bridge_start(struct fs *fs, const struct mount_request *m, struct bridge **out);
 /* Waits until all requests have ended; frees. A mount that is still there is detached and aborted
  * first. */
 void bridge_stop(struct bridge *b);

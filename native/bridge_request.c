@@ -9,7 +9,9 @@
  *
  * A message is read to 4096 - 80: header and write_in are 80 bytes, so the data of a WRITE is
  * aligned for O_DIRECT. The answer of a READ is written from 4080 on: its 16 header bytes end where
- * the payload begins. A request that never has a large payload touches two pages of its mapping.
+ * the payload begins. A request that never has a large payload touches two pages of its mapping. Of an
+ * entry of a ring the kernel writes header and first argument to the beginning of the mapping, and what follows
+ * to the payload; bridge_uring.c puts the former in front of the latter.
  *
  * States of a request:
  *   reading  in request_buffer();
@@ -18,7 +20,8 @@
  *            -> parked (request_park) | ended (request_reply*, request_fail, request_end)
  *   parked   registered in the pending table; also between two steps of a long walk (request_yield);
  *            -> served (its op or file operation is resumed) | ended (EINTR)
- *   ended    -> pooled at once, or when the interrupt op that is on its way has arrived
+ *   ended    -> pooled at once, or when the interrupt op that is on its way has arrived. An entry of a
+ *            ring is given back to the kernel instead, which takes the answer along.
  */
 #include <string.h>
 #include <sys/mman.h>
@@ -27,9 +30,10 @@
 #include <unistd.h>
 
 #include "bridge_control.h"
+#include "bridge_uring.h"
 #include "log.h"
 
-#define HEAD_BYTES 4096u
+#define HEAD_BYTES REQUEST_HEAD_BYTES
 #define MESSAGE_AT (HEAD_BYTES - sizeof(struct fuse_in_header) - sizeof(struct fuse_write_in))
 #define MEMORY_BYTES (HEAD_BYTES + BRIDGE_MAX_IO + 4096u)
 /* Mappings that a thread keeps for reuse; and how many of these may keep a large payload
@@ -53,7 +57,13 @@ struct request *request_alloc(struct bridge_thread *t)
 		t->pooled_large -= r->touched > LARGE_BYTES;
 		return r;
 	}
-	r = calloc(1, sizeof(*r));
+	return request_create(t);
+}
+
+struct request *request_create(struct bridge_thread *t)
+{
+	struct request *r = calloc(1, sizeof(*r));
+
 	if (!r)
 		return NULL;
 	r->memory = mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
@@ -67,10 +77,25 @@ struct request *request_alloc(struct bridge_thread *t)
 	return r;
 }
 
-static void request_destroy(struct request *r)
+void request_destroy(struct request *r)
 {
 	munmap(r->memory, MEMORY_BYTES);
 	free(r);
+}
+
+/* Some stay as they are, for the next ones of their kind; a burst of large requests must not stay in
+ * memory. */
+bool request_shrink(struct request *r, unsigned *n_large)
+{
+	if (r->touched <= LARGE_BYTES)
+		return false;
+	if (*n_large < POOL_LARGE) {
+		++*n_large;
+		return true;
+	}
+	madvise(r->payload + LARGE_BYTES, BRIDGE_MAX_IO - LARGE_BYTES, MADV_DONTNEED);
+	r->touched = LARGE_BYTES;
+	return false;
 }
 
 void request_free(struct request *r)
@@ -81,17 +106,7 @@ void request_free(struct request *r)
 		request_destroy(r);
 		return;
 	}
-	/* Some stay as they are, for the next ones of their kind; a burst of large requests must
-	 * not stay in memory. */
-	if (r->touched > LARGE_BYTES) {
-		if (t->pooled_large < POOL_LARGE) {
-			t->pooled_large++;
-		} else {
-			madvise(r->payload + LARGE_BYTES, BRIDGE_MAX_IO - LARGE_BYTES,
-				MADV_DONTNEED);
-			r->touched = LARGE_BYTES;
-		}
-	}
+	request_shrink(r, &t->pooled_large);
 	r->pool_next = t->pool;
 	t->pool = r;
 	t->pooled++;
@@ -125,6 +140,15 @@ void request_drop_references(struct request *r)
 	r->inode = r->inode2 = NULL;
 }
 
+static void dispose(struct request *r)
+{
+	r->t->inflight--;
+	if (r->queue)
+		uring_commit(r);
+	else
+		request_free(r);
+}
+
 void request_end(struct request *r)
 {
 	bool linger;
@@ -136,10 +160,8 @@ void request_end(struct request *r)
 	pthread_mutex_lock(&r->t->pending_mutex);
 	linger = r->ended = r->interrupt_queued;
 	pthread_mutex_unlock(&r->t->pending_mutex);
-	if (linger)
-		return; /* and the thread stays, until the interrupt op has arrived */
-	r->t->inflight--;
-	request_free(r);
+	if (!linger) /* else the thread stays, until the interrupt op has arrived */
+		dispose(r);
 }
 
 /* Runs the handler until it has answered or parked. */
@@ -156,10 +178,9 @@ static void serve(struct request *r)
 static void interrupt_arrived(struct op *op);
 static void wait_over(struct op *op);
 
-void request_begin(struct request *r, size_t len)
+void request_begin(struct request *r, const struct fuse_in_header *in, size_t len)
 {
 	struct bridge_thread *t = r->t;
-	const struct fuse_in_header *in = (const void *)(r->memory + MESSAGE_AT);
 	size_t head = sizeof(*in);
 
 	t->inflight++;
@@ -169,6 +190,7 @@ void request_begin(struct request *r, size_t len)
 	r->arg_len = len - head;
 	r->touched = MAX(r->touched, len);
 	r->waiting = WAIT_NONE;
+	r->answered = false;
 	r->interrupted = r->interrupt_queued = r->ended = r->registered = r->file_ran = false;
 	r->stage = r->reaper_tries = 0;
 	r->inode = r->inode2 = NULL;
@@ -208,7 +230,17 @@ static bool answer(struct request *r, int error, const void *out, size_t len)
 	/* All is done: whoever hears of it finds nothing of it in the way any more. */
 	if (unlikely(r->uses.n))
 		request_uses_end(&r->uses);
+	if (r->queue) {
+		uring_answer(r, error, out, len);
+		return true; /* unless the connection goes, and everything with it */
+	}
 	return taken(r, writev(r->t->fd, iov, len ? 2 : 1), len);
+}
+
+void request_answer_raw(struct request *r, int error, const void *out, size_t len)
+{
+	answer(r, error, out, len);
+	request_end(r);
 }
 
 void request_reply(struct request *r, const void *out, size_t len)
@@ -221,6 +253,10 @@ bool request_send_payload(struct request *r, size_t len)
 {
 	struct fuse_out_header *head = (void *)(r->payload - sizeof(*head));
 
+	if (r->queue) {
+		r->touched = MAX(r->touched, len);
+		return answer(r, 0, r->payload, len);
+	}
 	*head = (struct fuse_out_header){
 		.len = (uint32_t)(sizeof(*head) + len),
 		.unique = r->head.unique,
@@ -433,7 +469,22 @@ static bool gives_up(const struct request *r, enum request_wait what)
 			  (what == WAIT_FILE && r->fop.kind == FILE_LAYOUT_GET) ||
 			  (what == WAIT_DELEGATION && may_be_interrupted(r));
 
-	return any_signal || r->t->gone || interrupt_is_fatal(r->head.pid);
+	if (any_signal || r->t->gone)
+		return true;
+	return what != WAIT_FORWARD && interrupt_is_fatal(r->head.pid);
+}
+
+/* A signal of which the kernel does not tell us: one that comes after a thread of ours was woken for the
+ * request, and before it had the request. It is still there, then. Only calls that wait for somebody
+ * are worth the look. */
+static bool missed_interrupt(const struct request *r, enum request_wait what)
+{
+	if (!r->queue || r->interrupted)
+		return false;
+	if (what != WAIT_LOCK && what != WAIT_EVENT && what != WAIT_DELEGATION &&
+	    (what != WAIT_FILE || r->fop.kind != FILE_LAYOUT_GET))
+		return false;
+	return interrupt_is_due(r->head.pid);
 }
 
 /* For seconds at least: nothing that a lingering thread should count with. */
@@ -447,6 +498,13 @@ bool request_park(struct request *r, enum request_wait what)
 	xassert(r->waiting == WAIT_NONE && what != WAIT_NONE);
 	if (!r->registered)
 		pending_add(r);
+	if (unlikely((what == WAIT_LOCK || what == WAIT_EVENT) && !uring_may_wait(r))) {
+		pending_del(r);
+		request_fail(r, what == WAIT_LOCK ? -ENOLCK : -ENOMEM);
+		return false;
+	}
+	if (unlikely(missed_interrupt(r, what)))
+		r->interrupted = true;
 	if (unlikely(r->interrupted) && gives_up(r, what)) {
 		r->t->interrupted++;
 		pending_del(r);
@@ -563,6 +621,8 @@ static void wait_over(struct op *op)
 		serve(r);
 	else if (what == WAIT_CACHE)
 		r->done(r, r->fop.result);
+	else if (what == WAIT_FORWARD)
+		forward_finish(r);
 	else if (what == WAIT_DELEGATION && r->admitted)
 		r->admitted(r);
 	else if (what == WAIT_DELEGATION)
@@ -607,6 +667,9 @@ static void interrupt(struct request *r)
 	case WAIT_DELEGATION:
 		out = delegation_cancel(&r->delegation);
 		break;
+	case WAIT_FORWARD:
+		out = forward_cancel(r);
+		break;
 	}
 	if (!out)
 		return; /* it is being resumed already, and answers */
@@ -624,12 +687,10 @@ static void interrupt_arrived(struct op *op)
 	r->interrupt_queued = false;
 	ended = r->ended;
 	pthread_mutex_unlock(&r->t->pending_mutex);
-	if (ended) {
-		r->t->inflight--;
-		request_free(r);
-	} else {
+	if (ended)
+		dispose(r);
+	else
 		interrupt(r);
-	}
 }
 
 void request_interrupt_all(struct bridge_thread *t)

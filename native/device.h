@@ -134,6 +134,8 @@ int ioctx_eventfd(struct ioctx *ctx);
  * foreign owner's: such completions are given to foreign(). They must have ended before ioctx_destroy(). */
 struct io_uring;
 struct io_uring *ioctx_ring(struct ioctx *ctx);
+/* Before the ring is made: its SQEs have 128 bytes (IORING_SETUP_SQE128), for commands of files. */
+void ioctx_want_long_sqes(struct ioctx *ctx);
 void ioctx_set_foreign(struct ioctx *ctx, void (*foreign)(void *arg, uint64_t user_data, int res, unsigned cqe_flags),
 		       void *arg);
 /* This thread's own context for blocking calls, made on first use, freed at thread exit. NULL: out of memory or

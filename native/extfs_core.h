@@ -444,15 +444,22 @@ int extfs_lock_watch(struct fs *fs, uint64_t ino, uint64_t owner, uint64_t start
 int extfs_lock_unwatch(struct fs *fs, uint64_t ino, uint64_t owner);
 
 /* ---- the bridge to /dev/fuse, see bridge.h ---- */
+#define EXTFS_TRANSPORT_AUTO 0    /* FUSE over io_uring where the kernel offers it */
+#define EXTFS_TRANSPORT_URING 1   /* or not at all */
+#define EXTFS_TRANSPORT_CLASSIC 2 /* /dev/fuse */
 struct extfs_bridge_options {
 	const char *mountpoint;
 	const char *fsname;   /* shown in /proc/mounts: the device */
 	const char *options;  /* mount(8) options left for the kernel, comma separated; may be empty */
-	unsigned threads;     /* 0: one for each CPU, at most 4 */
+	unsigned threads;     /* 0: one for each CPU; without io_uring at most 4 */
 	int writeback_cache;
 	int read_only;
+	int transport;
+	char *why;            /* of -EOPNOTSUPP, a text; may be NULL */
+	size_t why_len;
 };
-/* Mounts and starts serving. -ENOENT, -ENOTDIR, -EBUSY (mountpoint), -ENODEV (no /dev/fuse), -EPERM. */
+/* Mounts and starts serving. -ENOENT, -ENOTDIR, -EBUSY (mountpoint), -ENODEV (no /dev/fuse), -EPERM; -EOPNOTSUPP: no FUSE over
+ * io_uring, which was demanded. */
 int extfs_bridge_start(struct fs *fs, const struct extfs_bridge_options *opt, struct bridge **out);
 int extfs_bridge_forward_fd(struct bridge *b); /* for pyfuse3, as /dev/fd/N; the caller's to close from then on */
 int extfs_bridge_event_fd(struct bridge *b);   /* readable once unmounted */
@@ -468,6 +475,9 @@ int extfs_bridge_notify_entry(struct bridge *b, uint64_t dir, const char *name, 
 const char *extfs_bridge_opcode(unsigned opcode, int *server); /* name; NULL: no such opcode */
 struct extfs_bridge_stats {
 	uint64_t requests, forwarded, parked, interrupted;
+	uint64_t by_ring; /* of the requests, those that came over io_uring */
 	uint64_t by_opcode[64];
 };
+/* EXTFS_TRANSPORT_URING or _CLASSIC; why: what keeps it from io_uring, or "". */
+int extfs_bridge_transport(struct bridge *b, const char **why);
 void extfs_bridge_get_stats(struct bridge *b, struct extfs_bridge_stats *out);

@@ -63,6 +63,38 @@ struct fuse_statx_out {
 };
 #endif
 
+#if FUSE_KERNEL_MINOR_VERSION < 42
+#define FUSE_OVER_IO_URING (1ULL << 41)
+
+struct fuse_uring_ent_in_out {
+	uint64_t flags;
+	uint64_t commit_id;
+	uint32_t payload_sz;
+	uint32_t padding;
+	uint64_t reserved;
+};
+
+struct fuse_uring_req_header {
+	char in_out[128]; /* fuse_in_header, fuse_out_header */
+	char op_in[128];  /* the first argument */
+	struct fuse_uring_ent_in_out ring_ent_in_out;
+};
+
+enum fuse_uring_cmd {
+	FUSE_IO_URING_CMD_INVALID = 0,
+	FUSE_IO_URING_CMD_REGISTER = 1,
+	FUSE_IO_URING_CMD_COMMIT_AND_FETCH = 2,
+};
+
+/* In the second half of an SQE of 128 bytes. */
+struct fuse_uring_cmd_req {
+	uint64_t flags;
+	uint64_t commit_id;
+	uint16_t qid;
+	uint8_t padding[6];
+};
+#endif
+
 #if FUSE_KERNEL_MINOR_VERSION < 45
 #define FUSE_COPY_FILE_RANGE_64 53
 
@@ -85,5 +117,7 @@ _Static_assert(sizeof(struct fuse_statx) == 256, "fuse_statx");
 _Static_assert(offsetof(struct fuse_statx, atime) == 64, "fuse_statx.atime");
 _Static_assert(sizeof(struct fuse_statx_out) == 288, "fuse_statx_out");
 _Static_assert(sizeof(struct fuse_init_out) == 64, "fuse_init_out");
+_Static_assert(sizeof(struct fuse_uring_req_header) == 288, "fuse_uring_req_header");
+_Static_assert(sizeof(struct fuse_uring_cmd_req) == 24, "fuse_uring_cmd_req");
 
 #endif

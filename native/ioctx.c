@@ -48,6 +48,7 @@ struct ioctx {
 
 	struct io_uring ring;
 	bool ring_up, ring_refused, wake_armed;
+	bool long_sqes;
 	uint64_t ring_owner;
 	void (*foreign)(void *arg, uint64_t user_data, int res, unsigned cqe_flags);
 	void *foreign_arg;
@@ -189,6 +190,9 @@ static int ring_init(struct ioctx *ctx)
 			.cq_entries = 4 * entries,
 		};
 
+		if (ctx->long_sqes)
+			p.flags |= IORING_SETUP_SQE128;
+
 		rc = io_uring_queue_init_params(entries, &ctx->ring, &p);
 		if (rc != -EINVAL)
 			break;
@@ -236,6 +240,12 @@ void ioctx_refuse_ring(struct ioctx *ctx)
 {
 	xassert(!ctx->ring_up);
 	ctx->ring_refused = true;
+}
+
+void ioctx_want_long_sqes(struct ioctx *ctx)
+{
+	xassert(!ctx->ring_up);
+	ctx->long_sqes = true;
 }
 
 struct io_uring *ioctx_ring(struct ioctx *ctx)

@@ -34,7 +34,22 @@ hypothesis.settings.register_profile("extfs", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("extfs")
 
 
+ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
+TRANSPORT = "EXTFS_TEST_TRANSPORT"
+"""Environment of what mounts: how requests come from the kernel, as option transport= has it."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--transport",
+        choices=["auto", "uring", "classic"],
+        default="classic",
+        help="of the mounts of tests; with uring the kernel's switch is on for the session",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ[TRANSPORT] = config.getoption("--transport")
     # SIGTERM (a time limit, a stopped CI run) ends the session as Ctrl-C does: with teardown.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for what in rundir.sweep_stale():
@@ -65,12 +80,35 @@ def _uses_core(item: pytest.Item) -> bool:
     return any(str(name).startswith("extfs.core") for name in origins)
 
 
+def why_no_ring() -> str | None:
+    """The reason why this machine has no FUSE over io_uring, or None when it has."""
+    if not ENABLE_URING.exists():
+        return "this kernel has no FUSE over io_uring"
+    if not os.access(ENABLE_URING, os.W_OK):
+        return "FUSE over io_uring is switched off, and cannot be switched on"
+    return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ring_enabled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For --transport=uring: the kernel's switch is on, and afterwards as it was."""
+    if os.environ[TRANSPORT] != "uring" or why_no_ring() is not None:
+        yield
+        return
+    before = ENABLE_URING.read_text()
+    ENABLE_URING.write_text("Y")
+    yield
+    ENABLE_URING.write_text(before)
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _uses_core(item) and not item.get_closest_marker("fuse"):
             item.add_marker(pytest.mark.core)
     reason = why_no_mount()
+    if reason is None and os.environ[TRANSPORT] == "uring":
+        reason = why_no_ring()
     if reason is None:
         return
     for item in items:
@@ -327,8 +365,9 @@ def mount_extfs(
         target = mountpoint or run_directory.new_mountpoint()
         log = run_directory.path / f"daemon-{len(list(run_directory.path.glob('daemon-*')))}.log"
         arguments = ["mount", os.fspath(device), str(target), "--foreground", *more]
-        if options:
-            arguments += ["-o", options]
+        if "transport=" not in options:
+            options = ",".join(filter(None, (options, f"transport={os.environ[TRANSPORT]}")))
+        arguments += ["-o", options]
         with open(log, "wb") as output:
             daemon = subprocess.Popen(
                 extfs_command(*arguments),

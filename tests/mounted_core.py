@@ -19,7 +19,7 @@ SERVER = """
 import enum, json, os, stat, sys
 import trio
 from extfs.core import (Bridge, CoreError, DelegationConflict, Device, EventType, Filesystem,
-    HolderKind, HolderSpec, Iomode)
+    HolderKind, HolderSpec, Iomode, Transport)
 from extfs.fuse import Session
 
 device, mountpoint, recall_ms, more = sys.argv[1:]
@@ -30,7 +30,8 @@ def f(path):
     return fs.resolve(path.encode()).ino
 
 exec(more)
-bridge = Bridge.start(fs, mountpoint, fsname=device)
+transport = Transport[os.environ.get("EXTFS_TEST_TRANSPORT", "auto").upper()]
+bridge = Bridge.start(fs, mountpoint, fsname=device, transport=transport)
 session = Session(bridge.forward_fd, lambda: b"{}")
 
 def serve():

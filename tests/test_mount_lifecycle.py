@@ -191,7 +191,8 @@ def test_a_killed_daemon_leaves_a_dead_mount_and_loses_nothing_synced(
     mounted.kill()
     with pytest.raises(OSError) as error:
         os.listdir(mounted.mountpoint)
-    assert error.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    # The last one over io_uring, for a moment: the kernel ends what it was about to hand over.
+    assert error.value.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED)
     mounted.force_off()
     assert (mount_extfs(mounted.device).mountpoint / "file").read_bytes() == b"synced"
 

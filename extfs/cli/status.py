@@ -50,6 +50,12 @@ def _bound(value: int | None) -> str:
     return f"< {value:,} µs" if value < 10_000 else f"< {value / 1000:,.0f} ms"
 
 
+def _transport(bridge: dict[str, Any]) -> str:
+    if bridge["transport"] == "uring":
+        return "FUSE over io_uring"
+    return f"/dev/fuse; FUSE over io_uring: {bridge['transport_why']}"
+
+
 def _fields(status: dict[str, Any]) -> dict[str, str]:
     space = status["space"]
     used = space["total"] - space["free"]
@@ -64,6 +70,7 @@ def _fields(status: dict[str, Any]) -> dict[str, str]:
         f"{size_text(space['total'])}; {space['inodes']:,} inodes",
         "requests": f"{status['bridge']['requests']:,}, "
         f"{status['bridge']['forwarded']:,} of them served in Python",
+        "transport": _transport(status["bridge"]),
         "journal": f"{status['core']['commits']:,} commits, "
         f"{status['core']['checkpoints']:,} checkpoints",
         "holders": f"{status['holders']['live']:,} live, {status['holders']['lost']:,} lost; "

@@ -13,7 +13,14 @@ which waits in a thread of its own; or `Filesystem.nowait`, whose methods raise 
 
 from __future__ import annotations
 
-from extfs.core.bridge import Bridge, BridgeStats, OpcodeServer, opcodes
+from extfs.core.bridge import (
+    Bridge,
+    BridgeStats,
+    OpcodeServer,
+    Transport,
+    TransportError,
+    opcodes,
+)
 from extfs.core.calls import Calls, Prepared
 from extfs.core.delegations import Delegation, DelegationConflict, Delegations
 from extfs.core.device import Device, MountedState, SimDevice, mkfs, mounted_state, read_super
@@ -103,6 +110,8 @@ __all__ = [
     "Stat",
     "Stats",
     "Superblock",
+    "Transport",
+    "TransportError",
     "drain_log",
     "log_fd",
     "log_lines",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
+import errno
 from dataclasses import dataclass
 from typing import Any
 
 from extfs.core.filesystem import Filesystem
-from extfs.core.native import checked, ffi, lib, string
+from extfs.core.native import CoreError, checked, ffi, lib, string
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,29 @@ class BridgeStats:
     parked: int
     interrupted: int
     by_opcode: dict[int, int]
+    by_ring: int = 0
+    """Of the requests, those that came over io_uring."""
+    transport: str = "classic"
+    """How requests come: "uring" (FUSE over io_uring) or "classic" (/dev/fuse)."""
+    transport_why: str = ""
+    """What keeps it from "uring"; empty when nothing does."""
+
+
+class Transport(enum.IntEnum):
+    """How requests are to come from the kernel."""
+
+    AUTO = 0
+    """Over io_uring where the kernel offers it, else over /dev/fuse."""
+    URING = 1
+    CLASSIC = 2
+
+
+class TransportError(CoreError):
+    """There is no FUSE over io_uring, and it was demanded; `why` says what is missing."""
+
+    def __init__(self, code: int, why: str) -> None:
+        super().__init__(code)
+        self.why = why
 
 
 class OpcodeServer(enum.IntEnum):
@@ -57,11 +81,12 @@ class Bridge:
         threads: int = 0,
         writeback_cache: bool = False,
         read_only: bool = False,
+        transport: Transport = Transport.CLASSIC,
     ) -> Bridge:
         """Mount and serve. ENOENT, ENOTDIR, EBUSY (mountpoint), ENODEV (no /dev/fuse), EPERM.
 
-        `options` are the mount(8) options left for the kernel; `threads` 0: one for each CPU, up
-        to 4.
+        TransportError: `transport` is URING, which is not to be had. `options` are the mount(8)
+        options left for the kernel; `threads` 0: one for each CPU, without io_uring up to 4.
         """
         keep = [
             ffi.new("char[]", text.encode("utf-8", "surrogateescape"))
@@ -72,8 +97,14 @@ class Bridge:
         wanted.threads = threads
         wanted.writeback_cache = writeback_cache
         wanted.read_only = read_only
+        wanted.transport = int(transport)
+        why = ffi.new("char[]", 256)
+        wanted.why, wanted.why_len = why, len(why)
         out = ffi.new("struct bridge **")
-        checked(lib.extfs_bridge_start(fs.raw, wanted, out))
+        code = lib.extfs_bridge_start(fs.raw, wanted, out)
+        if code == -errno.EOPNOTSUPP and transport is Transport.URING:
+            raise TransportError(code, string(why))
+        checked(code)
         return cls(out[0])
 
     @property
@@ -93,8 +124,18 @@ class Bridge:
         """Counts of requests."""
         out = ffi.new("struct extfs_bridge_stats *")
         lib.extfs_bridge_get_stats(self._raw, out)
-        opcodes = {number: count for number, count in enumerate(out.by_opcode) if count}
-        return BridgeStats(out.requests, out.forwarded, out.parked, out.interrupted, opcodes)
+        why = ffi.new("char **")
+        transport = Transport(lib.extfs_bridge_transport(self._raw, why))
+        return BridgeStats(
+            requests=out.requests,
+            forwarded=out.forwarded,
+            parked=out.parked,
+            interrupted=out.interrupted,
+            by_ring=out.by_ring,
+            by_opcode={number: count for number, count in enumerate(out.by_opcode) if count},
+            transport=transport.name.lower(),
+            transport_why=string(why[0]),
+        )
 
     def unmount(self, *, lazy: bool = False) -> None:
         """Unmount. EBUSY while files are open, unless `lazy`. May wait for requests: blocks."""
