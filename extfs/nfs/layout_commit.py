@@ -103,7 +103,8 @@ def _check_stateid(
         assert c.client is not None
         holder = table.service.fs.layouts.holder(c.client.holder_id)
         # With blocks in quarantine something of it was revoked: it does not know of what.
-        if not c.client.holder_old or holder is None or holder.quarantined:
+        holders = table.holders
+        if not c.client.holder_old or holder is None or holders.in_quarantine(holder):
             raise NfsError(n.NFS4ERR_BAD_STATEID) from None
         return
     assert isinstance(state, LayoutState)

@@ -273,6 +273,15 @@ class Holders:
             and record.cause is LostCause.ENDED
         )
 
+    def in_quarantine(self, holder: HolderRecord) -> bool:
+        """Whether something that it can reach may be: under its name, or under nobody's, where the
+        blocks go that more than one could reach."""
+        fs = self._service.fs
+        kept = fs.statfs().quarantined
+        if holder.quarantined or not kept:
+            return bool(holder.quarantined)
+        return kept > sum(other.quarantined for other in fs.layouts.holders())
+
     def is_gone(self, holder: int) -> bool:
         """Whether the core has no such holder any more; asked of the core."""
         record = self._service.fs.layouts.holder(holder)

@@ -578,7 +578,7 @@ class LayoutTable:
         layouts = self.service.fs.layouts
         holder = layouts.holder(client.holder_id)
         mine = [g for g in layouts.grants(head.ino) if g.holder == client.holder_id]
-        if head.mark or not mine or holder is None or holder.quarantined:
+        if head.mark or not mine or holder is None or self.holders.in_quarantine(holder):
             return None
         if holder.state is not HolderState.LIVE:
             return None  # condemned: its fence is decided
@@ -602,7 +602,7 @@ class LayoutTable:
         """A kept client's holder speaks again after a restart. Stateids that were revoked before
         it are not known any more, and what the client could reach by them is in quarantine."""
         holder = self.service.fs.layouts.holder(client.holder_id)
-        if holder is not None and holder.quarantined:
+        if holder is not None and self.holders.in_quarantine(holder):
             types = self.service.exports.layout_types()
             self._revoked.setdefault(client, Revoked()).forget(types)
 

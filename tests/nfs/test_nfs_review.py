@@ -31,7 +31,7 @@ from nfs.file_calls import (
 from nfs.file_calls import (
     putfh as file_putfh,
 )
-from nfs.handshake import Server, bind_conn, created, identify
+from nfs.handshake import RECLAIM_COMPLETE, Kept, Server, bind_conn, created, identify
 from nfs.layout_calls import (
     BLOCK,
     RW,
@@ -64,7 +64,6 @@ from nfs.wire import (
 __all__ = ["machine"]
 
 STRANGER = auth_sys(uid=4321, gid=4321)
-RECLAIM_COMPLETE = op(n.OP_RECLAIM_COMPLETE, u32(0))
 
 
 class SlowRunner(Runner):
@@ -416,6 +415,45 @@ def test_what_was_revoked_before_a_restart_is_not_returned_by_something_else(
     clean = machine.fs.layouts.holder(holder)
     assert clean is not None
     assert not clean.quarantined
+
+
+def test_what_two_could_reach_is_not_returned_by_something_else_either(
+    machine: Machine, log_watch: LogWatch
+) -> None:
+    """Blocks that more than one holder could reach are in quarantine under nobody's name: after a
+    restart, too, the client has to return all before it has nothing of them."""
+    log_watch.expect("was revoked")
+    client, file = kept_file(machine)
+    ino = machine.fs.lookup(ROOT_INODE, b"file").ino
+    machine.fs.write(ino, 0, bytes(2 * BLOCK))
+    machine.fs.sync()
+    file.get(0, 2 * BLOCK, iomode=READ)
+    other = Kept(machine.server, b"other")
+    assert other.run(RECLAIM_COMPLETE).status == n.NFS4_OK
+    open_file(other, b"file").get(0, 2 * BLOCK, iomode=READ)
+    holder, others = client_of(client).holder_id, client_of(other).holder_id
+    miss_a_recall(machine, b"file")
+    machine.fs.truncate(ino, 0)
+    machine.fs.sync()
+    record = machine.fs.layouts.holder(holder)
+    assert record is not None
+    assert not record.quarantined
+    assert machine.fs.statfs().quarantined
+    machine.restart()
+    client.reopen(machine.server, client.first + 1)
+    assert list(machine.server.service.layouts) == [], "it would read what the file had before"
+    machine.fs.layouts.lost(others)
+    machine.fs.layouts.fenced(others)
+    machine.fs.layouts.settle()
+    after = open_file(client, b"after")
+    old = after.get(0, BLOCK).stateid
+    miss_a_recall(machine, b"after")
+    assert after.do(layoutreturn(stateid=old)) is None
+    machine.fs.layouts.settle()
+    assert machine.fs.statfs().quarantined, "it writes by what was revoked before the restart"
+    after.do(layoutreturn(kind=n.LAYOUT4_RET_REC_ALL))
+    machine.fs.layouts.settle()
+    assert not machine.fs.statfs().quarantined
 
 
 def test_there_are_not_more_segments_than_memory_is_meant_for(
