@@ -19,7 +19,7 @@ from simulated_unit import SimulatedNexus, SimulatedTarget
 from extfs.core import ROOT_INODE, Device, Filesystem, HolderKind, HolderSpec, mkfs
 from extfs.layout import reserved_mount
 from extfs.layout.keys import is_client_key, new_client_key, new_server_key
-from extfs.layout.reserved_mount import ReservedMount, reserve, why_refused
+from extfs.layout.reserved_mount import ASKING_MAX, ReservedMount, reserve, why_refused
 from extfs.layout.server_reservation import RefusedError, State
 
 OTHER = """
@@ -167,6 +167,36 @@ def test_keys_of_clients_are_new(image: Path, unit: SimulatedTarget) -> None:
         keys = {mount.new_key() for _ in range(100)}
     assert len(keys) == 100
     assert all(map(is_client_key, keys))
+
+
+def test_no_answer_of_the_unit_is_waited_for_without_end(
+    image: Path, unit: SimulatedTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for a key holds a thread that the end of the server waits for."""
+    monkeypatch.setattr(reserved_mount, "KEY_SECONDS", 0.05)
+    with mounted(image, unit) as mount:
+        unit.trouble("here", "READ KEYS", "hangs")
+        for _ in range(ASKING_MAX):
+            with pytest.raises(OSError, match="has not answered for"):
+                mount.new_key()
+        with pytest.raises(OSError, match="has not answered earlier ones"):
+            mount.new_key()
+        unit.released.set()
+        for _ in range(ASKING_MAX):  # one after the other they have their answers
+            assert mount._asking.acquire(timeout=20)
+        mount._asking.release(ASKING_MAX)
+        monkeypatch.undo()
+        assert is_client_key(mount.new_key())
+        # What is left behind finds the filesystem closed.
+        unit.released.clear()
+        unit.trouble("here", "READ KEYS", "hangs")
+        monkeypatch.setattr(reserved_mount, "KEY_SECONDS", 0.05)
+        with pytest.raises(OSError, match="has not answered for"):
+            mount.new_key()
+        mount.let_go()
+    unit.released.set()
+    with pytest.raises(OSError, match="unmounted"):
+        mount.new_key()
 
 
 def test_a_unit_that_forgot_is_reserved_again(

@@ -392,7 +392,11 @@ class Fencing:
         self._end(fence, "came back" if came_back else "gone", "")
 
     def _needless(self, fence: _Fence) -> bool:
-        """It can end without its driver: as a return ends a loss that nothing was decided about."""
+        """It can end without its driver: as a return ends a loss that nothing was decided about.
+
+        `returned` is not durable. After a restart such a holder counts as one that has returned
+        nothing, so it is fenced or waits for a person: longer than need be, never less.
+        """
         holder = self._lost(fence.number)
         return holder is not None and holder.returned and not fence.was_issued
 

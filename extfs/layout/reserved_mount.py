@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -42,6 +43,10 @@ __all__ = ["CHECK_SECONDS", "ReservedMount", "reserve", "why_refused"]
 
 log = logging.getLogger("extfs")
 
+KEY_SECONDS = 5.0
+"""For the unit to tell which keys are registered, before a client gets a new one."""
+ASKING_MAX = 8
+"""Of these questions at a time, with those that have no answer."""
 QUIET_SECONDS = 1.0
 """For what the kernel has of our I/O to end before a reset; then that comes all the same."""
 HOLD_SECONDS = 10.0
@@ -65,6 +70,7 @@ class ReservedMount:
     _using: threading.Lock = field(default_factory=threading.Lock)
     _over: bool = False
     _held: bool = False
+    _asking: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(ASKING_MAX))
     fence: ReservationFence = field(init=False)
     _told: str = ""
     _told_at: float = float("-inf")
@@ -94,11 +100,33 @@ class ReservedMount:
         return {h.spec.fence_key for h in holders if h.state is not HolderState.GONE}
 
     def new_key(self) -> int:
-        """For a new holder; blocks. `OSError`: the unit does not say which keys are registered."""
+        """For a new holder; blocks, for `KEY_SECONDS` at most.
+
+        `OSError`: the unit does not say which keys are registered, or not by then. The command is
+        left behind in a thread of its own, so an unmount does not wait for it.
+        """
+        if not self._asking.acquire(blocking=False):
+            raise OSError(errno.EIO, "no key for a client: the unit has not answered earlier ones")
+        answer: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answer.put(self.reservation.client_key(self.holder_keys()))
+            except Exception as error:
+                answer.put(error)
+            finally:
+                self._asking.release()
+
+        threading.Thread(target=ask, name="extfs-key", daemon=True).start()
         try:
-            return self.reservation.client_key(self.holder_keys())
-        except UnitError as error:
-            raise OSError(errno.EIO, f"no key for a client: {error}") from error
+            found = answer.get(timeout=KEY_SECONDS)
+        except queue.Empty:
+            found = UnitError(f"the unit has not answered for {KEY_SECONDS:g} s")
+        if isinstance(found, (UnitError, CoreError)):
+            raise OSError(errno.EIO, f"no key for a client: {found}") from found
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def may_restore(self) -> bool:
         """Whether a reservation that is gone may be established again: nobody mounted since."""

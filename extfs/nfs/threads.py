@@ -49,7 +49,12 @@ class Threads:
         self._queue.put((call, done))
 
     async def stop(self) -> None:
-        """No call runs any more when this returns; those that have not begun never do."""
+        """No call runs any more when this returns; those that have not begun never do.
+
+        A call that waits for the device ends when that answers or gives up, and the close of the
+        filesystem needs the device anyway. What waits for somebody else has a limit of its own
+        (`extfs.layout.reserved_mount.ReservedMount.new_key`).
+        """
         self._stopped = True
         with contextlib.suppress(queue.Empty):
             while True:

@@ -251,7 +251,9 @@ class San:
             for client in self._clients.values():
                 if client.guest.run(f"stat {client.mountpoint}", seconds=20).code != 0:
                     return False
-            return all(guest.run("true").code == 0 for guest in (self.target, self.server_guest))
+            guests = [self.target, self.server_guest]
+            guests += [self._standby.guest] if self._standby is not None else []
+            return all(guest.run("true").code == 0 for guest in guests)
         except GuestError:
             return False
 

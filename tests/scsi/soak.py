@@ -1,8 +1,8 @@
 """scripts/soak-scsi: stories of fenced clients, with everything else that may fail meanwhile.
 
 Each round is drawn from its seed: how the client is lost, at which step the server dies, what
-happens to the target and to the server's cable to it, and who gets the client's blocks. What must
-hold is in `scsi.stories`.
+happens to the target and to the server's cable to it, who gets the client's blocks, and whether a
+second server takes over at the end. What must hold is in `scsi.stories` and `scsi.take_over`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from guest import image
 from scsi.faulty import NAMES
 from scsi.san import STORAGE_NIC, San
 from scsi.stories import Successor, Victim, cables_back
+from scsi.take_over import Loss, TakeOver
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Plan:
     """Seconds from the recall until the server's storage cable is out for some seconds."""
     local: bool
     """The successor is a process on the server, else another client with a layout."""
+    take_over: Loss | None
+    """How the server is lost afterwards, while a client writes, and another one takes over."""
 
     @staticmethod
     def draw(seed: int) -> Plan:
@@ -51,6 +54,7 @@ class Plan:
             target=target,
             cable=draw.uniform(0, 5) if draw.random() < 0.2 else None,
             local=target == "after" or draw.random() < 0.5,
+            take_over=draw.choice([None, None, None, "killed", "cut", "frozen"]),
         )
 
 
@@ -88,6 +92,14 @@ def play(san: San, plan: Plan) -> None:
         victim.come_back()
     finally:
         cables_back(san, victim)
+    if plan.take_over is not None:
+        story = TakeOver(san, "one")
+        story.write()
+        story.lose(plan.take_over)
+        story.take_over()
+        story.assert_nothing_lost()
+        story.old_comes_back()
+        story.end()
 
 
 def _lose(san: San, plan: Plan, victim: Victim) -> None:
