@@ -102,7 +102,7 @@ int extfs_open(struct device *dev, const struct extfs_mount_options *opt, struct
 
 	_Static_assert(EXTFS_ATIME_NONE == ATIME_NONE && EXTFS_ATIME_STRICT == ATIME_STRICT,
 		       "atime");
-	_Static_assert(EXTFS_MUTANT_READ_UNHELD == MUTANT_READ_UNHELD, "mutants");
+	_Static_assert(EXTFS_MUTANT_RIDER_APART == MUTANT_RIDER_APART, "mutants");
 	switch (opt->atime) {
 	case EXTFS_ATIME_RELATIME: o.atime = ATIME_RELATIME; break;
 	case EXTFS_ATIME_STRICT: o.atime = ATIME_STRICT; break;

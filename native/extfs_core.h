@@ -77,6 +77,7 @@ int extfs_mkfs(struct device *dev, const struct extfs_mkfs_options *opt);
 #define EXTFS_MUTANT_REVOKE_IN_PLACE 9
 #define EXTFS_MUTANT_HOLDERS_FORGOTTEN 10
 #define EXTFS_MUTANT_READ_UNHELD 11
+#define EXTFS_MUTANT_RIDER_APART 12
 struct extfs_mount_options {
 	int read_only;
 	uint64_t cache_bytes; /* 0: default, 64 MiB */
@@ -424,6 +425,17 @@ struct extfs_nfs_record { uint64_t id; const void *value; size_t len; };
 int extfs_nfs_put(struct fs *fs, const struct extfs_nfs_record *put, unsigned n, const uint64_t *del, unsigned m);
 /* The first record of this or a higher number: its length, or -ENOENT. */
 ssize_t extfs_nfs_next(struct fs *fs, uint64_t *id, void *value, size_t cap);
+
+/* A mark that rides in the transaction of one of the caller's next calls, see rider.h: extfs_mknod, _mkdir, _symlink, _link,
+ * _unlink, _rmdir, _rename, _setattr, _xattr_set, _xattr_remove. record: struct rider_disk of format.h. */
+#define EXTFS_RIDER_BYTES 816
+struct extfs_rider {
+	uint64_t id;
+	uint32_t written, reserved;
+	uint8_t record[EXTFS_RIDER_BYTES];
+};
+/* For this thread, until it is called with NULL. */
+void extfs_ride(struct extfs_rider *rider);
 
 /* ---- record locks of the NFS server's owners, in one table with fcntl(2) locks of the mount; see plock.h ---- */
 /* length UINT64_MAX: to the end. owner and pid: of the owner's own choice, or (local) of a process. */

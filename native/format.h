@@ -120,7 +120,7 @@ enum tree_type {
 	TREE_HOLDER = 9,     /* (holder id, 0) -> holder_disk */
 	TREE_FENCE = 10,     /* (holder id, 0) -> fence_disk */
 	TREE_EXPOSURE = 11,  /* (ino, file block, or EXPOSURE_INODE_LO) -> exposure_disk */
-	TREE_NFS_CLIENT = 12, /* (client id, part) -> bytes */
+	TREE_NFS_CLIENT = 12, /* (number, part) -> bytes; NFS_KIND of the number says whose */
 	TREE_ROOT_COUNT = 16, /* slots in the root block; 13..15 reserved */
 	TREE_FREE_BY_BLOCK = 16, /* per AG: (first block, 0) -> free_disk */
 	TREE_FREE_BY_LEN = 17,   /* per AG: (length, first block) -> nothing */
@@ -358,6 +358,49 @@ struct exposure_disk {
 #define EXPOSURE_F_RW 0x4u      /* of a whole inode: the holder has or had a RW grant */
 #define EXPOSURE_INODE_LO(holder) ((1ull << 63) | (holder))
 
+/* The top byte of a number in TREE_NFS_CLIENT. What the records say is the NFS server's business, but
+ * for riders, which transactions of the core write. */
+#define NFS_KIND(number) ((number) >> 56)
+#define NFS_KIND_SERVER 0u
+#define NFS_KIND_CLIENT 1u
+#define NFS_KIND_STATE 2u
+#define NFS_KIND_SESSION 3u
+#define NFS_KIND_RIDER 4u
+/* session: the lower 56 bits of the number of its record, at most 40 of them in use; slot below 2^16. */
+#define NFS_RIDER_KEY(session, slot) ((4ull << 56) | (uint64_t)(session) << 16 | (slot))
+
+/* A directory (of names), or a file (of its own attributes), on both sides of an operation. What is
+ * before it is as the NFS server wrote it; the rest the core fills in. */
+struct rider_place_disk {
+	le64_t before;          /* inode_disk.change */
+	le64_t before_value;    /* change attribute, as clients are told it */
+	le64_t after;
+	le64_t after_sec;       /* ctime */
+	le32_t after_ns;
+	le32_t reserved;
+};
+
+/* An operation of a COMPOUND that is done. */
+struct rider_mark_disk {
+	le16_t index;           /* its place in the COMPOUND */
+	le16_t op;              /* nfs_opnum4 */
+	le32_t generation;      /* of the inode that was made, moved, changed, or lost its name */
+	le64_t ino;
+	struct rider_place_disk places[2];
+};
+
+/* What a slot of a session has done, in the transaction that did it last. */
+#define RIDER_MARKS 8u
+struct rider_disk {
+	le64_t session;         /* as in the key */
+	le32_t slot;
+	le32_t sequence;        /* of the request */
+	le32_t digest;          /* of the request */
+	le32_t count;           /* of marks, at least 1; the last one is of this transaction */
+	uint8_t reserved[24];
+	struct rider_mark_disk marks[RIDER_MARKS];
+};
+
 /* Journal header: two copies, in the first two journal blocks, written alternately (slot = seq mod 2).
  * The valid copy with the greater seq counts. All its fields lie in the first sector. */
 struct jhead_disk {
@@ -416,6 +459,9 @@ ASSERT_SIZE(holder_disk, 256);
 ASSERT_SIZE(fence_disk, 64);
 ASSERT_SIZE(exposure_disk, 24);
 ASSERT_SIZE(orphan_disk, 16);
+ASSERT_SIZE(rider_place_disk, 40);
+ASSERT_SIZE(rider_mark_disk, 96);
+ASSERT_SIZE(rider_disk, 816);
 ASSERT_OFF(super_disk, label, 160);
 ASSERT_OFF(root_disk, trees, 112);
 ASSERT_OFF(ag_disk, freelist, 128);

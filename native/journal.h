@@ -102,6 +102,7 @@ enum jrn_mutant { MUTANT_NONE, MUTANT_COMMIT_BEFORE_FLUSH, MUTANT_CHECKPOINT_NO_
 		  MUTANT_CONVERT_UNFLUSHED,  /* LAYOUT_COMMIT's conversion without a flush of the holder's data */
 		  MUTANT_REVOKE_IN_PLACE,    /* a revoke leaves live blocks where they are */
 		  MUTANT_HOLDERS_FORGOTTEN,  /* a restart forgets who held what */
-		  MUTANT_READ_UNHELD };      /* the server's own reads hold no segment */
+		  MUTANT_READ_UNHELD,        /* the server's own reads hold no segment */
+		  MUTANT_RIDER_APART };      /* a rider (rider.h) in a transaction of its own */
 
 #endif

@@ -17,6 +17,7 @@
 #include "alloc.h"
 #include "btree.h"
 #include "errors.h"
+#include "rider.h"
 #include "segment.h"
 #include "namei_priv.h"
 
@@ -251,14 +252,16 @@ static int create(const struct creation *cr, struct inode **out)
 		fs_rdlock(cr->dir->fs);
 		inherit = cr->dir->core.flags & INODE_F_DEFACL;
 		fs_unlock(cr->dir->fs);
-		err = trans_begin(cr->dir->fs, &t, cr->blocks + (inherit ? ACL_INHERIT_BLOCKS : 0));
+		err = trans_begin(cr->dir->fs, &t, cr->blocks + (inherit ? ACL_INHERIT_BLOCKS : 0) +
+				  (cr->name ? rider_blocks() : 0));
 		if (err)
 			return err;
 		/* A default ACL set meanwhile: the reservation is too small. */
 		if (!inherit && (cr->dir->core.flags & INODE_F_DEFACL))
 			err = namei_end(&t, -EAGAIN);
 	} while (err == -EAGAIN);
-	err = namei_end(&t, create_in(&t, cr, &in));
+	err = create_in(&t, cr, &in);
+	err = cr->name ? rider_end(&t, err, in, cr->dir, NULL) : namei_end(&t, err);
 	if (!err)
 		*out = in;
 	else if (in)
@@ -376,9 +379,9 @@ static int link_in(struct trans *t, struct inode *in, struct inode *dir, const c
 int namei_link(struct inode *in, struct inode *dir, const char *name, size_t len)
 {
 	struct trans t;
-	int err = trans_begin(dir->fs, &t, LINK_BLOCKS);
+	int err = trans_begin(dir->fs, &t, LINK_BLOCKS + rider_blocks());
 
-	return err ? err : namei_end(&t, link_in(&t, in, dir, name, len));
+	return err ? err : rider_end(&t, link_in(&t, in, dir, name, len), in, dir, NULL);
 }
 
 /* ---- removal ---- */
@@ -428,12 +431,13 @@ static int remove_name(struct inode *dir, const char *name, size_t len, struct r
 {
 	struct inode *in = NULL;
 	struct trans t;
-	int err = trans_begin(dir->fs, &t, UNLINK_BLOCKS);
+	int err = trans_begin(dir->fs, &t, UNLINK_BLOCKS + rider_blocks());
 
 	if (err)
 		return err;
 	t.alloc_flags |= ALLOC_USE_RESERVE;
-	err = namei_end(&t, remove_in(&t, dir, name, len, &what, &in));
+	err = remove_in(&t, dir, name, len, &what, &in);
+	err = rider_end(&t, err, in, dir, NULL);
 	if (!err)
 		namei_unlinked(in);
 	if (err == -ERR_DELEGATED)

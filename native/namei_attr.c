@@ -11,6 +11,7 @@
 
 #include "acl.h"
 #include "errors.h"
+#include "rider.h"
 #include "namei_priv.h"
 
 /* The inode's record, overwritten in place. */
@@ -117,11 +118,11 @@ int namei_setattr(struct inode *in, const struct attr_change *change)
 		err = prepare(in, change, &blocks);
 		if (err <= 0)
 			return err;
-		err = trans_begin(in->fs, &t, blocks);
+		err = trans_begin(in->fs, &t, blocks + rider_blocks());
 		if (err)
 			return err;
 		if (blocks != PLAIN_BLOCKS || in->core.xattrs == 0)
-			return namei_end(&t, setattr_in(&t, in, change));
+			return rider_end(&t, setattr_in(&t, in, change), in, in, NULL);
 		/* An attribute came meanwhile: the reservation is too small. */
 		trans_cancel(&t);
 	}

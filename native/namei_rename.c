@@ -12,6 +12,7 @@
 
 #include "alloc.h"
 #include "errors.h"
+#include "rider.h"
 #include "namei_priv.h"
 
 /* An entry deleted, one inserted (or overwritten), an orphan record inserted; four inode records
@@ -202,11 +203,12 @@ static int rename_names(struct renaming r, struct inode **victim, struct inode *
 	if ((flags & ~(RENAME_F_NOREPLACE | RENAME_F_EXCHANGE)) ||
 	    flags == (RENAME_F_NOREPLACE | RENAME_F_EXCHANGE))
 		return -EINVAL;
-	err = trans_begin(r.from->fs, &t, RENAME_BLOCKS);
+	err = trans_begin(r.from->fs, &t, RENAME_BLOCKS + rider_blocks());
 	if (err)
 		return err;
 	r.undelegated = delegated != NULL;
-	err = namei_end(&t, rename_in(&t, &r));
+	err = rename_in(&t, &r);
+	err = rider_end(&t, err, r.moved, r.from, r.to);
 	if (err == -ERR_DELEGATED)
 		*delegated = inode_ref(r.delegated);
 	if (!err && r.victim && r.victim != r.moved)

@@ -22,6 +22,7 @@
 #include "btree.h"
 #include "crc32c.h"
 #include "errors.h"
+#include "rider.h"
 
 #define FULL_NAME_MAX 255u
 #define SEQ_COUNT 256u
@@ -394,7 +395,7 @@ static int set_once(struct inode *in, const char *name, const void *value, size_
 	struct trans t;
 	ssize_t now;
 	/* The attribute, and the inode's leaf. */
-	int err = trans_begin(in->fs, &t, XATTR_TRANS_BLOCKS(len, old) + 1);
+	int err = trans_begin(in->fs, &t, XATTR_TRANS_BLOCKS(len, old) + 1 + rider_blocks());
 
 	if (err)
 		return err;
@@ -415,11 +416,7 @@ static int set_once(struct inode *in, const char *name, const void *value, size_
 		inode_touch(in, TOUCH_CTIME);
 		err = inode_write(&t, in);
 	}
-	if (err)
-		trans_cancel(&t);
-	else
-		trans_commit(&t);
-	return err;
+	return rider_end(&t, err, in, in, NULL);
 }
 
 /* value NULL: remove */

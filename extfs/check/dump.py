@@ -185,13 +185,40 @@ def dump_node(image: Image, number: int) -> Dump:
     else:
         result["records"] = [
             {"hi": hi, "lo": lo, "offset": offset, "length": length}
-            | _record(tree, raw[offset : offset + length])
+            | _record(tree, hi, raw[offset : offset + length])
             for hi, lo, offset, length, _reserved in leaf_slots(raw)
         ]
     return result
 
 
-def _record(tree: int, record: bytes) -> Dump:
+def _is_rider(tree: int, number: int, record: bytes) -> bool:
+    """Whether a record is one of the riders among those of the NFS server."""
+    return (
+        tree == Tree.NFS_CLIENT
+        and number >> layout.NFS_KIND_SHIFT == layout.NfsKind.RIDER
+        and len(record) == layout.RIDER.size
+    )
+
+
+def _rider(record: bytes) -> Dump:
+    """A rider, mark by mark."""
+    result = _plain(layout.RIDER.unpack(record))
+    marks, size = bytes.fromhex(result.pop("marks")), layout.RIDER_MARK.size
+    result["marks"] = []
+    for number in range(min(result["count"], layout.RIDER_MARKS)):
+        mark = layout.RIDER_MARK.unpack(marks, number * size)
+        places = mark.pop("places")
+        mark["places"] = [
+            _plain(layout.RIDER_PLACE.unpack(places, place * layout.RIDER_PLACE.size))
+            for place in range(2)
+        ]
+        result["marks"].append(mark)
+    return result
+
+
+def _record(tree: int, hi: int, record: bytes) -> Dump:
+    if _is_rider(tree, hi, record):
+        return _rider(record)
     structure = _RECORDS.get(Tree(tree)) if tree in set(Tree) else None
     if structure is None or len(record) < structure.size:
         return {"bytes": record.hex()} if record else {}
@@ -212,7 +239,7 @@ def dump_tree(image: Image, name: str) -> Dump:
         "tree": name,
         "root": _root_words(root),
         "records": [
-            {"hi": key >> 64, "lo": key & (1 << 64) - 1} | _record(tree, record)
+            {"hi": key >> 64, "lo": key & (1 << 64) - 1} | _record(tree, key >> 64, record)
             for key, record in records(image.volume, root, tree)
         ],
     }

@@ -17,6 +17,7 @@ from extfs.check import layout
 from extfs.check.fixes import Fixes
 from extfs.check.layout import INODE_CODEC, RECORD_SIZES, InodeFlag, Magic, Tree
 from extfs.check.report import Report
+from extfs.check.server_records import ServerRecords
 from extfs.check.trees import EMPTY_ROOT, Leaf, Root, Walker
 from extfs.check.volume import DamageError, Volume
 
@@ -261,7 +262,7 @@ class Inventory:
         self._read_quarantine()
         self._read_holders()
         self._read_fences()
-        self._read_nfs_records()
+        ServerRecords(self).read()
 
     def _read_orphans(self) -> None:
         for leaf in self.walker.walk(self.roots[Tree.ORPHAN], Tree.ORPHAN):
@@ -319,29 +320,6 @@ class Inventory:
                 f"counts {self.root['quarantined_blocks']} quarantined blocks, there are {total}",
                 "set the count",
             )
-
-    def _read_nfs_records(self) -> None:
-        """Parts from 0 on without a gap; all but the last are full, and the last is not."""
-        at, part, full, size = -1, 0, False, 0
-        for leaf in self.walker.walk(self.roots[Tree.NFS_CLIENT], Tree.NFS_CLIENT):
-            for hi, lo, _offset, length, _reserved in leaf.slots:
-                if hi != at:
-                    self._nfs_record_ends(at, full)
-                    at, part, full, size = hi, 0, True, 0
-                if lo != part or not full:
-                    self._nfs_record_shape(hi, f"part {lo} comes after {part} parts")
-                size += length
-                if length > layout.NFS_PART_BYTES or size > layout.NFS_VALUE_MAX:
-                    self._nfs_record_shape(hi, f"part {lo} has {length} bytes, all {size} so far")
-                part, full = lo + 1, length >= layout.NFS_PART_BYTES
-        self._nfs_record_ends(at, full)
-
-    def _nfs_record_ends(self, number: int, full: bool) -> None:
-        if full and number >= 0:
-            self._nfs_record_shape(number, "its last part is missing")
-
-    def _nfs_record_shape(self, number: int, text: str) -> None:
-        self.report.add("NFS_CLIENT_SHAPE", f"{Tree.NFS_CLIENT.title} {number}", text)
 
     def _read_holders(self) -> None:
         for leaf in self.walker.walk(self.roots[Tree.HOLDER], Tree.HOLDER):

@@ -47,6 +47,8 @@ GROUP_MAX_IMAGES = 4096
 XATTR_PART_BYTES = 1024
 NFS_PART_BYTES = 1024
 NFS_VALUE_MAX = 65536
+NFS_KIND_SHIFT = 56
+RIDER_MARKS = 8
 XATTR_VALUE_MAX = 65536
 SYMLINK_PART_BYTES = 1024
 SYMLINK_MAX = 4095
@@ -145,6 +147,18 @@ XATTR_PREFIXES = {1: b"user.", 2: b"trusted.", 3: b"security.", 4: b"system."}
 XNS_SYSTEM = 4
 HOLDER_KINDS = {1: "local", 2: "layout client"}
 HOLDER_STATES = {1: "live", 2: "lost", 3: "gone"}
+
+
+class NfsKind(enum.IntEnum):
+    """The top byte of a number in TREE_NFS_CLIENT."""
+
+    SERVER = 0
+    CLIENT = 1
+    STATE = 2
+    SESSION = 3
+    RIDER = 4
+
+
 FENCE_STATES = {1: "decided", 2: "issued", 4: "failed"}
 
 
@@ -454,6 +468,26 @@ b40 reserved
 
 EXPOSURE = _structure("exposure_disk", "u64 block\nu32 length\nu32 flags\nu64 holder")
 
+RIDER_PLACE = _structure(
+    "rider_place_disk",
+    "u64 before\nu64 before_value\nu64 after\ni64 after_sec\nu32 after_ns\nu32 reserved",
+)
+
+RIDER_MARK = _structure("rider_mark_disk", "u16 index\nu16 op\nu32 generation\nu64 ino\nb80 places")
+
+RIDER = _structure(
+    "rider_disk",
+    """
+u64 session
+u32 slot
+u32 sequence
+u32 digest
+u32 count
+b24 reserved
+b768 marks
+""",
+)
+
 JHEAD = _structure(
     "jhead_disk",
     _HDR
@@ -508,6 +542,9 @@ STRUCTURES: dict[str, Structure] = {
         HOLDER,
         FENCE,
         EXPOSURE,
+        RIDER_PLACE,
+        RIDER_MARK,
+        RIDER,
         JHEAD,
         JTAG,
         JDESC,
@@ -545,6 +582,11 @@ RECORD_SIZES: dict[Tree, int | None] = {
 def node_owner(tree: int, agno: int = 0) -> int:
     """meta_hdr.owner of a tree's nodes."""
     return tree | agno << 8
+
+
+def rider_number(session: int, slot: int) -> int:
+    """Number of the rider of a slot; `session`: number of the session's record without its kind."""
+    return NfsKind.RIDER << NFS_KIND_SHIFT | session << 16 | slot
 
 
 def xattr_key(hash40: int, seq: int, part: int) -> int:

@@ -46,7 +46,7 @@ from extfs.core.layouts import (
 )
 from extfs.core.locks import Lock, Locks
 from extfs.core.native import CoreError, JournalFullError, drain_log, log_fd, log_lines
-from extfs.core.records import RECORD_BYTES_MAX, Records
+from extfs.core.records import RECORD_BYTES_MAX, RIDER_BYTES, Records, Rider
 from extfs.core.values import (
     BLOCK_SIZE,
     ROOT_INODE,
@@ -65,6 +65,7 @@ from extfs.core.values import (
 __all__ = [
     "BLOCK_SIZE",
     "RECORD_BYTES_MAX",
+    "RIDER_BYTES",
     "ROOT_INODE",
     "TO_THE_END",
     "Atime",
@@ -105,6 +106,7 @@ __all__ = [
     "OpcodeServer",
     "Prepared",
     "Records",
+    "Rider",
     "SimDevice",
     "Space",
     "Stat",

@@ -1,13 +1,16 @@
 """What the NFS server has to remember over a restart, as ``native/nfs_record.h`` defines it.
 
 `Records` is ``filesystem.records``: byte strings by 64-bit number. What they say is the server's
-business; number 0 is by convention its own record, the others are clients'.
+business; number 0 is by convention its own record, the others are clients'. A `Rider` is such a
+record, too; it is written in the transaction of an operation that it is about, see
+``native/rider.h``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from extfs.core.native import checked, ffi, lib
@@ -15,12 +18,47 @@ from extfs.core.native import checked, ffi, lib
 if TYPE_CHECKING:
     from extfs.core.filesystem import Filesystem
 
-__all__ = ["RECORD_BYTES_MAX", "Records"]
+__all__ = ["RECORD_BYTES_MAX", "RIDER_BYTES", "Records", "Rider"]
 
 RECORD_BYTES_MAX = 65536
 """The longest value."""
 
+RIDER_BYTES = int(lib.EXTFS_RIDER_BYTES)
+"""Of the record of a rider."""
+
 _ID_MAX = (1 << 64) - 1
+
+
+class Rider:
+    """A ``struct rider_disk`` (native/format.h) for record `number`, for one call of the core."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, number: int, record: bytes) -> None:
+        assert len(record) == RIDER_BYTES
+        self._raw = ffi.new("struct extfs_rider *")
+        self._raw.id = number
+        ffi.memmove(self._raw.record, record, RIDER_BYTES)
+
+    @contextlib.contextmanager
+    def riding(self) -> Iterator[None]:
+        """One call in here, of this thread, takes it along if it succeeds: mknod, mkdir, symlink,
+        link, unlink, rmdir, rename, setattr, setxattr or removexattr."""
+        lib.extfs_ride(self._raw)
+        try:
+            yield
+        finally:
+            lib.extfs_ride(ffi.NULL)
+
+    @property
+    def written(self) -> bool:
+        """Whether a transaction has it; it is durable with that transaction."""
+        return bool(self._raw.written)
+
+    @property
+    def record(self) -> bytes:
+        """With what the core has filled in: inode and what is after, in the last mark."""
+        return bytes(ffi.buffer(self._raw.record, RIDER_BYTES))
 
 
 class Records:

@@ -44,6 +44,7 @@ class Mutant(enum.IntEnum):
     REVOKE_IN_PLACE = 9
     HOLDERS_FORGOTTEN = 10
     READ_UNHELD = 11
+    RIDER_APART = 12
 
 
 @dataclass(frozen=True, slots=True)

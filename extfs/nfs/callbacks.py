@@ -8,6 +8,13 @@ to its caller as None, and keeps the slot until a late answer.
 Definitions: a request is WAITING (no connection, or no free slot), SENT, or ENDED (its caller was
 told). Edges: WAITING -> SENT in `_pump`; SENT -> WAITING in `connection_lost` and on NFS4ERR_DELAY
 of CB_SEQUENCE; any -> ENDED in `_end`, once.
+
+Of a persistent session (`sessions`) the client goes on counting when the server was restarted. So
+it is durable, for each slot, between which numbers the last request lies that the client may have
+executed: `floor` and `ceiling`; numbers are reserved `RESERVED` at a time, before the first of them
+is sent. After a restart a slot is tried from ceiling + 1 downwards: what is too high the client
+refuses as misordered, and the first number that it does not is its next. When it refuses all of
+them it is told SEQ4_STATUS_BACKCHANNEL_FAULT, and makes another session (RFC 8881 18.46.3).
 """
 
 from __future__ import annotations
@@ -35,6 +42,7 @@ log = logging.getLogger("extfs.nfs")
 
 SLOTS_MAX = 16
 DELAY_SECONDS = 0.05
+RESERVED = 8
 _TAG_MAX = 1024
 _CB_SEQUENCE = struct.Struct(">16sIIII")
 
@@ -57,9 +65,20 @@ class CallbackReply:
 
 
 class _Request:
-    """One CB_COMPOUND; `number` and `sequence` of its slot once it has one."""
+    """One CB_COMPOUND; `number` of its slot once it has one. `waits`: until it is durable how far
+    the slot may have come."""
 
-    __slots__ = ("body", "client", "connection", "count", "done", "number", "referring", "timer")
+    __slots__ = (
+        "body",
+        "client",
+        "connection",
+        "count",
+        "done",
+        "number",
+        "referring",
+        "timer",
+        "waits",
+    )
 
     def __init__(
         self,
@@ -75,21 +94,51 @@ class _Request:
         self.done: Callable[[CallbackReply | None], None] | None = done
         self.referring = referring
         self.number = -1
+        self.waits = False
         self.connection: Connection | None = None
         self.timer: Timer | None = None
 
 
 class _Channel:
-    """The backchannel of a session: for each slot the sequence number of its next request."""
+    """The backchannel of a session: for each slot the sequence number of its next request.
 
-    __slots__ = ("broken", "requests", "sequences", "session")
+    `unsure`: slots whose number is a guess, see the module.
+    """
+
+    __slots__ = ("broken", "requests", "sequences", "session", "unsure")
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        slots = max(1, min(SLOTS_MAX, session.back.max_slots))
+        slots = _slots(session)
         self.sequences = [1] * slots
+        self.unsure: set[int] = set()
         self.requests: list[_Request | None] = [None] * slots
         self.broken = False
+        if session.restored:
+            for number, (_, ceiling) in enumerate(session.back_sequences[:slots]):
+                self.sequences[number] = ceiling + 1
+                if ceiling:
+                    self.unsure.add(number)
+
+    def lower(self, number: int) -> bool:
+        """The guess was too high: the next one. False: there is none."""
+        floor, _ = self.session.back_sequences[number]
+        self.sequences[number] -= 1
+        return self.sequences[number] > floor
+
+    def reserve(self, number: int) -> bool:
+        """Before a number is sent: whether the session's record has to say more than it does."""
+        sequence = self.sequences[number]
+        if not self.session.record:
+            return False
+        floor, ceiling = self.session.back_sequences[number]
+        if sequence <= ceiling:
+            return False
+        if number in self.unsure:
+            self.session.back_sequences[number] = floor, sequence
+        else:
+            self.session.back_sequences[number] = sequence - 1, sequence - 1 + RESERVED
+        return True
 
     def connection(self) -> Connection | None:
         """One that is alive."""
@@ -104,6 +153,10 @@ class _Channel:
             if request is None:
                 return number
         return -1
+
+
+def _slots(session: Session) -> int:
+    return max(1, min(SLOTS_MAX, session.back.max_slots))
 
 
 class Callbacks:
@@ -130,6 +183,11 @@ class Callbacks:
             if request is not None and request.connection is None:
                 self._send(channel, request)
         self._pump(session.client)
+
+    @staticmethod
+    def reserve(session: Session) -> None:
+        """The session is to survive a restart."""
+        session.back_sequences = [(0, 0)] * _slots(session)
 
     def detach(self, session: Session) -> None:
         """The session is gone; what it carried goes over another one of the client."""
@@ -232,9 +290,17 @@ class Callbacks:
     def _send(self, channel: _Channel, request: _Request) -> None:
         """In its slot, over a connection that is alive; without one it waits for `attach`."""
         connection = channel.connection()
-        if connection is None:
+        if connection is None or request.waits:
             return
         session = channel.session
+        if channel.reserve(request.number):
+            self._service.records.stage_session(session)
+            request.waits = True
+            self._service.driver.run(
+                self._service.records.durable(),
+                lambda _, error: self._reserved(channel, request, error),
+            )
+            return
         self._xid = (self._xid + 1) & 0xFFFFFFFF
         out = write_call(
             self._xid, session.cb_program, n.NFS_CB_VERSION, n.CB_COMPOUND, session.cb_auth
@@ -243,6 +309,12 @@ class Callbacks:
         request.connection = connection
         self._sent[self._xid] = (channel, request)
         connection.send(marked(out.buffer))
+
+    def _reserved(self, channel: _Channel, request: _Request, error: Exception | None) -> None:
+        request.waits = False
+        if error is not None:  # it is sent: without it what is recalled would be revoked
+            log.warning("records of sessions: %s", error)
+        self._again(channel, request)
 
     @staticmethod
     def _write_arguments(out: Writer, channel: _Channel, request: _Request) -> None:
@@ -306,6 +378,13 @@ class Callbacks:
             self._service.timers.after(DELAY_SECONDS, lambda: self._again(channel, request))
             return
         misordered = sequence_status in (n.NFS4ERR_SEQ_MISORDERED, n.NFS4ERR_SEQ_FALSE_RETRY)
+        if misordered and request.number in channel.unsure:
+            if channel.lower(request.number):
+                self._send(channel, request)
+            else:
+                channel.session.back_fault = True
+                self._refused(channel, request)
+            return
         if misordered and channel.sequences[request.number] != 1:
             channel.sequences[request.number] = 1  # one side has restarted: begin the slot anew
             self._send(channel, request)
@@ -324,6 +403,7 @@ class Callbacks:
     def _answered(self, channel: _Channel, request: _Request, reply: CallbackReply | None) -> None:
         """It was executed: its slot is free, and at the next sequence number."""
         number = request.number
+        channel.unsure.discard(number)
         channel.sequences[number] = (channel.sequences[number] + 1) & 0xFFFFFFFF
         channel.requests[number] = None
         channel.broken = False

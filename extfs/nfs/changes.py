@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from extfs.core import Filesystem, Stat
 from extfs.nfs.xdr import Writer
 
-__all__ = ["CHANGE_INFO_BYTES", "ChangeInfo", "value", "watched"]
+if TYPE_CHECKING:
+    from extfs.nfs.riders import Ride
+
+__all__ = ["CHANGE_INFO_BYTES", "ChangeInfo", "value", "value_of", "watched"]
 
 T = TypeVar("T")
 
@@ -27,7 +30,12 @@ _MASK = (1 << 64) - 1
 
 def value(st: Stat) -> int:
     """The change attribute."""
-    return st.change + (st.ctime << _SECONDS_SHIFT) + st.ctime_ns & _MASK
+    return value_of(st.change, st.ctime, st.ctime_ns)
+
+
+def value_of(change: int, ctime: int, ctime_ns: int) -> int:
+    """The same, of its parts."""
+    return change + (ctime << _SECONDS_SHIFT) + ctime_ns & _MASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +52,15 @@ class ChangeInfo:
         out.u64(value(self.after))
 
 
-def watched(fs: Filesystem, ino: int, change: Callable[[], T]) -> tuple[T, ChangeInfo]:
-    """Do something to an inode, and say how its change attribute went. May block."""
+def watched(
+    fs: Filesystem, ino: int, change: Callable[[], T], ride: Ride | None = None, place: int = 0
+) -> tuple[T, ChangeInfo]:
+    """Do something to an inode, and say how its change attribute went. May block.
+
+    `place`: of the inode, in the mark of `ride`, which `change` is to carry.
+    """
     before = fs.getattr(ino)
+    if ride is not None:
+        ride.before(place, before)
     result = change()
     return result, ChangeInfo(before, fs.getattr(ino))

@@ -391,6 +391,8 @@ class ClientTable:
         table = self._pending if pending else self._living
         if table.get(client.owner) is client:
             del table[client.owner]
+        for session in client.sessions:  # before the client: no record of theirs is without one
+            service.sessions.not_kept(session)
         service.records.drop_client(client)
         if pending:
             return

@@ -23,9 +23,10 @@ from extfs.nfs.xdr import Reader, Writer, XdrError
 if TYPE_CHECKING:
     from extfs.nfs.clients import Client
     from extfs.nfs.filehandles import Filehandle
+    from extfs.nfs.riders import Mark, Marks, Ride
     from extfs.nfs.service import Connection, Service
     from extfs.nfs.sessions import Session, Slot
-    from extfs.nfs.state import Stateid
+    from extfs.nfs.state import State, Stateid
 
 __all__ = ["Compound", "Handler", "Operation"]
 
@@ -33,6 +34,7 @@ log = logging.getLogger("extfs.nfs")
 
 TAG_MAX = 1024
 _RESULT = struct.Struct(">II")
+_TAG = struct.Struct(">QIII")
 _SETATTR = n.OP_SETATTR.to_bytes(4, "big")
 _NO_ATTRIBUTES = bytes(4)
 """SETATTR4res has attrsset behind every status (RFC 8881 18.30.2)."""
@@ -82,20 +84,28 @@ _HIGHEST = {1: n.OP_RECLAIM_COMPLETE, 2: n.OP_REMOVEXATTR}
 
 
 class Compound:
-    """The context of one COMPOUND. `out` is its result, from the status on."""
+    """The context of one COMPOUND. `out` is its result, from the status on.
+
+    `marks`: of a request in a persistent session. `retry`: it may have been sent to the server
+    before a restart, which may have executed it, in whole or in part (riders.py, sessions.py).
+    `after_sequence`: where in `out` and in the arguments the operations behind SEQUENCE begin.
+    """
 
     __slots__ = (
+        "after_sequence",
         "arguments",
         "client",
         "connection",
         "credential",
         "current",
         "limit",
+        "marks",
         "minor",
         "op_count",
         "op_index",
         "out",
         "request_bytes",
+        "retry",
         "saved",
         "saved_stateid",
         "service",
@@ -121,6 +131,9 @@ class Compound:
         self.request_bytes = 0
         self.op_count = 0
         self.op_index = 0
+        self.marks: Marks | None = None
+        self.retry = False
+        self.after_sequence = (0, 0)
 
     # -- for operations --
 
@@ -136,6 +149,40 @@ class Compound:
     def set_stateid(self, stateid: Stateid) -> None:
         """The operation returned this stateid: it is the current one."""
         self.stateid = stateid
+
+    def done(self, op: int) -> Mark | None:
+        """The mark of this operation, if it was done before the server was killed."""
+        return None if self.marks is None else self.marks.done(self.op_index, op)
+
+    def ride(self, op: int) -> Ride | None:
+        """What this operation, which must not be done twice, takes along when it is done.
+
+        `NfsError`: it may not be done in this COMPOUND any more.
+        """
+        if self.marks is None:
+            return None
+        ride = self.marks.ride(self.op_index, op)
+        assert self.session is not None
+        self.session.ridden.add(self.marks.record.slot)
+        return ride
+
+    def tag(self, state: State) -> None:
+        """This operation changes the state: for who asks `did` after a restart."""
+        state.tag = self._tag()
+
+    def did(self, state: State) -> bool:
+        """Whether this operation has changed the state already, before a restart."""
+        return self.retry and state.tag == self._tag() != b""
+
+    def _tag(self) -> bytes:
+        if self.marks is None:
+            return b""
+        request = self.marks.record
+        return _TAG.pack(request.session, request.slot, request.sequence, self.op_index)
+
+    def ended(self, stateid: Stateid) -> bool:
+        """Whether an operation that ends a state finds it ended, and may have done so itself."""
+        return self.retry and self.service.states.is_past(stateid)
 
     def user(self) -> Credential:
         """Who calls, after the squash of the current export."""
@@ -219,6 +266,8 @@ class Compound:
                 steps, status = self._start(op)
                 if steps is not None:
                     status = yield from self._rest(op, steps)
+                if status and self.marks is not None and self.marks.before_done(self.op_index):
+                    done, begin, status = self._reply_lost()
         if done:
             status = yield from self._durable(staged, begin, status)
         out.put_u32(0, status)
@@ -247,13 +296,27 @@ class Compound:
         self.service.count("server_faults")
         return self._failed(begin, failed) if status == n.NFS4_OK else status
 
+    def _reply_lost(self) -> tuple[int, int, int]:
+        """What is done was done after an operation that now fails: see riders.py.
+
+        SEQUENCE stands, the operation after it gets the error (RFC 8881 18.46.3).
+        """
+        at, arguments = self.after_sequence
+        self.out.truncate(at)
+        op = Reader(self.arguments.buffer, arguments).u32()
+        self.out.pack(_RESULT, op, n.NFS4_OK)
+        self.service.count("replies_lost")
+        return 2, at, self._failed(at, n.NFS4ERR_RETRY_UNCACHED_REP)
+
     def _sequence(self) -> tuple[bytes | None, int]:
         """The first operation is SEQUENCE; a retransmitted request has its result already."""
         out = self.out
         begin = len(out)
         out.pack(_RESULT, n.OP_SEQUENCE, n.NFS4_OK)
         try:
-            return self.service.sessions.begin(self, self.arguments, out), n.NFS4_OK
+            replay = self.service.sessions.begin(self, self.arguments, out)
+            self.after_sequence = len(out), self.arguments.pos
+            return replay, n.NFS4_OK
         except NfsError as error:
             return None, self._failed(begin, error.status, error.body)
         except XdrError:

@@ -407,6 +407,7 @@ class Delegations:
         delegation.holder = holder
         delegation.change, delegation.size = changes.value(stat), stat.size
         delegation.referring = referring_of(c)
+        c.tag(delegation)
         try:
             self._states.add(delegation)
         except (NfsError, OSError):  # the client, or the file, is gone

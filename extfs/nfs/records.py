@@ -11,6 +11,8 @@ What is durable when
     a client expired    before the request that needed what it held is answered (8.4.3, first edge)
     the end of grace    before anything that is no reclaim is granted: who has not reclaimed by then
                         may not do it after the next restart either (8.4.3, second edge)
+    a session           that is persistent: before CREATE_SESSION is answered; its end, before
+                        DESTROY_SESSION is; what BACKCHANNEL_CTL sets, before that is
     of a *kept* client  its locks, delegations, layouts, and opens that deny anything: before the
                         answer that tells them; other opens within a second or so: a client whose
                         open is unknown after a restart opens the file again by itself, nobody could
@@ -25,11 +27,11 @@ event of the core, which has no answer to hold back.
 
 A client is kept if it asked for it: it set CREATE_SESSION4_FLAG_PERSIST, as the Linux client does.
 After a restart it has its client ID, stateids and layouts, so that nothing is to be reclaimed, and
-nothing in flight is lost. Its sessions are not kept, and csr_flags does not promise PERSIST: that
-flag promises the reply cache (18.36.3), and a session without it could execute a retransmitted
-request twice and never say so. The answer is NFS4ERR_BADSESSION, by which the client knows that
-retransmissions are its own business now; it makes a new session under its client ID with one
-CREATE_SESSION (2.10.13.1.3, 8.4.2.1), and goes on.
+nothing in flight is lost. So it is with the sessions that it made with that flag; what the flag in
+csr_flags promises (18.36.3), that a request is not executed twice, is kept by marks (`riders`),
+which are records too, but written by the transactions of the core that they are about. Where a
+session could not be made durable the flag is not granted: after a restart it is NFS4ERR_BADSESSION,
+and the client makes another under its client ID (2.10.13.1.3, 8.4.2.1).
 """
 
 from __future__ import annotations
@@ -44,11 +46,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from extfs.nfs.effects import Blocking, Steps
+from extfs.nfs.riders import RiderRecord, rider_number
 from extfs.nfs.xdr import Reader, Writer, XdrError
 
 if TYPE_CHECKING:
     from extfs.nfs.clients import Client
     from extfs.nfs.service import Service
+    from extfs.nfs.sessions import Session
 
 __all__ = [
     "ClientRecord",
@@ -57,6 +61,7 @@ __all__ = [
     "Records",
     "Restorer",
     "ServerRecord",
+    "SessionRecord",
     "StateRecord",
 ]
 
@@ -67,6 +72,10 @@ SECRET_BYTES = 16
 OWNER_MAX = 1024
 REPLY_MAX = 4096
 STATE_MAX = 32768
+TAG_MAX = 64
+CB_AUTH_MAX = 1024
+SESSION_BYTES = 16
+BACK_SLOTS_MAX = 64
 _KIND_SHIFT = 56
 _NUMBER_MASK = (1 << _KIND_SHIFT) - 1
 
@@ -76,6 +85,9 @@ class Kind:
 
     CLIENT = 1
     STATE = 2
+    SESSION = 3
+    RIDER = 4
+    """`riders.rider_number`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +179,7 @@ class StateRecord:
     clientid: int
     kind: int
     body: bytes
+    tag: bytes = b""
 
     def encode(self) -> bytes:
         """As it is stored."""
@@ -175,13 +188,75 @@ class StateRecord:
         out.u64(self.clientid)
         out.u32(self.kind)
         out.opaque(self.body)
+        out.opaque(self.tag)
         return bytes(out.buffer)
 
     @classmethod
     def decode(cls, encoded: bytes) -> StateRecord:
         """`XdrError`: it is none of this version."""
         reader = _reader(encoded)
-        return cls(reader.u64(), reader.u32(), reader.opaque(STATE_MAX))
+        clientid, kind, body = reader.u64(), reader.u32(), reader.opaque(STATE_MAX)
+        # There was none before there were persistent sessions.
+        return cls(clientid, kind, body, b"" if reader.done() else reader.opaque(TAG_MAX))
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A persistent session; the fields are those of `sessions.Session`.
+
+    `fore` and `back`: the five numbers of ChannelAttributes. `wants_back`: it has had a
+    backchannel. `back_sequences`: (floor, ceiling) of each of its slots, see `callbacks`.
+    """
+
+    clientid: int
+    identity: bytes
+    minor: int
+    fore: tuple[int, int, int, int, int]
+    back: tuple[int, int, int, int, int]
+    cb_program: int
+    cb_auth: bytes
+    wants_back: bool
+    back_sequences: tuple[tuple[int, int], ...]
+
+    def encode(self) -> bytes:
+        """As it is stored."""
+        out = Writer()
+        out.u32(VERSION)
+        out.u64(self.clientid)
+        out.fixed(self.identity)
+        out.u32(self.minor)
+        for value in (*self.fore, *self.back):
+            out.u32(value)
+        out.u32(self.cb_program)
+        out.opaque(self.cb_auth)
+        out.boolean(self.wants_back)
+        out.u32(len(self.back_sequences))
+        for floor, ceiling in self.back_sequences:
+            out.u32(floor)
+            out.u32(ceiling)
+        return bytes(out.buffer)
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> SessionRecord:
+        """`XdrError`: it is none of this version."""
+        reader = _reader(encoded)
+        return cls(
+            clientid=reader.u64(),
+            identity=reader.fixed(SESSION_BYTES),
+            minor=reader.u32(),
+            fore=_five(reader),
+            back=_five(reader),
+            cb_program=reader.u32(),
+            cb_auth=reader.opaque(CB_AUTH_MAX),
+            wants_back=reader.boolean(),
+            back_sequences=tuple(
+                (reader.u32(), reader.u32()) for _ in range(reader.count(BACK_SLOTS_MAX, 8))
+            ),
+        )
+
+
+def _five(reader: Reader) -> tuple[int, int, int, int, int]:
+    return reader.u32(), reader.u32(), reader.u32(), reader.u32(), reader.u32()
 
 
 class DurableState(Protocol):
@@ -190,6 +265,7 @@ class DurableState(Protocol):
     kind: ClassVar[Any]
     client: Any
     mark: int
+    tag: bytes
 
     @property
     def urgent(self) -> bool:
@@ -232,8 +308,10 @@ class Records:
         self._loaded = loaded
         self._last: dict[int, int] = {}
         for number in loaded:
-            kind = number >> _KIND_SHIFT
-            self._last[kind] = max(self._last.get(kind, 0), number & _NUMBER_MASK)
+            kind, last = number >> _KIND_SHIFT, number & _NUMBER_MASK
+            if kind == Kind.RIDER:  # those of a session may be left when it is gone
+                kind, last = Kind.SESSION, last >> 16
+            self._last[kind] = max(self._last.get(kind, 0), last)
         self._numbers: dict[Client, int] = {}
         self._of_client: dict[Client, dict[DurableState, int]] = {}
         self._changed: dict[DurableState, None] = {}
@@ -288,6 +366,21 @@ class Records:
             number = self._numbers[client] = self.new_number(Kind.CLIENT)
         self.stage(number, client.to_record())
 
+    def stage_session(self, session: Session) -> None:
+        """The session as it is now; the first time it gets its record."""
+        if not session.record:
+            session.record = self.new_number(Kind.SESSION)
+        self.stage(session.record, session.to_record())
+
+    def drop_session(self, session: Session) -> None:
+        """It has no record any more, nor have its slots. One that has none is no error."""
+        number, session.record = session.record, 0
+        if not number:
+            return
+        for slot in session.ridden:
+            self.stage(rider_number(number & _NUMBER_MASK, slot), None)
+        self.stage(number, None)
+
     def drop_client(self, client: Client) -> None:
         """It has no record any more. A client that has none is no error."""
         number = self._numbers.pop(client, None)
@@ -329,7 +422,9 @@ class Records:
             number = of_client.get(state)
             if number is None:
                 number = of_client[state] = self.new_number(Kind.STATE)
-            record = StateRecord(state.client.clientid, int(state.kind), state.to_record())
+            record = StateRecord(
+                state.client.clientid, int(state.kind), state.to_record(), state.tag
+            )
             urgent = bool(state.urgent or state.mark or state in self._urgent)
             if state.urgent:
                 self._urgent.add(state)
@@ -406,9 +501,17 @@ class Records:
         loaded, self._loaded = self._loaded, {}
         clients: dict[int, ClientRecord] = {}
         states: list[tuple[int, int, StateRecord]] = []
+        sessions: dict[int, SessionRecord] = {}
+        riders: list[RiderRecord] = []
         for number, encoded in sorted(loaded.items()):
             kind = number >> _KIND_SHIFT
-            with contextlib.suppress(XdrError):
+            with contextlib.suppress(XdrError, ValueError):
+                if kind == Kind.SESSION:
+                    sessions[number] = SessionRecord.decode(encoded)
+                    continue
+                if kind == Kind.RIDER:
+                    riders.append(RiderRecord.decode(encoded))
+                    continue
                 if kind == Kind.CLIENT:
                     clients[number] = ClientRecord.decode(encoded)
                     continue
@@ -418,6 +521,7 @@ class Records:
                     continue
             log.warning("record %x of the layout server is unknown, it stays as it is", number)
         kept = self._restore_clients(clients)
+        self._restore_sessions(kept, sessions, riders)
         # By kind: locks need their opens.
         for _, number, state in sorted(states, key=lambda entry: entry[:2]):
             client = kept.get(state.clientid)
@@ -448,6 +552,28 @@ class Records:
                 del clients[number]
         return kept
 
+    def _restore_sessions(
+        self,
+        kept: dict[int, Client],
+        sessions: dict[int, SessionRecord],
+        riders: list[RiderRecord],
+    ) -> None:
+        """Those of kept clients, with their riders; all others go."""
+        of_session: dict[int, dict[int, RiderRecord]] = {}
+        for rider in riders:
+            of_session.setdefault(rider.session, {})[rider.slot] = rider
+        for number, record in sessions.items():
+            client = kept.get(record.clientid)
+            if client is None:
+                self.stage(number, None)
+                continue
+            mine = of_session.pop(number & _NUMBER_MASK, {})
+            self._service.sessions.restore(client, number, record, mine)
+            self._service.count("sessions_kept")
+        for left in of_session.values():
+            for rider in left.values():
+                self.stage(rider.number, None)
+
     def _restore_state(self, client: Client, number: int, record: StateRecord) -> bool:
         restorer = self.restorers.get(record.kind)
         if restorer is None:
@@ -459,6 +585,7 @@ class Records:
             return False
         if state is None:
             return False
+        state.tag = record.tag
         self._of_client[client][state] = number
         if state.urgent:
             self._urgent.add(state)

@@ -49,6 +49,7 @@ class ServiceOptions:
     session. `cached_bytes`: of a result that a slot keeps; `reply_cache_bytes`: of all that all
     slots may keep. `states`: opens, locks and delegations, of all clients and of one.
     `keep_clients`: those who ask for it survive a restart with all their state (records.py).
+    `persistent_sessions`: so many sessions at most do so with them.
     `unit`: the device as a SCSI unit that can fence clients; without it there are no SCSI layouts.
     """
 
@@ -68,6 +69,7 @@ class ServiceOptions:
     states_of_client: int = 1 << 17
     courtesy: bool = True
     keep_clients: bool = True
+    persistent_sessions: int = 8192
     unit: ScsiIdentity | None = None
 
     @property

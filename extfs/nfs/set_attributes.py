@@ -15,13 +15,26 @@ from extfs.nfs import constants as n
 from extfs.nfs import credentials
 from extfs.nfs.attributes import FATTR4_MODE_UMASK, FILE_BYTES_MAX, SETTABLE, supported
 from extfs.nfs.errors import NfsError
+from extfs.nfs.riders import carried
 from extfs.nfs.rpc import Credential
 from extfs.nfs.xdr import Reader, XdrError
 
 if TYPE_CHECKING:
     from extfs.nfs.compound import Compound
+    from extfs.nfs.riders import Ride
 
-__all__ = ["Change", "SetAttributes", "apply", "apply_created", "change_of", "creation", "decode"]
+__all__ = [
+    "MODES",
+    "Change",
+    "SetAttributes",
+    "apply",
+    "apply_created",
+    "change_of",
+    "creation",
+    "decode",
+    "more_than_mode",
+    "more_than_size",
+]
 
 _VALUES_MAX = 65536
 _ID_MAX = 0xFFFFFFFE
@@ -35,7 +48,7 @@ S_ISGID = 0o2000
 S_ISUID = 0o4000
 S_IXGRP = 0o010
 
-_MODES = 1 << n.FATTR4_MODE | 1 << n.FATTR4_MODE_SET_MASKED | 1 << FATTR4_MODE_UMASK
+MODES = 1 << n.FATTR4_MODE | 1 << n.FATTR4_MODE_SET_MASKED | 1 << FATTR4_MODE_UMASK
 
 _NOW = (-1, _NSEC)
 """Stands for the server's time until it is known; no time is written like this."""
@@ -130,7 +143,7 @@ def decode(reader: Reader, minor: int = 2) -> SetAttributes:
         raise NfsError(n.NFS4ERR_ATTRNOTSUPP)
     if mask & ~SETTABLE:
         raise NfsError(n.NFS4ERR_INVAL)
-    if (mask & _MODES).bit_count() > 1:
+    if (mask & MODES).bit_count() > 1:
         raise NfsError(n.NFS4ERR_INVAL)
     wanted = _values(values, mask)
     if not values.done():
@@ -151,7 +164,8 @@ def _at(when: Time | None) -> Time | None:
 class Change:
     """What is to be done to an inode, decided; `run` does it where it may block.
 
-    `done`: the bitmap of what has been set, also when `run` fails in the middle.
+    `done`: the bitmap of what has been set, also when `run` fails in the middle. `ride`: for
+    all but the size, which comes first.
     """
 
     size: int | None
@@ -163,6 +177,7 @@ class Change:
     mask: int
     kill_priv: bool
     done: int = 0
+    ride: Ride | None = None
 
     def run(self, fs: Filesystem, ino: int) -> None:
         """Set, durably. EAGAIN: layouts are in the way of a new size, and nothing was done."""
@@ -171,16 +186,19 @@ class Change:
             self.done |= 1 << n.FATTR4_SIZE
         rest = (self.mode, self.uid, self.gid, self.atime, self.mtime)
         if any(value is not None for value in rest):
-            fs.setattr(
-                ino,
-                mode=self.mode,
-                uid=self.uid,
-                gid=self.gid,
-                atime=_at(self.atime),
-                mtime=_at(self.mtime),
-            )
+            carried(self.ride, lambda: self._set(fs, ino))
         fs.fsync(ino)
         self.done = self.mask
+
+    def _set(self, fs: Filesystem, ino: int) -> None:
+        fs.setattr(
+            ino,
+            mode=self.mode,
+            uid=self.uid,
+            gid=self.gid,
+            atime=_at(self.atime),
+            mtime=_at(self.mtime),
+        )
 
 
 def _check_ids(who: Credential, st: Stat, wanted: SetAttributes) -> None:
@@ -237,7 +255,7 @@ def change_of(c: Compound, st: Stat, wanted: SetAttributes, opened: bool = False
     mask = wanted.mask
     if st.mode & S_IFMT == S_IFLNK:
         mode = None
-        mask &= ~_MODES
+        mask &= ~MODES
     return Change(
         size=wanted.size,
         mode=mode,
@@ -284,6 +302,17 @@ def creation(
     return mode, Cred(who.uid, who.gid, wanted.umask)
 
 
+def more_than_size(wanted: SetAttributes) -> bool:
+    """Whether something is to be set that is no size."""
+    return bool(wanted.mask & ~(1 << n.FATTR4_SIZE))
+
+
+def more_than_mode(wanted: SetAttributes) -> bool:
+    """Whether `apply_created` may have something to do for a regular file."""
+    done = MODES | (1 << n.FATTR4_SIZE if wanted.size == 0 else 0)
+    return bool(wanted.mask & ~done)
+
+
 def apply_created(fs: Filesystem, st: Stat, wanted: SetAttributes) -> int:
     """Set on a new inode what could not be given when it was made; returns what holds now.
 
@@ -295,7 +324,7 @@ def apply_created(fs: Filesystem, st: Stat, wanted: SetAttributes) -> int:
     gid = wanted.gid if wanted.gid != st.gid else None
     moved = uid is not None or gid is not None
     if kind == S_IFLNK:
-        mask &= ~_MODES
+        mask &= ~MODES
     if wanted.size is not None and kind == S_IFREG and wanted.size != st.size:
         fs.truncate(st.ino, wanted.size, nowait=True)
     elif wanted.size is not None and kind != S_IFREG:

@@ -334,17 +334,26 @@ class States:
         8.2.4. Special stateids other than the current one are bad here.
         """
         stateid = self.actual(c, stateid)
-        state = self._lookup(stateid)
-        state.check(c.client, stateid.seqid, file)
+        state = self._lookup(c, stateid)
+        # Who has changed it in his own request before a restart names the seqid before that.
+        state.check(c.client, 0 if c.did(state) else stateid.seqid, file)
         if state.kind not in kinds:
             raise NfsError(n.NFS4ERR_BAD_STATEID)
         return state
 
-    def _lookup(self, stateid: Stateid) -> State:
+    def is_past(self, stateid: Stateid) -> bool:
+        """Whether it may have been of a state that ended before the last restart."""
+        if stateid.other in self._states or is_special(stateid):
+            return False
+        return bool(_OTHER.unpack(stateid.other)[0] != self.service.epoch)
+
+    def _lookup(self, c: Compound, stateid: Stateid) -> State:
+        """A client that is kept has not to hear of restarts: what it lost by one is bad, not stale,
+        or it would recover a lease that is in order."""
         state = self._states.get(stateid.other)
         if state is not None:
             return state
-        if is_special(stateid) or _OTHER.unpack(stateid.other)[0] == self.service.epoch:
+        if not self.is_past(stateid) or (c.client is not None and c.client.kept):
             raise NfsError(n.NFS4ERR_BAD_STATEID)
         raise NfsError(n.NFS4ERR_STALE_STATEID)
 
@@ -432,7 +441,7 @@ class States:
         try:
             if is_special(stateid):
                 raise NfsError(n.NFS4ERR_BAD_STATEID)
-            self._lookup(stateid).check(c.client, stateid.seqid, None)
+            self._lookup(c, stateid).check(c.client, stateid.seqid, None)
         except NfsError as error:
             return error.status
         return n.NFS4_OK
@@ -443,7 +452,7 @@ class States:
         Returns what is gone. LOCKS_HELD for anything that is in use.
         """
         stateid = self.actual(c, stateid)
-        state = self._lookup(stateid)
+        state = self._lookup(c, stateid)
         if state.client is not c.client:
             raise NfsError(n.NFS4ERR_BAD_STATEID)
         if not state.mark:

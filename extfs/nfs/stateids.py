@@ -116,11 +116,12 @@ class State:
 
     `mark` is NFS4_OK while the state is good; a revoked one keeps the status that says so
     (ADMIN_REVOKED, EXPIRED, DELEG_REVOKED) until the client frees it (RFC 8881 8.3, 18.38).
-    `file` is None for a state that is about no file.
+    `file` is None for a state that is about no file. `tag`: which operation of which request in a
+    persistent session changed it last (`Compound.tag`).
     """
 
     kind: ClassVar[Kind]
-    __slots__ = ("client", "file", "mark", "other", "seqid")
+    __slots__ = ("client", "file", "mark", "other", "seqid", "tag")
 
     def __init__(self, client: Any, file: FileState | None, other: bytes) -> None:
         self.client = client
@@ -128,6 +129,7 @@ class State:
         self.other = other
         self.seqid = 1
         self.mark = n.NFS4_OK
+        self.tag = b""
 
     def stateid(self) -> Stateid:
         """As the client is to know it now."""

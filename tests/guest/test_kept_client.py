@@ -1,5 +1,5 @@
 """A restart of the server takes nothing from the kernel's client: it asks for a persistent session,
-so its client ID, opens, locks and layouts are kept; it only has to make a new session."""
+so its client ID, session, opens, locks and layouts are kept."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def test_layouts_opens_and_locks_go_on(own_world: Callable[..., World]) -> None:
         client.guest.check(f"cmp {source} {client.path('file')}", 60)
     after = only_client(world)
     assert after["clientid"] == before["clientid"]
-    assert after["sessions"] != before["sessions"]
+    assert [one["id"] for one in after["sessions"]] == [one["id"] for one in before["sessions"]]
+    assert all(one["persistent"] and one["backchannel"] for one in after["sessions"])
+    assert served.counter("sessions_kept") == 1
+    assert served.counter("sessions_created") == 0
     assert served.counter("states_kept") >= 3
     assert counted["WRITE"] == 0, str(counted)
     assert counted["LOCK"] == 0, str(counted)

@@ -161,5 +161,5 @@ class Kept(Session):
         self.service = server.service
         self.wire = server.wire()
         got = created(self.wire.compound(create_session(self.clientid, number, PERSIST)))
-        assert not got.flags & n.CREATE_SESSION4_FLAG_PERSIST  # the reply cache does not survive
+        assert got.flags & n.CREATE_SESSION4_FLAG_PERSIST
         self.id, self.numbers = got.id, {}

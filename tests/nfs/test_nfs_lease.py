@@ -20,7 +20,7 @@ from extfs.nfs.stateids import Kind, State
 from nfs import wire
 from nfs.conftest import DEVICE_BYTES
 from nfs.handshake import PERSIST, RECLAIM_COMPLETE, Kept, Server, destroy_session
-from nfs.wire import Session, create_session
+from nfs.wire import Session, create_session, op
 
 LEASE = 40.0
 GRACE = 30.0
@@ -516,10 +516,9 @@ def test_a_kept_client(server: Server, things: list[Thing]) -> None:
     server.restart()
     assert not server.service.lease.in_grace()
     assert [(thing.other, thing.seqid) for thing in things] == [(b"one state...", 2)]
-    # The session is gone, and the client ID makes another.
-    connection = server.wire()
-    reply = connection.compound(wire.sequence(session.id, 2))
-    assert reply.status == n.NFS4ERR_BADSESSION
+    # The session is there, and the client ID makes another.
+    session.service, session.wire = server.service, server.wire()
+    assert session.run(op(n.OP_PUTROOTFH)).status == n.NFS4_OK
     session.reopen(server, session.first + 1)
     assert client_of(session) is things[0].client
     assert open_status(server, session, reclaim=False) == n.NFS4_OK
@@ -553,23 +552,20 @@ def test_a_state_that_cannot_be_restored_is_forgotten(server: Server, things: li
     thing.seqid = 99
     server.service.records.state_changed(thing)
     run_here(server.service.records.durable())
-    assert len(server.fs.records.load()) == 3
+    assert len(server.fs.records.load()) == 4
     server.restart()
     server.runner.advance(2)
     assert not things
-    assert len(server.fs.records.load()) == 2
+    assert len(server.fs.records.load()) == 3
 
 
 def test_a_retransmitted_create_session_after_a_restart(server: Server) -> None:
-    """The client may not have seen the answer: it gets it, and a session that is lost."""
+    """The client may not have seen the answer: it gets it, and the session that it is about."""
     session = Kept(server)
     server.restart()
     first = session.id
     session.reopen(server, session.first)
     assert session.id == first
-    reply = session.wire.compound(wire.sequence(session.id, 1))
-    assert reply.status == n.NFS4ERR_BADSESSION
-    session.reopen(server, session.first + 1)
     assert session.run(RECLAIM_COMPLETE).status == n.NFS4_OK
 
 
@@ -584,7 +580,9 @@ def test_a_kept_client_is_known_to_exchange_id(server: Server) -> None:
 def test_a_kept_client_has_a_lease(server: Server) -> None:
     Kept(server)
     server.restart()
-    server.runner.advance(LEASE + 2)  # it has no session now
+    server.runner.advance(LEASE + 2)  # it has nothing but its session
+    assert len(server.fs.records.load()) == 3
+    server.runner.advance(IDLE_SECONDS)
     assert len(server.fs.records.load()) == 1
     server.restart()
     assert not server.service.lease.in_grace()

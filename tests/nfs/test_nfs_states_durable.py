@@ -106,7 +106,7 @@ def test_opens_are_as_they_were(host: Host) -> None:
     one.write(gone.fh, gone.stateid, 0, b"contents")
     one.close(gone.fh, gone.stateid)
     again(host, one, two)
-    assert one.test(opened.stateid, gone.stateid) == [n.NFS4_OK, n.NFS4ERR_STALE_STATEID]
+    assert one.test(opened.stateid, gone.stateid) == [n.NFS4_OK, n.NFS4ERR_BAD_STATEID]
     assert two.test(opened.stateid) == [n.NFS4ERR_BAD_STATEID]
     assert status_of(two.open, b"f", WRITE | NO_DELEG) == n.NFS4ERR_SHARE_DENIED
     one.write(opened.fh, opened.stateid, 0, b"x")
@@ -192,7 +192,7 @@ def test_revoked_ones_stay_so(host: Host) -> None:
     assert one.test(held) == [n.NFS4ERR_DELEG_REVOKED]
     one.free(held)
     again(host, one)
-    assert one.test(held) == [n.NFS4ERR_STALE_STATEID]
+    assert one.test(held) == [n.NFS4ERR_BAD_STATEID]
 
 
 def test_a_file_without_a_name_is_gone(host: Host) -> None:
@@ -204,8 +204,8 @@ def test_a_file_without_a_name_is_gone(host: Host) -> None:
     host.fs.sync()
     again(host, one)
     assert one.test(gone.stateid, held, stays.stateid) == [
-        n.NFS4ERR_STALE_STATEID,
-        n.NFS4ERR_STALE_STATEID,
+        n.NFS4ERR_BAD_STATEID,
+        n.NFS4ERR_BAD_STATEID,
         n.NFS4_OK,
     ]
 

@@ -115,7 +115,8 @@ def _opened(c: Compound, stateid: Stateid, wanted: set_attributes.SetAttributes)
     return c.service.states.io(c, stateid, Conflict.WRITE) is not None
 
 
-def _set(c: Compound, args: Reader, changes: list[set_attributes.Change]) -> Steps[None]:
+def _set(c: Compound, args: Reader, changes: list[set_attributes.Change]) -> Steps[int]:
+    """Returns the bitmap of what was set; `changes` gets what is tried, for a failure to tell."""
     stateid = read_stateid(args)
     wanted = set_attributes.decode(args, c.minor)
     if c.current is None:
@@ -124,20 +125,28 @@ def _set(c: Compound, args: Reader, changes: list[set_attributes.Change]) -> Ste
     c.writable()
     found = filehandles.stat(c, current)
     if not wanted.mask:
-        return
+        return 0
     if wanted.size is not None and found.mode & S_IFMT == S_IFDIR:
         raise NfsError(n.NFS4ERR_ISDIR)
+    if c.done(n.OP_SETATTR) is not None:
+        done = wanted.mask
+        if found.mode & S_IFMT == set_attributes.S_IFLNK:
+            done &= ~set_attributes.MODES
+        return done
     change = set_attributes.change_of(c, found, wanted, _opened(c, stateid, wanted))
     changes.append(change)
+    if set_attributes.more_than_size(wanted):
+        change.ride = c.ride(n.OP_SETATTR)
     fs = c.service.fs
     yield Blocking(lambda: change.run(fs, current.ino))
+    return change.done
 
 
 def setattr_(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     """SETATTR, RFC 8881 18.30. Its result has a bitmap of what was set whether it failed or not."""
     changes: list[set_attributes.Change] = []
     try:
-        yield from _set(c, args, changes)
+        done = yield from _set(c, args, changes)
     except (NfsError, OSError, XdrError) as error:
         if isinstance(error, NfsError):
             status = error.status
@@ -145,7 +154,7 @@ def setattr_(c: Compound, args: Reader, out: Writer) -> Steps[None]:
             status = status_of(error) if isinstance(error, OSError) else n.NFS4ERR_BADXDR
         done = changes[0].done if changes else 0
         raise NfsError(status, _bitmap(done)) from error
-    out.bitmap(changes[0].done if changes else 0)
+    out.bitmap(done)
 
 
 # ---- ACCESS ------------------------------------------------------------------------------------

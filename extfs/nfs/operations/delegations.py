@@ -34,12 +34,17 @@ def delegreturn(c: Compound, args: Reader, out: Writer) -> None:
     """DELEGRETURN (RFC 8881 18.6)."""
     stateid = read_stateid(args)
     assert c.current is not None
-    delegation = c.service.states.find(c, stateid, Kind.DELEGATION, file=c.current.ino)
-    file = delegation.file
-    c.service.states.drop(delegation)
+    assert c.client is not None
+    states = c.service.states
+    if c.ended(stateid):
+        file = states.known_file(c.current.ino)
+    else:
+        delegation = states.find(c, stateid, Kind.DELEGATION, file=c.current.ino)
+        file = delegation.file
+        states.drop(delegation)
+        c.service.count("delegations_returned")
     if file is not None:  # layouts are return-on-close
-        c.service.layouts.closed(delegation.client, file)
-    c.service.count("delegations_returned")
+        c.service.layouts.closed(c.client, file)
 
 
 def want_delegation(c: Compound, args: Reader, out: Writer) -> Steps[None]:

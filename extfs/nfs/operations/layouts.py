@@ -171,6 +171,8 @@ def _check_offered(c: Compound, layout_type: int) -> None:
         raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE) from None
     assert c.client is not None
     if not c.service.callbacks.path_up(c.client):
+        if c.service.sessions.back_awaited(c.client):
+            raise NfsError(n.NFS4ERR_DELAY)
         c.service.count("layoutget_no_backchannel")
         raise NfsError(n.NFS4ERR_LAYOUTUNAVAILABLE)  # it could not be recalled
 
@@ -233,7 +235,7 @@ def layoutreturn(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     left = None
     if kind == n.LAYOUT4_RET_REC_FILE:
         end = _end_of(offset, length)
-        if not reclaim:
+        if not reclaim and not c.ended(stateid):
             left = yield from c.service.layouts.give_back(
                 c,
                 stateid,

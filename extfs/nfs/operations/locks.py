@@ -108,6 +108,8 @@ def _lock(c: Compound, state: LockState, wish: _Wish) -> Stateid:
     fh, client = c.current, c.client
     assert fh is not None
     assert client is not None
+    if c.did(state):
+        return state.stateid()
     new = not state.number
     number = state.number or states.owners.take(client, state.owner)
     try:
@@ -126,6 +128,7 @@ def _lock(c: Compound, state: LockState, wish: _Wish) -> Stateid:
         raise
     state.number = number
     state.ranges.set(wish.start, wish.last, wish.write)
+    c.tag(state)
     if new:
         _add(c, state)
     else:
@@ -210,10 +213,14 @@ def locku(c: Compound, args: Reader, out: Writer) -> None:
     states = c.service.states
     state = states.find(c, stateid, Kind.LOCK, file=c.current.ino)
     assert isinstance(state, LockState)
-    states.locks.clear(state.file, state.number, offset, last)
-    state.ranges.clear(offset, last)
-    stateid = state.bump()
-    states.changed(state)
+    if c.did(state):
+        stateid = state.stateid()
+    else:
+        states.locks.clear(state.file, state.number, offset, last)
+        state.ranges.clear(offset, last)
+        stateid = state.bump()
+        c.tag(state)
+        states.changed(state)
     write_stateid(out, stateid)
     c.set_stateid(stateid)
 
@@ -236,7 +243,10 @@ def free_stateid(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     its own although the second one fails: it would go on with the contents in its cache, and see
     no reason not to.
     """
-    state = c.service.states.free(c, read_stateid(args))
+    stateid = read_stateid(args)
+    if c.ended(stateid):
+        return
+    state = c.service.states.free(c, stateid)
     if isinstance(state, DelegationState) and state.mark == n.NFS4ERR_DELEG_REVOKED:
         file, fs = state.file, c.service.fs
         with contextlib.suppress(CoreError):  # it may be gone

@@ -21,11 +21,13 @@ from extfs.nfs.compound import Operation
 from extfs.nfs.delegations import Conflict
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.errors import NfsError
+from extfs.nfs.riders import carried
 from extfs.nfs.xdr import Reader, Writer, XdrError
 
 if TYPE_CHECKING:
     from extfs.nfs.compound import Compound
     from extfs.nfs.filehandles import Filehandle
+    from extfs.nfs.riders import Mark
 
 __all__ = ["OPERATIONS", "directory"]
 
@@ -242,13 +244,17 @@ def create(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     wanted = set_attributes.decode(args, c.minor)
     current = c.current
     assert current is not None
+    mark = c.done(n.OP_CREATE)
+    if mark is not None:
+        yield from _created(c, mark, wanted, out)
+        return
     place = _changeable(c, current)
     names.creatable(place.ino, name)
     default = 0o700 if new.kind == S_IFDIR else 0o600
     mode, cred = set_attributes.creation(c, place, wanted, default, new.kind)
     if new.kind in (0o060000, 0o020000) and cred.uid:
         raise NfsError(n.NFS4ERR_PERM)  # as mknod(2)
-    fs = c.service.fs
+    fs, ride = c.service.fs, c.ride(n.OP_CREATE)
 
     def make() -> Stat:
         if new.kind == S_IFDIR:
@@ -258,7 +264,7 @@ def create(c: Compound, args: Reader, out: Writer) -> Steps[None]:
         return fs.mknod(place.ino, name, new.kind | mode, new.rdev, cred)
 
     def work() -> tuple[Stat, ChangeInfo, int]:
-        made, info = watched(fs, place.ino, make)
+        made, info = watched(fs, place.ino, lambda: carried(ride, make), ride)
         mask = set_attributes.apply_created(fs, made, wanted)
         fs.fsync(made.ino)
         return made, info, mask
@@ -266,6 +272,30 @@ def create(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     made, info, mask = yield Blocking(work)
     c.set_current(filehandles.child(c, current, made))
     info.write(out)
+    out.bitmap(mask)
+
+
+def _created(
+    c: Compound, mark: Mark, wanted: set_attributes.SetAttributes, out: Writer
+) -> Steps[None]:
+    """CREATE was done before a restart, but for attributes that are set in a second step."""
+    fs, directory = c.service.fs, c.current
+    assert directory is not None
+
+    def work() -> int:
+        try:
+            fs.handle_check(mark.ino, mark.generation)
+            done = set_attributes.apply_created(fs, fs.getattr(mark.ino), wanted)
+            fs.fsync(mark.ino)
+        except OSError as error:
+            if error.errno not in (errno.ESTALE, errno.ENOENT):
+                raise
+            return wanted.mask  # somebody has removed it since
+        return done
+
+    mask = yield Blocking(work)
+    c.set_current(c.service.filehandles.make(directory.export, mark.ino, mark.generation))
+    mark.places[0].write(out)
     out.bitmap(mask)
 
 
@@ -286,16 +316,23 @@ def link(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     """LINK, RFC 8881 18.9: the saved filehandle's file gets a name in the current directory."""
     name = names.component(args)
     saved, current = _both(c)
+    mark = c.done(n.OP_LINK)
+    if mark is not None:
+        mark.places[0].write(out)
+        return
     source = filehandles.stat(c, saved)
     if source.mode & S_IFMT == S_IFDIR:
         raise NfsError(n.NFS4ERR_ISDIR)
     place = _changeable(c, current)
     names.creatable(place.ino, name)
     c.service.states.about_to_change(c, source.ino, Conflict.NAMESPACE)
-    fs = c.service.fs
+    fs, ride = c.service.fs, c.ride(n.OP_LINK)
+
+    def make() -> Stat:
+        return fs.link(source.ino, place.ino, name)
 
     def work() -> ChangeInfo:
-        _, info = watched(fs, place.ino, lambda: fs.link(source.ino, place.ino, name))
+        _, info = watched(fs, place.ino, lambda: carried(ride, make), ride)
         fs.fsync(place.ino)
         return info
 
@@ -308,15 +345,23 @@ def remove(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     name = names.component(args)
     current = c.current
     assert current is not None
+    mark = c.done(n.OP_REMOVE)
+    if mark is not None:
+        mark.places[0].write(out)
+        return
     place = _changeable(c, current)
     fs = c.service.fs
     victim = fs.lookup(place.ino, name)
     _removable(c, place, victim)
-    take = fs.rmdir if victim.mode & S_IFMT == S_IFDIR else fs.unlink
+    call = fs.rmdir if victim.mode & S_IFMT == S_IFDIR else fs.unlink
+    ride = c.ride(n.OP_REMOVE)
+
+    def take() -> Stat:
+        return call(place.ino, name, victim.ino)
 
     def work() -> ChangeInfo:
         with _others_have_it():
-            _, info = watched(fs, place.ino, lambda: take(place.ino, name, victim.ino))
+            _, info = watched(fs, place.ino, lambda: carried(ride, take), ride)
         fs.fsync(place.ino)
         return info
 
@@ -335,6 +380,11 @@ def rename(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     """RENAME, RFC 8881 18.26: from the saved directory to the current one."""
     old, new = names.component(args), names.component(args)
     saved, current = _both(c)
+    mark = c.done(n.OP_RENAME)
+    if mark is not None:
+        for done in mark.places:
+            done.write(out)
+        return
     source, target = _changeable(c, saved), _changeable(c, current)
     names.creatable(target.ino, new)
     fs = c.service.fs
@@ -349,19 +399,18 @@ def rename(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     _removable(c, source, moved)
     if victim is not None:
         _check_target(c, target, moved, victim)
+    ride = c.ride(n.OP_RENAME)
+    meant = moved.ino, victim.ino if victim is not None else 0
+
+    def move() -> Stat | None:
+        return fs.rename(source.ino, old, target.ino, new, meant=meant)
+
+    def into() -> tuple[Stat | None, ChangeInfo]:
+        return watched(fs, target.ino, lambda: carried(ride, move), ride, 1)
 
     def work() -> tuple[ChangeInfo, ChangeInfo]:
-        meant = moved.ino, victim.ino if victim is not None else 0
         with _others_have_it():
-            (_, inner), outer = watched(
-                fs,
-                source.ino,
-                lambda: watched(
-                    fs,
-                    target.ino,
-                    lambda: fs.rename(source.ino, old, target.ino, new, meant=meant),
-                ),
-            )
+            (_, inner), outer = watched(fs, source.ino, into, ride)
         fs.fsync(target.ino)
         return outer, inner
 

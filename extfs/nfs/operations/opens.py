@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import stat
 import struct
@@ -18,6 +17,7 @@ from extfs.nfs.delegations import Conflict, DelegationState, RefusedError
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.errors import NfsError
 from extfs.nfs.opens import OpenState
+from extfs.nfs.riders import Mark, carried
 from extfs.nfs.stateids import INVALID, Kind, Stateid, read_stateid, write_stateid
 from extfs.nfs.xdr import Reader, Writer, XdrError
 
@@ -187,6 +187,11 @@ def _by_name(c: Compound, wanted: _Arguments) -> Steps[_Found]:
             raise NfsError(n.NFS4ERR_ROFS)
         filehandles.named(c, directory, wanted.name)
         raise NfsError(n.NFS4ERR_ISDIR)
+    mark = c.done(n.OP_OPEN)
+    if mark is not None and wanted.creation is not None:
+        found = _made_before(c, mark, wanted.creation)
+        c.set_current(filehandles.child(c, directory, found.stat))
+        return found
     while True:
         known = _lookup(c, directory.ino, wanted.name)
         if known is not None:
@@ -231,6 +236,27 @@ def _made_with(file: Stat, verifier: bytes) -> bool:
     return stat.S_ISREG(file.mode) and times == (high, 0, low, 0)
 
 
+def _made_before(c: Compound, mark: Mark, creation: _Creation) -> _Found:
+    """This OPEN has made the file before a restart. STALE: somebody has removed it since."""
+    try:
+        c.service.fs.handle_check(mark.ino, mark.generation)
+        found = c.service.fs.getattr(mark.ino)
+    except CoreError as error:
+        if error.errno not in (errno.ESTALE, errno.ENOENT):
+            raise
+        raise NfsError(n.NFS4ERR_STALE) from None
+    place = mark.places[0]
+    made = creation.wanted.mask if creation.wanted is not None else 0
+    return _Found(
+        found,
+        place.before_value,
+        place.value_after,
+        atomic=place.atomic,
+        mine=True,
+        attributes=made | (_VERIFIER_ATTRIBUTES if creation.exclusive else 0),
+    )
+
+
 def _create(
     c: Compound, directory: Filehandle, parent: Stat, name: bytes, creation: _Creation
 ) -> Steps[_Found]:
@@ -246,32 +272,34 @@ def _create(
     mode, cred = set_attributes.creation(c, parent, wanted, DEFAULT_MODE)
     mode |= stat.S_IFREG
 
-    def plain() -> tuple[Stat, int]:
-        made = fs.mknod(directory.ino, name, mode, 0, cred)
-        try:
-            attrset = set_attributes.apply_created(fs, made, wanted)
-        except OSError:
-            with contextlib.suppress(OSError):  # EAGAIN: it is somebody else's by now
-                fs.unlink(directory.ino, name, made.ino)
-            raise
-        fs.fsync(made.ino)
-        return fs.getattr(made.ino), attrset
+    ride = c.ride(n.OP_OPEN)
 
-    def exclusive() -> tuple[Stat, int]:
-        """The name appears with the verifier in place: a crash leaves both or nothing."""
-        high, low = _VERIFIER.unpack(creation.verifier)
+    def plain() -> tuple[Stat, int]:
+        made = carried(ride, lambda: fs.mknod(directory.ino, name, mode, 0, cred))
+        fs.fsync(made.ino)
+        return made, wanted.mask
+
+    def whole() -> tuple[Stat, int]:
+        """The name appears with the attributes, and the verifier, in place: a crash leaves all of
+        it or nothing."""
         made = fs.tmpfile(directory.ino, mode, cred)
         try:
             attrset = set_attributes.apply_created(fs, made, wanted)
-            fs.setattr(made.ino, atime=(high, 0), mtime=(low, 0))
-            fs.link(made.ino, directory.ino, name)
+            if creation.exclusive:
+                high, low = _VERIFIER.unpack(creation.verifier)
+                fs.setattr(made.ino, atime=(high, 0), mtime=(low, 0))
+                attrset |= _VERIFIER_ATTRIBUTES
+            carried(ride, lambda: fs.link(made.ino, directory.ino, name))
             fs.fsync(made.ino)
-            return fs.getattr(made.ino), attrset | _VERIFIER_ATTRIBUTES
+            return fs.getattr(made.ino), attrset
         finally:
             fs.release(made.ino)
 
     before = fs.getattr(directory.ino)
-    made, attrset = yield Blocking(exclusive if creation.exclusive else plain)
+    if ride is not None:
+        ride.before(0, before)
+    in_steps = creation.exclusive or set_attributes.more_than_mode(wanted)
+    made, attrset = yield Blocking(whole if in_steps else plain)
     after = fs.getattr(directory.ino)
     return _Found(
         made,
@@ -330,6 +358,8 @@ def _share(c: Compound, found: _Found, wanted: _Arguments) -> OpenState:
     states.about_to_change(c, ino, Conflict.OPEN_WRITE if changes else Conflict.OPEN_READ)
     file = states.file(ino, found.stat.generation)
     opened = file.opens.get((c.client, wanted.owner))
+    if opened is not None and c.did(opened):
+        return opened
     for holder in file.share_conflicts(opened, wanted.access, wanted.deny):
         if not states.expire_courtesy(holder.client):
             reclaim = wanted.claim == n.CLAIM_PREVIOUS
@@ -341,6 +371,7 @@ def _share(c: Compound, found: _Found, wanted: _Arguments) -> OpenState:
         opened.bump()
         states.changed(opened)
     opened.file.add_share(opened, wanted.access, wanted.deny)
+    c.tag(opened)
     return opened
 
 
@@ -419,6 +450,9 @@ def _delegation(
             return None, None
     elif wanted.stateid is not None:
         return None, None
+    mine = opened.file.delegations.get(c.client)
+    if mine is not None and c.did(mine):
+        return mine, None
     try:
         delegation = yield from c.service.states.delegations.grant(
             c, opened.file, wanted.access, want, reclaim=reclaim
@@ -463,11 +497,16 @@ def close(c: Compound, args: Reader, out: Writer) -> None:
     args.u32()  # seqid, of 4.0
     stateid = read_stateid(args)
     assert c.current is not None
-    opened = c.service.states.find(c, stateid, Kind.OPEN, file=c.current.ino)
-    file = opened.file
-    c.service.states.drop(opened)
+    assert c.client is not None
+    states = c.service.states
+    if c.ended(stateid):
+        file = states.known_file(c.current.ino)
+    else:
+        opened = states.find(c, stateid, Kind.OPEN, file=c.current.ino)
+        file = opened.file
+        states.drop(opened)
     if file is not None:  # layouts are return-on-close
-        c.service.layouts.closed(opened.client, file)
+        c.service.layouts.closed(c.client, file)
     write_stateid(out, INVALID)
     c.set_stateid(INVALID)
 
@@ -484,9 +523,13 @@ def open_downgrade(c: Compound, args: Reader, out: Writer) -> None:
     states = c.service.states
     opened = states.find(c, stateid, Kind.OPEN, file=c.current.ino)
     assert isinstance(opened, OpenState)
-    opened.file.share(opened, access, deny, opened.downgraded(access, deny))
-    stateid = opened.bump()
-    states.changed(opened)
+    if c.did(opened):
+        stateid = opened.stateid()
+    else:
+        opened.file.share(opened, access, deny, opened.downgraded(access, deny))
+        stateid = opened.bump()
+        c.tag(opened)
+        states.changed(opened)
     write_stateid(out, stateid)
     c.set_stateid(stateid)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from extfs.nfs import constants as n
@@ -14,8 +15,11 @@ from extfs.nfs.xdr import Reader, Writer, XdrError
 
 if TYPE_CHECKING:
     from extfs.nfs.service import ServiceOptions
+    from extfs.nfs.sessions import Session
 
 __all__ = ["OPERATIONS"]
+
+log = logging.getLogger("extfs.nfs")
 
 _CLIENT_FLAGS = (
     n.EXCHGID4_FLAG_SUPP_MOVED_REFER
@@ -254,8 +258,7 @@ def create_session(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     """CREATE_SESSION (RFC 8881 18.36), with its own slot for retransmissions (18.36.4).
 
     Only a success takes the sequence number; what failed is judged anew when it is sent again.
-    A client that asks for PERSIST is kept over a restart of the server, but the flag is not
-    granted (see records.py).
+    PERSIST is granted where the session is durable before it is answered (see records.py).
     """
     clientid, sequence, flags = args.u64(), args.u32(), args.u32()
     asked_fore, asked_back = _read_channel(args), _read_channel(args)
@@ -290,18 +293,51 @@ def create_session(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     wants_back = flags & n.CREATE_SESSION4_FLAG_CONN_BACK_CHAN and cb_auth is not None
     if wants_back:
         granted = n.CREATE_SESSION4_FLAG_CONN_BACK_CHAN
+    session.wants_back = bool(wants_back)
     client.sequence = sequence
     begin = len(out)
-    out.fixed(session.id)
-    out.u32(sequence)
-    out.u32(granted)
-    _write_channel(out, fore)
-    _write_channel(out, back)
+    persist = granted | n.CREATE_SESSION4_FLAG_PERSIST
+    _write_created(out, session, sequence, persist)
     client.reply = bytes(out.buffer[begin:])
-    if client.kept:
-        c.service.records.stage_client(client)
+    if not (flags & n.CREATE_SESSION4_FLAG_PERSIST and (yield from _persistent(c, session))):
+        out.truncate(begin)
+        _write_created(out, session, sequence, granted)
+        client.reply = bytes(out.buffer[begin:])
+        if client.kept:
+            c.service.records.stage_client(client)
     if not c.connection.closed:
         c.service.sessions.bind(session, c.connection, fore=True, back=bool(wants_back))
+
+
+def _write_created(out: Writer, session: Session, sequence: int, flags: int) -> None:
+    """CREATE_SESSION4resok."""
+    out.fixed(session.id)
+    out.u32(sequence)
+    out.u32(flags)
+    _write_channel(out, session.fore)
+    _write_channel(out, session.back)
+
+
+def _persistent(c: Compound, session: Session) -> Steps[bool]:
+    """Whether the session is durable now, with the answer; if it cannot be, it is as any other."""
+    sessions, client = c.service.sessions, session.client
+    if not client.kept or not sessions.persistent(session.fore):
+        return False
+    c.service.callbacks.reserve(session)
+    sessions.keep(session)
+    c.service.records.stage_client(client)
+    client.creating = True  # who repeats the request meanwhile waits
+    try:
+        yield from c.service.records.durable()
+    except OSError as error:
+        log.warning("a session of client %s is not persistent: %s", client.name, error)
+        sessions.not_kept(session)
+        return False
+    finally:
+        client.creating = False
+    if client.standing is Standing.GONE:
+        raise NfsError(n.NFS4ERR_STALE_CLIENTID)
+    return True
 
 
 def _confirm(c: Compound, client: Client) -> Steps[None]:
@@ -371,6 +407,8 @@ def backchannel_ctl(c: Compound, args: Reader, out: Writer) -> None:
         raise NfsError(n.NFS4ERR_NOENT)
     session.cb_program = program
     session.cb_auth = cb_auth
+    if session.record:
+        c.service.records.stage_session(session)
     if session.back_connections:
         c.service.callbacks.attach(session)
 
@@ -386,11 +424,18 @@ def destroy_session(c: Compound, args: Reader, out: Writer) -> None:
     session = c.service.sessions.get(identity)
     if session is None:
         raise NfsError(n.NFS4ERR_BADSESSION)
-    if c.connection not in session.connections:
+    if c.connection not in session.connections and not _alone(c, session):
         raise NfsError(n.NFS4ERR_CONN_NOT_BOUND_TO_SESSION)
     if session.busy(but=c.slot):
         raise NfsError(n.NFS4ERR_DELAY)
     c.service.sessions.destroy(session)
+
+
+def _alone(c: Compound, session: Session) -> bool:
+    """Of a session of before a restart, which nobody has used since: whether it is its client."""
+    return (
+        session.restored and not session.connections and session.client.principal == _principal(c)
+    )
 
 
 def destroy_clientid(c: Compound, args: Reader, out: Writer) -> Steps[None]:
@@ -411,6 +456,8 @@ def reclaim_complete(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     client = c.client
     assert client is not None
     if not args.boolean():
+        if client.reclaim_done and c.retry:
+            return  # it came before a restart
         yield from c.service.lease.reclaim_complete(client)
         return
     if c.current is None:

@@ -19,6 +19,7 @@ from extfs.nfs.compound import Compound, Operation
 from extfs.nfs.delegations import Conflict
 from extfs.nfs.effects import Blocking, Steps
 from extfs.nfs.errors import NfsError
+from extfs.nfs.riders import carried
 from extfs.nfs.xdr import Reader, Writer, XdrError
 
 __all__ = ["OPERATIONS"]
@@ -70,19 +71,27 @@ def getxattr(c: Compound, args: Reader, out: Writer) -> None:
     out.opaque(value)
 
 
-def _change(c: Compound, out: Writer, call: Callable[[int], None]) -> Steps[None]:
+def _change(c: Compound, out: Writer, op: int, call: Callable[[int], None]) -> Steps[None]:
     """Change attributes of the current file, durably; the result is change_info4."""
+    mark = c.done(op)
+    if mark is not None:
+        mark.places[0].write(out)
+        return
     c.writable()
     file = _file(c, credentials.WRITE)
     fs, ino = c.service.fs, file.ino
     if stat.S_ISREG(file.mode):
         c.service.states.about_to_change(c, ino, Conflict.SETATTR)
 
+    ride = c.ride(op)
+
     def change() -> None:
-        call(ino)
+        carried(ride, lambda: call(ino))
         fs.fsync(ino)
 
     before = fs.getattr(ino)
+    if ride is not None:
+        ride.before(0, before)
     yield Blocking(change)
     ChangeInfo(before, fs.getattr(ino)).write(out)
 
@@ -107,7 +116,7 @@ def setxattr(c: Compound, args: Reader, out: Writer) -> Steps[None]:
                 raise NfsError(n.NFS4ERR_XATTR2BIG) from None
             raise
 
-    yield from _change(c, out, set_it)
+    yield from _change(c, out, n.OP_SETXATTR, set_it)
 
 
 def _names(c: Compound) -> list[bytes]:
@@ -150,7 +159,7 @@ def removexattr(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     """REMOVEXATTR (RFC 8276 8.4.4). NOXATTR."""
     name = _name(args)
     fs = c.service.fs
-    yield from _change(c, out, lambda ino: fs.removexattr(ino, name))
+    yield from _change(c, out, n.OP_REMOVEXATTR, lambda ino: fs.removexattr(ino, name))
 
 
 OPERATIONS = {
