@@ -28,7 +28,7 @@ from extfs.nfs import constants as n
 from extfs.nfs.rpc import RecordReader, marked
 from extfs.nfs.xdr import Reader
 
-from . import nfs_guest, nfs_plot
+from . import nfs_guest, nfs_plot, nfs_where
 from .mount import machine
 from .targets import EXTFS, free_loop
 from .targets import run as command
@@ -37,12 +37,14 @@ DEVICE_BYTES = 2 << 30
 BLOCK = 4096
 CONNECTIONS = 4
 IDLE_CLIENTS = 500
-BARS = {
-    "SEQUENCE+PUTFH+GETATTR": 200.0,
-    "LAYOUTGET, allocates": 250.0,
-    "LAYOUTCOMMIT": 250.0,
+LAYOUT_CALLS = {
+    "layoutget_us": ("LAYOUTGET that allocates 1 MiB, durable", "< 250"),
+    "layoutcommit_us": ("LAYOUTCOMMIT of one block, durable", "< 250"),
+    "layoutget_flush_us": ("LAYOUTGET, device with a cache to flush", ""),
+    "layoutcommit_flush_us": ("LAYOUTCOMMIT, device with a cache to flush", ""),
 }
-"""What is asked for: medians in microseconds."""
+"""Medians in microseconds, and what is asked for."""
+ALTERNATIONS = 4
 CALLS_PER_SECOND = 4000
 CLIENT_BYTES = 64 << 10
 
@@ -279,6 +281,11 @@ class Extfs:
         )  # fmt: skip
         wait_for(self.port, self.daemon)
 
+    def flushes(self, on: bool) -> None:
+        """Whether the kernel takes the device for one whose cache has to be flushed."""
+        cache = Path("/sys/block", Path(self.device).name, "queue/write_cache")
+        cache.write_text("write back" if on else "write through")
+
     def memory(self) -> int:
         """Resident bytes of the daemon."""
         status = Path(f"/proc/{self.daemon.pid}/status").read_text()
@@ -287,6 +294,7 @@ class Extfs:
 
     def stop(self) -> None:
         """End it and give the device back."""
+        self.flushes(True)  # the loop device would keep that for its next user
         if os.path.ismount(self.mountpoint):
             command("umount", self.mountpoint)
         self.daemon.wait(60)
@@ -381,6 +389,22 @@ def measure_getattr(
     }
 
 
+def measure_layouts(server: Extfs, program: Path, count: int, work: Path) -> dict[str, float]:
+    """Medians of LAYOUT_CALLS; with and without flushes of the device in turn."""
+    found: dict[str, list[float]] = {name: [] for name in LAYOUT_CALLS}
+    client = Client(server.port, b"layouts")
+    try:
+        for turn in range(2 * ALTERNATIONS):
+            flushes = turn % 2 == 1
+            server.flushes(flushes)
+            calls = layout_calls(client, program, count // ALTERNATIONS, work, b"layouts-%d" % turn)
+            for name, times_of_calls in zip(("layoutget", "layoutcommit"), calls, strict=True):
+                found[f"{name}{'_flush' if flushes else ''}_us"] += times_of_calls
+    finally:
+        client.close()
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
 def memory_of_clients(server: Extfs) -> float:
     """Resident bytes that an idle client with a session costs."""
     before = server.memory()
@@ -395,8 +419,7 @@ def run(*, rounds: int, calls: int, guest_seconds: float, output: Path) -> None:
     """Measure, print, write OUTPUT.json. Servers are new in each round, in alternating order."""
     results: dict[str, list[dict[str, Any]]] = {"extfs": [], "ganesha": []}
     peers = [Extfs, Ganesha] if shutil.which("ganesha.nfsd") else [Extfs]
-    gets: list[float] = []
-    commits: list[float] = []
+    layouts: dict[str, list[float]] = {name: [] for name in LAYOUT_CALLS}
     idle = 0.0
     for turn in range(rounds):
         for kind in peers if turn % 2 == 0 else reversed(peers):
@@ -408,17 +431,14 @@ def run(*, rounds: int, calls: int, guest_seconds: float, output: Path) -> None:
             try:
                 results[kind.name].append(measure_getattr(server, program, calls, work))
                 if isinstance(server, Extfs):
-                    client = Client(server.port, b"layouts")
-                    more = layout_calls(client, program, calls // 4, work, b"layouts")
-                    gets.append(statistics.median(more[0]))
-                    commits.append(statistics.median(more[1]))
-                    client.close()
+                    for name, median in measure_layouts(server, program, calls // 4, work).items():
+                        layouts[name].append(median)
                     idle = memory_of_clients(server)
             finally:
                 server.stop()
                 shutil.rmtree(work, ignore_errors=True)
     guests = nfs_guest.run(rounds, guest_seconds, Console().print) if guest_seconds else None
-    report(results, gets, commits, idle, guests, output)
+    report(results, layouts, idle, guests, output)
 
 
 def _median(rounds: list[dict[str, Any]], key: str) -> float | None:
@@ -426,7 +446,7 @@ def _median(rounds: list[dict[str, Any]], key: str) -> float | None:
 
 
 def report(
-    results: dict[str, list[dict[str, Any]]], gets: list[float], commits: list[float],
+    results: dict[str, list[dict[str, Any]]], layouts: dict[str, list[float]],
     idle: float, guests: dict[str, Any] | None, output: Path,
 ) -> None:  # fmt: skip
     """The table, the figures as JSON, and a plot."""
@@ -447,17 +467,17 @@ def report(
         f"the same, calls/s, {CONNECTIONS} connections", text(ours["rate"]), text(peer["rate"]),
         f"> {CALLS_PER_SECOND:,}",
     )  # fmt: skip
-    table.add_row("LAYOUTGET, allocates", text(statistics.median(gets)), "-", "< 250")
-    table.add_row("LAYOUTCOMMIT, durable", text(statistics.median(commits)), "-", "< 250")
+    for name, (title, bar) in LAYOUT_CALLS.items():
+        table.add_row(title, text(statistics.median(layouts[name])), "-", bar)
     table.add_row("memory of an idle client, KiB", f"{idle / 1024:.1f}", "-", "< 64")
     Console().print(table)
     if guests is not None:
         Console().print(nfs_guest.table(guests))
+        Console().print(nfs_where.table(guests["where"]))
     found = {
         "machine": machine(),
         "getattr": results,
-        "layoutget_us": gets,
-        "layoutcommit_us": commits,
+        **layouts,
         "idle_client_bytes": idle,
         "guests": guests,
     }

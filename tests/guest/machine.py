@@ -300,6 +300,15 @@ class Guest:
         """Plug the cable of eth`nic` in, or pull it out: the carrier goes, no frame passes."""
         self._ask("set_link", name=f"segment{nic}", up=on)
 
+    def limit(self, *, operations: int = 0, size: int = 0) -> None:
+        """Have each of `disks` do this many operations and bytes a second; 0: any number."""
+        others = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
+        for number in range(len(self.disks)):
+            self._ask(
+                "block_set_io_throttle",
+                device=f"disk{number}", bps=size, iops=operations, **others,
+            )  # fmt: skip
+
     def throttle(self, drive: str, writes: int) -> None:
         """Have a drive ("drive0" is the first of `drives`) take this many writes a second; 0: any
         number."""
