@@ -2,7 +2,8 @@
 
     python -m scsi.faulty FAULT ARGUMENTS...
 
-Faults: NAMES below. The step counts that comes first; the process dies once, there.
+Faults: NAMES below. The step counts that comes first; the process dies once, there. "trace" is no
+fault: the process says on standard error when it was inside of what takes time in a fence.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -66,9 +68,52 @@ def _arm(fault: str) -> None:
     _die_around(*steps[fault])
 
 
+def _trace() -> None:
+    """Lines "trace WHAT BEGIN END", in seconds of one clock: `scsi.shares` reads them."""
+    from extfs.core.layouts import Layouts
+    from extfs.layout.policy import Fencing, _Fence
+    from extfs.layout.reserved_mount import ReservedMount
+    from extfs.layout.scsi_unit import ScsiUnit
+
+    def say(what: str, begin: float) -> None:
+        os.write(2, f"trace {what} {begin:.6f} {time.monotonic():.6f}\n".encode())
+
+    def timed(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            begin = time.monotonic()
+            try:
+                return original(*arguments, **options)
+            finally:
+                say(name, begin)
+
+        setattr(owner, name, call)
+
+    for name in ("register", "preempt_abort", "keys", "reservation", "passes", "reset"):
+        timed(ScsiUnit, name)
+    timed(Layouts, "fence_put")
+    timed(ReservedMount, "_hold")
+    begins: dict[int, float] = {}
+    born, ends = _Fence.__init__, Fencing._end
+
+    def wanted(self: _Fence, *arguments: Any) -> None:
+        begins[arguments[0].id] = time.monotonic()
+        born(self, *arguments)
+
+    def over(self: Fencing, fence: _Fence, outcome: str, detail: str) -> None:
+        say(f"fence-{outcome.replace(' ', '-')}", begins[fence.number])
+        ends(self, fence, outcome, detail)
+
+    _Fence.__init__, Fencing._end = wanted, over  # type: ignore[method-assign, assignment]
+
+
 if __name__ == "__main__":
     from extfs.cli import main
 
-    _arm(sys.argv[1])
+    if sys.argv[1] == "trace":
+        _trace()
+    else:
+        _arm(sys.argv[1])
     sys.argv[:2] = ["extfs"]
     main()
