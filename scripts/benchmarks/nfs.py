@@ -57,6 +57,7 @@ _ATTRIBUTES = wire.bitmap(
 )  # fmt: skip
 _BEFORE_BODY = 4 + 24 + len(wire.ROOT) + 8
 """Mark, call header, credential and verifier."""
+_EXTENT_BYTES = 44
 _XID = 4
 _SEQUENCE_NUMBER = _BEFORE_BODY + 12 + 4 + 16
 
@@ -204,13 +205,33 @@ def times(process: subprocess.Popen[str]) -> list[float]:
     return [int(line) / 1000 for line in out.split()]
 
 
+def getattr_operations(filehandle: bytes) -> tuple[bytes, bytes]:
+    """PUTFH+GETATTR."""
+    return wire.op(n.OP_PUTFH, wire.opaque(filehandle)), wire.op(n.OP_GETATTR, _ATTRIBUTES)
+
+
+def layoutget(stateid: bytes, offset: int) -> bytes:
+    """LAYOUTGET of a block, for writing, as Linux sends it."""
+    return wire.op(
+        n.OP_LAYOUTGET, wire.u32(0), wire.u32(n.LAYOUT4_BLOCK_VOLUME),
+        wire.u32(n.LAYOUTIOMODE4_RW), wire.u64(offset), wire.u64(BLOCK), wire.u64(BLOCK),
+        stateid, wire.u32(BLOCK),
+    )  # fmt: skip
+
+
+def layoutcommit(stateid: bytes, offset: int, length: int) -> bytes:
+    """LAYOUTCOMMIT of what was written there."""
+    extent = struct.pack(">16sQQQI", bytes(16), offset, length, 0, 0)
+    return wire.op(
+        n.OP_LAYOUTCOMMIT, wire.u64(offset), wire.u64(length), wire.u32(0), stateid,
+        wire.u32(1), wire.u64(offset + length - 1), wire.u32(0), wire.u32(n.LAYOUT4_BLOCK_VOLUME),
+        wire.opaque(wire.u32(1) + extent),
+    )  # fmt: skip
+
+
 def getattr_calls(client: Client, filehandle: bytes) -> Repeated:
     """SEQUENCE+PUTFH+GETATTR."""
-    return repeated(
-        client,
-        wire.op(n.OP_PUTFH, wire.opaque(filehandle)),
-        wire.op(n.OP_GETATTR, _ATTRIBUTES),
-    )
+    return repeated(client, *getattr_operations(filehandle))
 
 
 def layout_calls(
@@ -219,35 +240,22 @@ def layout_calls(
     """LAYOUTGET of one new block each; LAYOUTCOMMIT of one each."""
     filehandle, stateid = client.create(name)
     put = wire.op(n.OP_PUTFH, wire.opaque(filehandle))
-
-    def get(stateid: bytes, offset: int) -> bytes:
-        return wire.op(
-            n.OP_LAYOUTGET, wire.u32(0), wire.u32(n.LAYOUT4_BLOCK_VOLUME),
-            wire.u32(n.LAYOUTIOMODE4_RW), wire.u64(offset), wire.u64(BLOCK), wire.u64(BLOCK),
-            stateid, wire.u32(BLOCK),
-        )  # fmt: skip
-
-    body = client.run(put, get(stateid, 0))
+    body = client.run(put, layoutget(stateid, 0))
     wire.next_result(body)
     got = wire.next_result(body).body
     got.boolean()
     sequence, other = got.u32(), got.fixed(12)
     at = len(put)
     call = repeated(
-        client, put, get(wire.u32(sequence) + other, 1 << 30),
+        client, put, layoutget(wire.u32(sequence) + other, 1 << 30),
         grow=((at + 16, 8, 1 << 20), (at + 40, 4, 1)),
     )  # fmt: skip
     gets = times(start(program, client, call, count, work))
-    extent = struct.pack(">16sQQQI", bytes(16), 1 << 30, BLOCK, 0, 0)
-    commit = wire.op(
-        n.OP_LAYOUTCOMMIT, wire.u64(1 << 30), wire.u64(BLOCK), wire.u32(0),
-        wire.u32(sequence + count), other, wire.u32(1), wire.u64((1 << 30) + BLOCK - 1),
-        wire.u32(0), wire.u32(n.LAYOUT4_BLOCK_VOLUME), wire.opaque(wire.u32(1) + extent),
-    )  # fmt: skip
-    extent_at = len(put) + len(commit) - len(extent) + 16
+    commit = layoutcommit(wire.u32(sequence + count) + other, 1 << 30, BLOCK)
+    extent_at = at + len(commit) - _EXTENT_BYTES + 16
     call = repeated(
         client, put, commit,
-        grow=((len(put) + 4, 8, 1 << 20), (len(put) + 44, 8, 1 << 20), (extent_at, 8, 1 << 20)),
+        grow=((at + 4, 8, 1 << 20), (at + 44, 8, 1 << 20), (extent_at, 8, 1 << 20)),
     )  # fmt: skip
     commits = times(start(program, client, call, count, work))
     return gets, commits
