@@ -116,7 +116,7 @@ class ServerReservation:
     `_names`. `_sharing`: clients' keys found at our own nexus. `_strangers`: keys that are not of
     extfs, since when; infinity: told. `_drained`: (generation, keys) of a reset under our
     reservation since which nobody but us changed a registration: a key that was absent then has
-    nothing under way.
+    nothing under way. `_read_in_order`: the keys that the last `_check` read, if it changed none.
     """
 
     def __init__(
@@ -153,6 +153,7 @@ class ServerReservation:
         self._sharing: set[int] = set()
         self._strangers: dict[int, float] = {}
         self._drained: tuple[int, frozenset[int]] | None = None
+        self._read_in_order: Keys | None = None
 
     # -- at start --
 
@@ -366,11 +367,14 @@ class ServerReservation:
         with self._exclusive():
             if not is_client_key(victim):
                 return Outcome.failed("it has no key that a reservation could keep out")
+            self._read_in_order = None
             problem = self._in_order()
             if problem is not None:
                 return Outcome.failed(problem)
-            keys = self._read_keys()
-            self._remember(keys)
+            keys = self._read_in_order
+            if keys is None:  # it took some mending, which changed them
+                keys = self._read_keys()
+                self._remember(keys)
             if victim in keys:
                 return Sight.PRESENT
             text = key_text(victim)
@@ -543,6 +547,7 @@ class ServerReservation:
         self._remember(keys)
         self._good = time.monotonic()
         if not told:
+            self._read_in_order = keys
             return Standing(State.HELD, self._strange(keys))
         return Standing(State.RESTORED, "; ".join(told))
 
