@@ -403,6 +403,8 @@ static int open_block(struct raw_device *raw, const char *path, int mode, unsign
 		return -EROFS;
 	if (sector > (int)BLOCK_SIZE)
 		return -EINVAL;
+	/* The kernel's block layer follows a FUA write with a flush where the device knows none. */
+	raw->dev.fua_flushes = sysfs_line(st.st_rdev, "queue/fua", cache, sizeof(cache)) && !strcmp(cache, "0");
 	rc = flags & DEV_SHARED ? 0 : open_claim(raw, path, O_EXCL, &st);
 	if (rc)
 		return rc;

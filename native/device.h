@@ -66,10 +66,11 @@ struct device {
 	uint32_t piece;
 	bool read_only;
 	bool volatile_cache; /* writes need a flush to be durable */
+	bool fua_flushes;    /* a FUA write that was submitted ends with a flush of everything: it counts as one */
 	char path[256];
 	/* Counts for "does a flush have anything to do": writes_done rises when a write without FUA completes;
 	 * a flush covers what had completed when it began. flushed_upto is the greatest such count of
-	 * a successful flush: it never falls. A FUA write covers only itself and changes neither. */
+	 * a successful flush: it never falls. A FUA write covers itself and does not count among the writes. */
 	_Atomic uint64_t writes_done;
 	_Atomic uint64_t flushed_upto;
 	_Atomic uint64_t stat_reads, stat_writes, stat_flushes; /* for status */

@@ -41,6 +41,7 @@ struct held_block {
 struct held {
 	struct held *prev, *next;
 	uint64_t done_seq;
+	uint64_t flush_upto; /* FUA that flushes: writes done by then become durable with it */
 	bool in_flight, fua;
 	uint64_t first; /* block */
 	size_t count;
@@ -64,7 +65,7 @@ struct sim {
 	uint64_t events, crash_at;
 	uint64_t drop_flushes;
 	struct fail_rule rules[FAIL_RULES];
-	bool crashed, shuffle, open;
+	bool crashed, fua_flushes, shuffle, open;
 	size_t in_flight;
 };
 
@@ -267,6 +268,7 @@ static int begin(struct sim *sim, enum io_kind kind, uint64_t offset, void *buf,
 		h = hold_write(sim, offset, buf, len);
 		h->in_flight = true;
 		h->fua = fua;
+		h->flush_upto = fua && sim->fua_flushes ? sim->done_seq : 0;
 		*cookie = (uint64_t)(uintptr_t)h;
 	} else {
 		*cookie += sim->done_seq;
@@ -297,6 +299,7 @@ static int finish(struct sim *sim, enum io_kind kind, uint64_t cookie, int res)
 	if (kind == IO_WRITE) {
 		h->done_seq = ++sim->done_seq;
 		if (h->fua && !lie_about_flush(sim)) {
+			flush_held(sim, h->flush_upto);
 			make_durable(sim, h);
 			held_free(sim, h);
 		}
@@ -443,6 +446,7 @@ int sim_clone(const struct sim *sim, struct sim **out)
 	memcpy(copy->rules, sim->rules, sizeof(copy->rules));
 	copy->crashed = sim->crashed;
 	copy->shuffle = sim->shuffle;
+	copy->fua_flushes = sim->fua_flushes;
 	unlock_sim(sim);
 	*out = copy;
 	return 0;
@@ -468,6 +472,7 @@ int sim_device(struct sim *sim, struct device **out)
 	handle->dev.size = sim->size;
 	handle->dev.align = sim->align;
 	handle->dev.volatile_cache = true;
+	handle->dev.fua_flushes = sim->fua_flushes;
 	/* As for real devices: what was written before may still need a flush. */
 	atomic_init(&handle->dev.writes_done, 1);
 	snprintf(handle->dev.path, sizeof(handle->dev.path), "simulated device");
@@ -578,6 +583,14 @@ void sim_fail(struct sim *sim, enum io_kind kind, uint64_t offset, uint64_t len,
 		xassert(i < FAIL_RULES);
 		sim->rules[i] = (struct fail_rule){kind, offset, len, count};
 	}
+	unlock_sim(sim);
+}
+
+void sim_fua_flushes(struct sim *sim, bool fua_flushes)
+{
+	lock_sim(sim);
+	xassert(!sim->open);
+	sim->fua_flushes = fua_flushes;
 	unlock_sim(sim);
 }
 

@@ -49,6 +49,9 @@ void sim_settle(struct sim *sim);
 /* Fault injection: the next count I/Os of this kind that touch [offset, offset + len) fail; for flushes the range
  * means nothing. A write that fails this way changes nothing. At most 16 rules at a time; count 0: forget all rules. */
 void sim_fail(struct sim *sim, enum io_kind kind, uint64_t offset, uint64_t len, unsigned count);
+/* A device without FUA behind a block layer that makes up for it: each FUA write is followed by a flush (device.h). While no
+ * device handle is open; default false. */
+void sim_fua_flushes(struct sim *sim, bool fua_flushes);
 /* Completion order of asynchronous I/O: false in order, else shuffled by the sim's seed. */
 void sim_shuffle(struct sim *sim, bool shuffle);
 /* Direct access for test holders and decoders: sees what a reader of the device sees now; a write goes through the cache

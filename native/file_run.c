@@ -269,7 +269,8 @@ int run_part(struct file_run *r, enum io_kind kind, uint64_t dev_offset, void *m
 		if (!p)
 			return -ENOMEM;
 		*p = (struct part){
-			.io = { .kind = kind, .offset = dev_offset + at, .buf = (uint8_t *)mem + at,
+			.io = { .kind = kind, .flags = kind == IO_WRITE && r->fua ? IO_FUA : 0,
+				.offset = dev_offset + at, .buf = (uint8_t *)mem + at,
 				.len = MIN(piece, len - at), .done = part_done },
 			.run = r,
 		};
@@ -321,7 +322,7 @@ int run_trans_fail(struct file_run *r, struct trans *t, int rc)
 /* *parked says how a wait for the journal began. */
 static int park_journal(struct file_run *r, xid_t xid, bool space)
 {
-	r->waiter = (struct jrn_waiter){ .op = &r->fop->op, .xid = xid };
+	r->waiter = (struct jrn_waiter){ .op = &r->fop->op, .xid = xid, .lead = true };
 	return space ? jrn_wait_space(r->fs, &r->waiter) : jrn_force(r->fs, &r->waiter);
 }
 

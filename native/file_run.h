@@ -172,6 +172,7 @@ struct file_run {
 	unsigned space_tries, reaper_tries; /* since the last allocation that succeeded */
 	xid_t busy_xid;
 	uint64_t flush_mark; /* dev->writes_done that must be flushed */
+	bool fua;            /* data goes to stable storage at once: an fsync is going to follow */
 	step_fn durable_then, tail_then;
 	/* device I/O */
 	unsigned ios_left;

@@ -14,6 +14,9 @@
 #include "namei.h"
 #include "xattr.h"
 
+#define FUA_BYTES (64u << 10) /* longer writes are worth a flush of their own */
+#define FUA_HABIT 3u
+
 static enum step write_acquire(struct file_run *r);
 
 static enum step write_finish(struct file_run *r)
@@ -237,10 +240,27 @@ static enum step write_acquire(struct file_run *r)
 	return run_acquire(r, 0, r->kind, start, end);
 }
 
+/* Is this write to be durable when it is answered? By O_DSYNC, or because its caller writes and
+ * fsyncs by turns, as logs of databases do: then one command does what would be two. */
+static bool wants_fua(struct file_op *fop)
+{
+	struct inode *in = fop->in;
+
+	if (fop->len > FUA_BYTES)
+		return false;
+	if (atomic_load_explicit(&in->unsynced, memory_order_relaxed))
+		atomic_store_explicit(&in->fsync_habit, 0, memory_order_relaxed);
+	else
+		atomic_store_explicit(&in->unsynced, 1, memory_order_relaxed);
+	return (fop->flags & FILE_F_DSYNC) ||
+	       atomic_load_explicit(&in->fsync_habit, memory_order_relaxed) >= FUA_HABIT;
+}
+
 enum step file_write_start(struct file_run *r)
 {
 	struct file_op *fop = r->fop;
 
+	r->fua = wants_fua(fop);
 	if (fop->len > FILE_IO_MAX)
 		return run_end(r, -EINVAL);
 	if (fop->len == 0)

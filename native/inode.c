@@ -216,18 +216,36 @@ int inode_delete(struct trans *t, struct inode *in)
 
 /* ---- times ---- */
 
-struct timestamp time_now(void)
+#define NSEC_PER_SEC 1000000000
+
+/* The newest time answered, in ns since 1970. A clock that is set back takes it along. */
+static _Atomic int64_t newest;
+
+static struct timestamp not_before(clockid_t clock)
 {
+	int64_t seen = atomic_load_explicit(&newest, memory_order_relaxed), now;
 	struct timespec ts;
 
-	clock_gettime(CLOCK_REALTIME, &ts);
-	return (struct timestamp){ts.tv_sec, (uint32_t)ts.tv_nsec};
+	clock_gettime(clock, &ts);
+	now = (int64_t)ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec;
+	while (now > seen || seen - now > NSEC_PER_SEC)
+		if (atomic_compare_exchange_weak(&newest, &seen, now))
+			seen = now;
+	return (struct timestamp){seen / NSEC_PER_SEC, (uint32_t)(seen % NSEC_PER_SEC)};
 }
 
-void inode_touch(struct inode *in, unsigned what)
+struct timestamp time_now(void)
 {
-	struct timestamp now = time_now();
+	return not_before(CLOCK_REALTIME);
+}
 
+struct timestamp time_coarse(void)
+{
+	return not_before(CLOCK_REALTIME_COARSE);
+}
+
+static void touch(struct inode *in, unsigned what, struct timestamp now)
+{
 	if (what & TOUCH_ATIME)
 		in->core.atime = now;
 	if (what & TOUCH_MTIME)
@@ -238,13 +256,35 @@ void inode_touch(struct inode *in, unsigned what)
 		in->core.change++;
 }
 
+void inode_touch(struct inode *in, unsigned what)
+{
+	touch(in, what, time_now());
+}
+
+static bool same_time(struct timestamp a, struct timestamp b)
+{
+	return a.sec == b.sec && a.nsec == b.nsec;
+}
+
+/* Would the inode look the same afterwards, but for `change`? */
+static bool touched_at(const struct inode_core *core, unsigned what, struct timestamp now)
+{
+	return (!(what & TOUCH_ATIME) || same_time(core->atime, now)) &&
+	       (!(what & TOUCH_MTIME) || same_time(core->mtime, now)) &&
+	       (!(what & TOUCH_CTIME) || same_time(core->ctime, now));
+}
+
 void inode_touch_lazy(struct inode *in, unsigned what)
 {
+	struct timestamp now;
+
 	if (in->fs->read_only || fs_is_shutdown(in->fs))
 		return;
 	pthread_mutex_lock(&in->lock);
-	if (!in->deleted) {
-		inode_touch(in, what);
+	now = atomic_load(&in->told) ? time_now() : time_coarse();
+	if (!in->deleted && (atomic_load(&in->told) || !touched_at(&in->core, what, now))) {
+		touch(in, what, now);
+		atomic_store(&in->told, false);
 		if (!in->lazy) {
 			inode_table_set_lazy(in, true);
 			jrn_note_lazy(in->fs); /* the next timed commit writes it */

@@ -49,6 +49,8 @@ struct inode {
 	/* core has times that are not in the tree yet. Set with fs->lock shared, inode->lock and
 	 * the table mutex; cleared with fs->lock exclusive and the table mutex. */
 	bool lazy;
+	/* Somebody was told the times or `change` since they were set: the next change must show. */
+	_Atomic bool told;
 	bool deleted;         /* removed by the reaper, or its creation was cancelled */
 	bool dying;           /* with the reaper: inode_get() does not find it; table mutex */
 	bool hashed;          /* in the table; table mutex */
@@ -75,6 +77,8 @@ struct inode {
 	_Atomic uint32_t delegated, local_readers, local_writers, local_looks, local_changes;
 	struct delegation *delegations;           /* layouts->mutex */
 	struct delegation_wait *delegation_waits; /* layouts->mutex */
+	/* Writes since the last fsync, and how many fsyncs in a row came after just one: racy, only a guess. */
+	_Atomic uint8_t unsynced, fsync_habit;
 	fsblock_t alloc_hint;    /* after the last allocated block; fs->lock */
 	unsigned refs;           /* inode table mutex */
 	unsigned opens;          /* open handles, inode table mutex */
@@ -134,7 +138,8 @@ int inode_delete(struct trans *t, struct inode *in);
 enum { TOUCH_ATIME = 1, TOUCH_MTIME = 2, TOUCH_CTIME = 4 }; /* MTIME and CTIME raise change */
 /* Inside a transaction, after trans_join_inode(). */
 void inode_touch(struct inode *in, unsigned what);
-/* Outside, with fs->lock shared: lazily. */
+/* Outside, with fs->lock shared: lazily. Changes within a tick that nobody could tell apart, because nobody looked in
+ * between, are one: it costs a busy file nothing, and its fsync no transaction. */
 void inode_touch_lazy(struct inode *in, unsigned what);
 /* Does the atime option ask for an update by a read now? (relatime as mount(8) says.) fs->lock
  * shared; takes inode->lock. */
@@ -145,7 +150,10 @@ int inode_flush_lazy(struct fs *fs, unsigned max);
 /* This inode only; 0 when it was not lazy. -ERR_JOURNAL_FULL. */
 int inode_flush_lazy_one(struct inode *in);
 
+/* Never earlier than what either of these two has answered before. time_coarse() moves with the kernel's
+ * tick, milliseconds apart. */
 struct timestamp time_now(void);
+struct timestamp time_coarse(void);
 static inline bool inode_is_dir(const struct inode *in)
 {
 	return (in->core.mode & 0170000) == 0040000;

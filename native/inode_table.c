@@ -40,6 +40,7 @@ struct inode *inode_alloc(struct fs *fs, inum_t ino)
 	in->fs = fs;
 	in->ino = ino;
 	in->refs = 1;
+	atomic_store(&in->told, true); /* by an earlier object, for all we know */
 	atomic_store(&in->map_gen, atomic_fetch_add(&fs->next_map_gen, 1) + 1);
 	pthread_mutex_init(&in->lock, NULL);
 	return in;
@@ -380,6 +381,7 @@ int inode_peek(struct fs *fs, inum_t ino, struct inode_core *core)
 		return err;
 	pthread_mutex_lock(&in->lock);
 	*core = in->core;
+	atomic_store(&in->told, true);
 	pthread_mutex_unlock(&in->lock);
 	inode_put(in);
 	return 0;

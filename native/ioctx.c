@@ -402,7 +402,7 @@ static void complete(struct ioctx *ctx, struct dev_io *io)
 		dev->ops->complete(dev, io);
 	if (io->kind == IO_WRITE && !(io->flags & IO_FUA))
 		atomic_fetch_add(&dev->writes_done, 1);
-	else if (io->kind == IO_FLUSH && io->res == 0)
+	else if (io->res == 0 && (io->kind == IO_FLUSH || (io->kind == IO_WRITE && dev->fua_flushes)))
 		dev_flushed(dev, io->mark);
 	ctx->pending--;
 	io->done(io);

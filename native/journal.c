@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * journal.c - state of the journal: reservations, waiters, the journal thread. journal_commit.c
- * writes records, journal_checkpoint.c writes blocks home, journal_replay.c reads the log at mount.
+ * journal.c - state of the journal: reservations, the journal thread. journal_wait.c has those who
+ * wait for it, journal_commit.c writes records, journal_checkpoint.c writes blocks home,
+ * journal_replay.c reads the log at mount.
  *
  * Definitions.
  *   lsn         log position: blocks ever written to the log. Its place is lsn mod log_blocks.
@@ -58,7 +59,14 @@
  * image (forgot_lsn, per running group, since a commit settles all). After that nothing needs the
  * image.
  *
- * Locks: fs->lock before the mutex; the mutex is a leaf. Who waits in the journal thread holds
+ * Turns. Commits and checkpoints are made by whoever has the turn, one at a time: the journal
+ * thread, or a leader, who asked for durability while nobody had it and nobody waited. The leader
+ * commits in its own thread and gives the turn back: no thread is woken for it. Whoever asks
+ * meanwhile is queued for the journal thread, which the leader wakes at its end; so with many who
+ * ask, groups fill while one is in flight. A leader makes no checkpoint, and leaves big groups and
+ * slow devices to the thread, since it may be one that serves requests.
+ *
+ * Locks: fs->lock before the mutex; the mutex is a leaf. Who has the turn waits for I/O with
  * neither.
  */
 #include "journal.h"
@@ -69,7 +77,7 @@
 #include "journal_impl.h"
 #include "log.h"
 
-static uint64_t now_ns(void)
+uint64_t jrn_now_ns(void)
 {
 	struct timespec ts;
 
@@ -120,10 +128,16 @@ void buf_list_del(struct buf_list *l, struct buf *b)
 	l->count--;
 }
 
+/* The thread has to look at that time, or earlier. Mutex held. */
+static void wake_for(struct journal *j, uint64_t deadline_ns)
+{
+	if (j->wakes_ns > deadline_ns)
+		pthread_cond_signal(&j->work);
+}
+
 /* ---- transactions: fs->lock held exclusively ---- */
 
-/* Would a group of this many images, at most, fit? Mutex held. */
-static bool fits(const struct journal *j, unsigned images)
+bool jrn_fits(const struct journal *j, unsigned images)
 {
 	return images <= j->group_max && jrn_record_blocks(images) <= jrn_free(j);
 }
@@ -137,7 +151,7 @@ int jrn_reserve(struct fs *fs, unsigned blocks)
 	assert_journal_state(j);
 	if (j->err) {
 		err = -ERR_SHUTDOWN;
-	} else if (j->space_waiters || !fits(j, j->dirty.count + blocks)) {
+	} else if (j->space_waiters || !jrn_fits(j, j->dirty.count + blocks)) {
 		err = -ERR_JOURNAL_FULL;
 		j->close_early = true;
 		j->target = MAX(j->target, j->head);
@@ -166,11 +180,13 @@ void jrn_buf_dirty(struct fs *fs, struct buf *b)
 	if (j->dirty.count != 1 && j->dirty.count != j->group_max / 2)
 		return;
 	pthread_mutex_lock(&j->mutex);
-	if (j->dirty.count == 1)
-		j->deadline_ns = now_ns() + (uint64_t)j->commit_ms * 1000000u;
-	else
+	if (j->dirty.count == 1) {
+		j->deadline_ns = jrn_now_ns() + (uint64_t)j->commit_ms * 1000000u;
+		wake_for(j, j->deadline_ns);
+	} else {
 		j->close_early = true;
-	pthread_cond_signal(&j->work);
+		pthread_cond_signal(&j->work);
+	}
 	pthread_mutex_unlock(&j->mutex);
 }
 
@@ -190,180 +206,7 @@ void jrn_buf_forget(struct fs *fs, struct buf *b)
 	buf_detach(b);
 }
 
-/* ---- waiters ---- */
-
-void jrn_wake(struct journal *j, struct jrn_waiter **list, xid_t upto, int err)
-{
-	struct jrn_waiter *resume = NULL, **tail = &resume, **p = list;
-
-	pthread_mutex_lock(&j->mutex);
-	while (*p) {
-		struct jrn_waiter *w = *p;
-
-		if (w->xid > upto) {
-			p = &w->next;
-			continue;
-		}
-		*p = w->next;
-		w->next = NULL;
-		w->err = err;
-		w->queued = false;
-		/* A blocking waiter's record may be gone as soon as the mutex is free. */
-		if (w->op) {
-			*tail = w;
-			tail = &w->next;
-		}
-	}
-	pthread_cond_broadcast(&j->done);
-	pthread_mutex_unlock(&j->mutex);
-	while (resume) {
-		struct jrn_waiter *w = resume;
-
-		resume = w->next;
-		ioctx_wake(w->op);
-	}
-}
-
-static void enqueue(struct journal *j, struct jrn_waiter **list, struct jrn_waiter *w)
-{
-	while (*list)
-		list = &(*list)->next;
-	w->next = NULL;
-	w->err = 0;
-	w->queued = true;
-	*list = w;
-	pthread_cond_signal(&j->work);
-}
-
-/* Mutex held. ERR_PARKED: queued. */
-static int force_locked(struct journal *j, struct jrn_waiter *w)
-{
-	struct device *dev = j->fs->dev;
-
-	xassert(w->xid <= j->running);
-	if (w->xid && w->xid <= atomic_load(&j->durable))
-		return 0;
-	if (!w->xid && !atomic_load(&j->foreign_write) &&
-	    atomic_load(&dev->flushed_upto) >= atomic_load(&dev->writes_done))
-		return 0;
-	if (j->err)
-		return j->err;
-	if (!j->thread_runs)
-		return -ERR_SHUTDOWN;
-	if (w->xid) {
-		j->force_xid = MAX(j->force_xid, w->xid);
-		enqueue(j, &j->waiters, w);
-	} else {
-		enqueue(j, &j->flush_waiters, w);
-	}
-	return ERR_PARKED;
-}
-
-int jrn_force(struct fs *fs, struct jrn_waiter *w)
-{
-	struct journal *j = fs->jrn;
-	int r;
-
-	if (fs->read_only)
-		return 0;
-	pthread_mutex_lock(&j->mutex);
-	r = force_locked(j, w);
-	pthread_mutex_unlock(&j->mutex);
-	return r;
-}
-
-static int wait_space_locked(struct journal *j, struct jrn_waiter *w)
-{
-	if (j->err)
-		return j->err;
-	if (!j->space_waiters &&
-	    fits(j, atomic_load_explicit(&j->ndirty, memory_order_relaxed) + TRANS_MAX_BLOCKS))
-		return 0;
-	if (!j->thread_runs)
-		return -ERR_SHUTDOWN;
-	w->xid = 0;
-	j->close_early = true;
-	j->stats.waits_for_space++;
-	enqueue(j, &j->space_waiters, w);
-	return ERR_PARKED;
-}
-
-int jrn_wait_space(struct fs *fs, struct jrn_waiter *w)
-{
-	struct journal *j = fs->jrn;
-	int r;
-
-	pthread_mutex_lock(&j->mutex);
-	r = wait_space_locked(j, w);
-	pthread_mutex_unlock(&j->mutex);
-	return r;
-}
-
-/* Mutex held, w queued with no op. */
-static int wait_blocking(struct journal *j, struct jrn_waiter *w)
-{
-	while (w->queued)
-		pthread_cond_wait(&j->done, &j->mutex);
-	return w->err;
-}
-
-int jrn_force_blocking(struct fs *fs, xid_t xid)
-{
-	struct journal *j = fs->jrn;
-	struct jrn_waiter w = {.xid = xid};
-	int r;
-
-	if (fs->read_only)
-		return 0;
-	pthread_mutex_lock(&j->mutex);
-	r = force_locked(j, &w);
-	if (r == ERR_PARKED)
-		r = wait_blocking(j, &w);
-	pthread_mutex_unlock(&j->mutex);
-	return r;
-}
-
-int jrn_wait_space_blocking(struct fs *fs)
-{
-	struct journal *j = fs->jrn;
-	struct jrn_waiter w = {0};
-	int r;
-
-	pthread_mutex_lock(&j->mutex);
-	r = wait_space_locked(j, &w);
-	if (r == ERR_PARKED)
-		r = wait_blocking(j, &w);
-	pthread_mutex_unlock(&j->mutex);
-	return r;
-}
-
-void jrn_note_foreign_write(struct fs *fs)
-{
-	atomic_store(&fs->jrn->foreign_write, true);
-}
-
-bool jrn_cancel(struct fs *fs, struct jrn_waiter *w)
-{
-	struct journal *j = fs->jrn;
-	struct jrn_waiter **lists[] = {&j->waiters, &j->flush_waiters, &j->space_waiters};
-	bool found = false;
-
-	pthread_mutex_lock(&j->mutex);
-	for (unsigned i = 0; i < ARRAY_LEN(lists) && !found; i++) {
-		struct jrn_waiter **p = lists[i];
-
-		while (*p && *p != w)
-			p = &(*p)->next;
-		if (*p) {
-			*p = w->next;
-			w->next = NULL;
-			w->queued = false;
-			found = true;
-		}
-	}
-	pthread_mutex_unlock(&j->mutex);
-	return found;
-}
+/* ---- state ---- */
 
 xid_t jrn_durable(struct fs *fs)
 {
@@ -393,8 +236,8 @@ void jrn_note_lazy(struct fs *fs)
 	pthread_mutex_lock(&j->mutex);
 	if (!j->lazy) {
 		j->lazy = true;
-		j->lazy_deadline_ns = now_ns() + (uint64_t)j->commit_ms * 1000000u;
-		pthread_cond_signal(&j->work);
+		j->lazy_deadline_ns = jrn_now_ns() + (uint64_t)j->commit_ms * 1000000u;
+		wake_for(j, j->lazy_deadline_ns);
 	}
 	pthread_mutex_unlock(&j->mutex);
 }
@@ -426,13 +269,34 @@ void jrn_fail(struct journal *j, int err, const char *what)
 	pthread_mutex_unlock(&j->mutex);
 }
 
+/* Of two at a time the one that began first may end last. */
+static void advance(_Atomic uint64_t *upto, uint64_t to)
+{
+	uint64_t seen = atomic_load(upto);
+
+	while (seen < to && !atomic_compare_exchange_weak(upto, &seen, to))
+		;
+}
+
 int jrn_flush_device(struct journal *j)
 {
 	struct device *dev = j->fs->dev;
+	uint64_t noted = atomic_load(&j->foreign_noted), start, took, mean;
+	int err;
 
-	if (atomic_exchange(&j->foreign_write, false))
-		return dev_flush(dev);
-	return dev_flush_if_needed(dev);
+	if (!jrn_foreign_writes(j) &&
+	    atomic_load(&dev->flushed_upto) >= atomic_load(&dev->writes_done))
+		return 0;
+	start = jrn_now_ns();
+	err = dev_flush(dev);
+	if (err)
+		return err;
+	advance(&j->foreign_flushed, noted);
+	/* One that took very long says little about the next. Of two at a time one is not counted. */
+	took = MIN(jrn_now_ns() - start, 4 * (uint64_t)LEAD_FLUSH_NS);
+	mean = atomic_load(&j->flush_ns);
+	atomic_store(&j->flush_ns, (7 * mean + took) / 8);
+	return 0;
 }
 
 enum work { WORK_NONE, WORK_PREPARE, WORK_COMMIT, WORK_FLUSH, WORK_CHECKPOINT, WORK_WAKE_SPACE,
@@ -452,9 +316,11 @@ static bool commit_due(const struct journal *j, unsigned ndirty, uint64_t now)
 static enum work choose(struct journal *j)
 {
 	unsigned ndirty = atomic_load_explicit(&j->ndirty, memory_order_relaxed);
-	uint64_t now = now_ns();
+	uint64_t now = jrn_now_ns();
 	bool commit, checkpoint;
 
+	if (j->turn == TURN_LEADER)
+		return WORK_NONE; /* it wakes the thread */
 	if (j->stop == JRN_ABANDON)
 		return WORK_END;
 	if (j->err) {
@@ -464,7 +330,7 @@ static enum work choose(struct journal *j)
 	}
 	if (!ndirty && !j->space_waiters)
 		j->close_early = false;
-	if (j->space_waiters && fits(j, ndirty + TRANS_MAX_BLOCKS))
+	if (j->space_waiters && jrn_fits(j, ndirty + TRANS_MAX_BLOCKS))
 		return WORK_WAKE_SPACE;
 	if (j->lazy && j->prepare && now >= j->lazy_deadline_ns && !j->stop)
 		return WORK_PREPARE;
@@ -483,22 +349,46 @@ static enum work choose(struct journal *j)
 	return j->stop ? WORK_END : WORK_NONE;
 }
 
-static void sleep_until_work(struct journal *j)
+/* When the thread has to look by itself; UINT64_MAX: never. Mutex held. */
+static uint64_t next_deadline(const struct journal *j)
 {
 	uint64_t until = UINT64_MAX;
+
+	if (j->err)
+		return until;
+	if (atomic_load_explicit(&j->ndirty, memory_order_relaxed))
+		until = j->deadline_ns;
+	if (j->lazy && j->prepare)
+		until = MIN(until, j->lazy_deadline_ns);
+	return until;
+}
+
+bool jrn_thread_due(struct journal *j)
+{
+	return choose(j) != WORK_NONE || j->wakes_ns > next_deadline(j);
+}
+
+/* A group that begins within commit_ms of the last one finds a thread that is going to look in
+ * time: it need not be woken for the first block of every group. */
+static void sleep_until_work(struct journal *j)
+{
+	uint64_t until = next_deadline(j), period = (uint64_t)j->commit_ms * 1000000u;
+	uint64_t now = jrn_now_ns();
 	struct timespec ts;
 
-	if (!j->err && atomic_load_explicit(&j->ndirty, memory_order_relaxed))
-		until = j->deadline_ns;
-	if (!j->err && j->lazy && j->prepare)
-		until = MIN(until, j->lazy_deadline_ns);
+	if (until == UINT64_MAX && now < j->deadline_ns + period)
+		until = now + period;
+	if (j->turn == TURN_LEADER)
+		until = UINT64_MAX;
+	j->wakes_ns = until;
 	if (until == UINT64_MAX) {
 		pthread_cond_wait(&j->work, &j->mutex);
-		return;
+	} else {
+		ts.tv_sec = (time_t)(until / 1000000000u);
+		ts.tv_nsec = (long)(until % 1000000000u);
+		pthread_cond_timedwait(&j->work, &j->mutex, &ts);
 	}
-	ts.tv_sec = (time_t)(until / 1000000000u);
-	ts.tv_nsec = (long)(until % 1000000000u);
-	pthread_cond_timedwait(&j->work, &j->mutex, &ts);
+	j->wakes_ns = 0;
 }
 
 /* Those who came before the flush began are satisfied by it. */
@@ -574,9 +464,11 @@ static void *journal_thread(void *arg)
 		}
 		if (work == WORK_PREPARE)
 			j->lazy = false;
+		j->turn = TURN_THREAD;
 		pthread_mutex_unlock(&j->mutex);
 		perform(j, work);
 		pthread_mutex_lock(&j->mutex);
+		j->turn = TURN_NONE;
 	}
 	j->thread_runs = false;
 	pthread_mutex_unlock(&j->mutex);

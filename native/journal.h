@@ -23,6 +23,8 @@ struct buf;
 
 struct jrn_waiter {
 	struct op *op;  /* resumed when done */
+	/* The caller may do the journal's I/O itself, where a device answers faster than a thread wakes up. */
+	bool lead;
 	xid_t xid;      /* group to wait for; 0: only a device flush that begins after now */
 	int err;        /* 0, or why it will never be durable */
 	struct jrn_waiter *next;
@@ -64,8 +66,9 @@ void jrn_buf_forget(struct fs *fs, struct buf *b);
 void jrn_set_prepare(struct fs *fs, void (*prepare)(struct fs *fs));
 void jrn_note_lazy(struct fs *fs);
 
-/* Ask for durability. Returns 0 when it holds already (w untouched), ERR_PARKED when w->op will be
- * resumed (w->err says how it went), or a negative code. Any thread; fs->lock not held. */
+/* Ask for durability. Returns 0 when it holds, already or, with w->lead, by what this very call did;
+ * ERR_PARKED when w->op will be resumed (w->err says how it went); or a negative code. Any thread;
+ * fs->lock not held. */
 int jrn_force(struct fs *fs, struct jrn_waiter *w);
 /* A layout holder wrote to the device: this process did not see the write, so the next flush is not
  * to be spared. Before the transaction that converts what was written. Any thread. */
@@ -88,6 +91,7 @@ void jrn_kick_checkpoint(struct fs *fs);
 
 struct jrn_stats {
 	uint64_t commits, flush_only, images, checkpoints, home_writes;
+	uint64_t led; /* commits and flushes, of those counted before, done by who asked for them */
 	uint64_t log_blocks, log_used, waits_for_space;
 };
 void jrn_get_stats(struct fs *fs, struct jrn_stats *st);

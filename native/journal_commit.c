@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * journal_commit.c - closing the running group and writing its record. Runs in the journal thread.
- * The invariants are in journal.c.
+ * journal_commit.c - closing the running group and writing its record. Runs where the
+ * turn is. The invariants are in journal.c.
  */
 #include <string.h>
 #include <time.h>
@@ -124,19 +124,53 @@ static int seal_record(struct journal *j, struct closed_group *g)
 	return 0;
 }
 
+/* A piece of the record on its way. */
+struct piece {
+	struct dev_io io;
+	bool done;
+};
+
+static void piece_done(struct dev_io *io)
+{
+	container_of(io, struct piece, io)->done = true;
+}
+
+/* A leader is a thread with little else to do: it looks for a while before it sleeps. */
+static int await_piece(struct journal *j, struct ioctx *ctx, struct piece *p)
+{
+	uint64_t until = j->turn == TURN_LEADER ? jrn_now_ns() + LEAD_SPIN_NS : 0;
+
+	while (!p->done) {
+		int r = ioctx_run(ctx, !until || jrn_now_ns() >= until);
+		/* I/O in flight uses our memory: no way out but its end. */
+		xassert(r >= 0 || r == -EINTR);
+	}
+	return p->io.res;
+}
+
+/* Through a ring, not by a blocking write: that would be flushed twice where the device has no FUA. */
+static int write_piece(struct journal *j, lsn_t lsn, char *from, nblocks_t blocks)
+{
+	struct device *dev = j->fs->dev;
+	struct ioctx *ctx = ioctx_of_thread();
+	struct piece p = {.io = {.kind = IO_WRITE, .flags = IO_FUA, .offset = log_offset(j, lsn), .buf = from,
+				 .len = blocks << BLOCK_SHIFT, .done = piece_done}};
+
+	if (!ctx)
+		return dev_write(dev, p.io.offset, from, p.io.len, IO_FUA);
+	dev_submit(dev, ctx, &p.io);
+	return await_piece(j, ctx, &p);
+}
+
 /* Durable when this returns 0; in two pieces where the log wraps. */
 static int write_record(struct journal *j, struct closed_group *g)
 {
 	nblocks_t total = g->ndesc + g->images;
 	nblocks_t first = MIN(total, j->log_blocks - g->lsn % j->log_blocks);
-	struct device *dev = j->fs->dev;
-	int err;
+	int err = write_piece(j, g->lsn, g->record, first);
 
-	err = dev_write(dev, log_offset(j, g->lsn), g->record, first << BLOCK_SHIFT, IO_FUA);
 	if (!err && first < total)
-		err = dev_write(dev, log_offset(j, g->lsn + first),
-				g->record + (first << BLOCK_SHIFT), (total - first) << BLOCK_SHIFT,
-				IO_FUA);
+		err = write_piece(j, g->lsn + first, g->record + (first << BLOCK_SHIFT), total - first);
 	return err;
 }
 

@@ -26,7 +26,15 @@ struct buf_list {
 	unsigned count;
 };
 
+/* A commit of more images is left to the journal thread: sealing them takes too long for a thread that
+ * serves requests. */
+#define LEAD_IMAGES 32u
+/* As is one on a device whose flushes take longer: waking a thread twice is little beside them. */
+#define LEAD_FLUSH_NS 300000u
+#define LEAD_SPIN_NS 60000u
+
 enum jrn_stop_how { JRN_RUN, JRN_STOP, JRN_ABANDON };
+enum jrn_turn { TURN_NONE, TURN_THREAD, TURN_LEADER };
 
 struct closed_group;
 
@@ -55,11 +63,13 @@ struct journal {
 	xid_t tail_xid;
 	uint64_t head_seq;   /* of the header written last */
 	bool in_flight;      /* a closed group is not durable yet */
+	enum jrn_turn turn;  /* who commits, flushes for waiters or checkpoints just now */
 	xid_t force_xid;     /* newest group that somebody waits for */
 	bool close_early;    /* the running group has become big, or somebody needs its space */
 	lsn_t target;        /* the tail is to move up to here */
 	bool lazy;
 	uint64_t deadline_ns, lazy_deadline_ns; /* CLOCK_MONOTONIC; of the running group */
+	uint64_t wakes_ns;   /* when the sleeping thread looks by itself; 0: it does not sleep */
 	struct jrn_waiter *waiters, *flush_waiters, *space_waiters;
 	enum jrn_stop_how stop;
 	bool thread_runs;
@@ -68,12 +78,14 @@ struct journal {
 
 	_Atomic unsigned ndirty; /* = dirty.count */
 	_Atomic xid_t durable, checkpointed;
-	_Atomic bool foreign_write; /* written past the device's counts since the last flush */
+	/* Writes past the device's counts that were noted, and how many of them a flush has covered. */
+	_Atomic uint64_t foreign_noted, foreign_flushed;
+	_Atomic uint64_t flush_ns; /* what a flush takes: a moving mean */
 
 	pthread_t thread;
 	bool started;        /* to be joined; belongs to who starts and stops */
 
-	/* The journal thread's own. */
+	/* Of whose turn it is. */
 	bool after_commit;   /* the last thing done was a commit: a checkpoint comes first */
 	lsn_t *record_lsn;   /* [xid & record_mask]: where the record of a live group begins */
 	uint64_t record_mask;
@@ -106,13 +118,21 @@ static inline nblocks_t jrn_free(const struct journal *j)
 
 void assert_journal_state(const struct journal *j);
 
+/* CLOCK_MONOTONIC */
+uint64_t jrn_now_ns(void);
 void buf_list_add(struct buf_list *l, struct buf *b);
 void buf_list_del(struct buf_list *l, struct buf *b);
 
-/* A failed write, flush or verifier: nothing becomes durable from now on. Journal thread, no
- * locks. */
+/* Would a group of this many images, at most, fit? Mutex held. */
+bool jrn_fits(const struct journal *j, unsigned images);
+/* Is the sleeping thread to be woken at the end of a turn? Mutex held. */
+bool jrn_thread_due(struct journal *j);
+/* Has anybody written past the device's counts since the last flush? */
+bool jrn_foreign_writes(const struct journal *j);
+
+/* A failed write, flush or verifier: nothing becomes durable from now on. No locks. */
 void jrn_fail(struct journal *j, int err, const char *what);
-/* Flush what was written before the call, by whomever. */
+/* Flush what was written before the call, by whomever. Any thread. */
 int jrn_flush_device(struct journal *j);
 /* Resume those waiters of a list whose group is at most upto. The mutex must not be held. */
 void jrn_wake(struct journal *j, struct jrn_waiter **list, xid_t upto, int err);

@@ -134,6 +134,7 @@ void namei_stat(struct inode *in, struct inode_stat *out)
 	pthread_mutex_lock(&in->lock);
 	out->ino = in->ino;
 	out->core = in->core;
+	atomic_store(&in->told, true);
 	pthread_mutex_unlock(&in->lock);
 	fs_unlock(in->fs);
 }

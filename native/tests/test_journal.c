@@ -215,6 +215,68 @@ static void parked_operations_resume(void **state)
 	sim_destroy(sim);
 }
 
+/* Who may lead commits by itself: nobody is woken, nothing is parked; but not on a slow device, not a big group, not out
+ * of turn. */
+static void leader_commits_in_its_own_thread(void **state)
+{
+	struct sim *sim = bare_sim(1);
+	struct ioctx *ctx;
+	struct parked a = {.op.resume = on_resume};
+	struct jrn_stats st;
+	struct fs *fs;
+	xid_t xid;
+
+	assert_int_equal(ioctx_create(8, &ctx), 0);
+	a.op.ctx = ctx;
+	assert_int_equal(bare_open(sim, 0, 0, &fs), 0);
+	for (unsigned i = 0; i < 10; i++) {
+		assert_int_equal(bare_write(fs, 0, 3, i, i == 0, &xid), 0);
+		a.w = (struct jrn_waiter){.op = &a.op, .xid = xid, .lead = true};
+		assert_int_equal(jrn_force(fs, &a.w), 0);
+		assert_int_equal(jrn_durable(fs), xid);
+	}
+	st = stats_of(fs);
+	assert_int_equal(st.led, 10);
+	assert_int_equal(st.commits, 10);
+
+	assert_int_equal(bare_write(fs, 10, LEAD_IMAGES + 1, 1, true, &xid), 0);
+	a.w = (struct jrn_waiter){.op = &a.op, .xid = xid, .lead = true};
+	assert_int_equal(jrn_force(fs, &a.w), ERR_PARKED);
+	while (!a.resumed)
+		assert_true(ioctx_run(ctx, true) >= 0);
+	assert_int_equal(bare_write(fs, 0, 1, 77, false, &xid), 0);
+	atomic_store(&fs->jrn->flush_ns, LEAD_FLUSH_NS);
+	a.w = (struct jrn_waiter){.op = &a.op, .xid = xid, .lead = true};
+	assert_int_equal(jrn_force(fs, &a.w), ERR_PARKED);
+	while (a.resumed < 2)
+		assert_true(ioctx_run(ctx, true) >= 0);
+	assert_int_equal(a.w.err, 0);
+	assert_int_equal(stats_of(fs).led, 10);
+	assert_int_equal(bare_close(fs), 0);
+	ioctx_destroy(ctx);
+	sim_destroy(sim);
+}
+
+/* What a leader finds that fails is told to it, and to those who come later. */
+static void leader_is_told_of_a_failed_write(void **state)
+{
+	struct sim *sim = bare_sim(1);
+	struct jrn_waiter w = {.lead = true};
+	struct fs *fs;
+	xid_t xid;
+
+	assert_int_equal(bare_open(sim, 0, 0, &fs), 0);
+	assert_int_equal(bare_write(fs, 0, 1, 1, true, &xid), 0);
+	sim_fail(sim, IO_WRITE, 0, UINT64_MAX, 1);
+	w.xid = xid;
+	assert_int_equal(jrn_force(fs, &w), -ERR_JOURNAL_WRITE);
+	assert_true(fs_is_shutdown(fs));
+	assert_int_equal(jrn_force(fs, &w), -ERR_JOURNAL_WRITE);
+	assert_int_equal(jrn_durable(fs), xid - 1);
+	assert_int_equal(bare_close(fs), -ERR_JOURNAL_WRITE);
+	sim_destroy(sim);
+}
+
 static void full_log_goes_on(void **state)
 {
 	struct sim *sim = bare_sim(1);
@@ -571,8 +633,8 @@ static void *work_much(void *arg)
 	return NULL;
 }
 
-/* Nobody starves, and nothing dead-ends, when four fill the log at once. */
-static void threads_share_a_full_log(void **state)
+/* How often one of them had to wait for room. */
+static uint64_t four_fill_the_log(void)
 {
 	struct sim *sim = bare_sim(1);
 	struct worker workers[4];
@@ -589,13 +651,25 @@ static void threads_share_a_full_log(void **state)
 	for (unsigned i = 0; i < 4; i++)
 		pthread_join(workers[i].thread, NULL);
 	st = stats_of(fs);
-	assert_true(st.waits_for_space > 0 && st.checkpoints > 10);
+	assert_true(st.checkpoints > 10);
 	assert_int_equal(bare_close(fs), 0);
 	assert_int_equal(bare_open(sim, 0, 0, &fs), 0);
 	for (unsigned i = 0; i < 960; i++)
 		assert_int_equal(bare_read(fs, i), 100 - i / 120 % 2);
 	assert_int_equal(bare_close(fs), 0);
 	sim_destroy(sim);
+	return st.waits_for_space;
+}
+
+/* Nobody starves, and nothing dead-ends, when four fill the log at once. Whether anybody has to wait is up to the scheduler:
+ * a journal thread that runs as soon as it is woken makes room before the other asks. */
+static void threads_share_a_full_log(void **state)
+{
+	uint64_t waits = 0;
+
+	for (unsigned i = 0; i < 10 && !waits; i++)
+		waits = four_fill_the_log();
+	assert_true(waits > 0);
 }
 
 int main(void)
@@ -608,6 +682,8 @@ int main(void)
 		cmocka_unit_test(flush_is_spared_when_nothing_was_written),
 		cmocka_unit_test(empty_group_can_be_forced),
 		cmocka_unit_test(parked_operations_resume),
+		cmocka_unit_test(leader_commits_in_its_own_thread),
+		cmocka_unit_test(leader_is_told_of_a_failed_write),
 		cmocka_unit_test(full_log_goes_on),
 		cmocka_unit_test(hot_block_does_not_hold_the_tail),
 		cmocka_unit_test(failed_record_write_shuts_down),

@@ -240,6 +240,8 @@ static void run_workload(struct world *w)
 	while (w->last < TRANSACTIONS && !err) {
 		err = one_transaction(w);
 		if (!err && w->last && rnd(w, 4) == 0) {
+			/* By this thread, or by the journal's. */
+			atomic_store(&w->fs->jrn->flush_ns, rnd(w, 3) ? 0 : LEAD_FLUSH_NS);
 			err = jrn_force_blocking(w->fs, w->xids[w->last]);
 			if (!err)
 				xassert(jrn_durable(w->fs) >= w->xids[w->last]);
@@ -399,6 +401,7 @@ static unsigned run_seed(uint64_t seed, unsigned mutant, unsigned step)
 	if (only && (only_seed != seed || only_mutant != mutant))
 		return 0;
 	base = bare_sim(seed);
+	sim_fua_flushes(base, seed % 2);
 	/* So that the log wraps in the middle. */
 	bare_set_log_position(base, 1022 - 40 + seed % 30);
 	for (uint64_t event = only ? only_event : 1 + seed % step; !over; event += step) {
