@@ -242,24 +242,27 @@ _INSIDE = (
 )  # fmt: skip
 
 
-def table(found: Mapping[str, Any]) -> Table:
-    """Microseconds for each I/O, raw disk and layout."""
-    shown = Table("µs of the guest's CPU for each I/O: raw disk, layout", *found)
+def rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What it is, and a cell for each job."""
+    entries = found.values()
     for name, title in KINDS.items():
-        cells = [
-            f"{entry['raw'][name]:,.0f}, {entry['extfs'][name]:,.0f}" for entry in found.values()
-        ]
-        shown.add_row(title, *cells)
-    totals = [
-        f"{sum(entry['raw'].values()):,.0f}, {sum(entry['extfs'].values()):,.0f}"
-        for entry in found.values()
-    ]
-    shown.add_row("together", *totals)
-    shown.add_row(
-        "rate with the daemon stopped / running",
-        *(f"{statistics.median(stopped_ratios(entry)):.2f}" for entry in found.values()),
-    )
-    shown.add_row("RPCs meanwhile", *(str(sum(entry["rpcs"].values())) for entry in found.values()))
+        yield title, *(f"{e['raw'][name]:,.0f}, {e['extfs'][name]:,.0f}" for e in entries)
+    sums = [tuple(sum(entry[place].values()) for place in ("raw", "extfs")) for entry in entries]
+    yield "together", *(f"{raw:,.0f}, {layout:,.0f}" for raw, layout in sums)
+    ratios = (statistics.median(stopped_ratios(entry)) for entry in entries)
+    yield "rate while the daemon is stopped / runs", *(f"{ratio:.2f}" for ratio in ratios)
+    yield "RPCs meanwhile", *(_named(entry["rpcs"]) for entry in entries)
+
+
+def _named(rpcs: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in rpcs.items()) or "0"
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """For each I/O: raw disk, layout."""
+    shown = Table("µs of the guest's CPU for each I/O: raw disk, layout", *found)
+    for cells in rows(found):
+        shown.add_row(*cells)
     return shown
 
 
