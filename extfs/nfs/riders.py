@@ -215,7 +215,10 @@ class Ride:
         except BaseException:
             record.marks.pop()
             raise
-        record.marks[-1] = RiderRecord.decode(rider.record).marks[-1]
+        if rider.written:
+            record.marks[-1] = RiderRecord.decode(rider.record).marks[-1]
+        else:  # there was nothing to do, nor will there be
+            record.marks.pop()
         return result
 
 

@@ -10,7 +10,7 @@ from extfs.core import Filesystem, Mutant, SimDevice
 from extfs.nfs import constants as n
 from extfs.nfs.service import Service, ServiceOptions
 from nfs.calls import ROOT, Call, Failed
-from nfs.handshake import PERSIST, RECLAIM_COMPLETE, created, identify, sequence_result
+from nfs.handshake import CONFIRMED, PERSIST, RECLAIM_COMPLETE, created, identify, sequence_result
 from nfs.wire import (
     Reply,
     Runner,
@@ -100,8 +100,9 @@ class Persistent:
         self.clientid, self.first = found.clientid, found.sequence
         got = created(self.wire.compound(create_session(self.clientid, self.first, flags)))
         self.id, self.granted, self.numbers = got.id, got.flags, {}
-        reply = self.send(host, 0, self.next(0), Call(RECLAIM_COMPLETE))
-        assert reply.status == n.NFS4_OK
+        if not found.flags & CONFIRMED:
+            reply = self.send(host, 0, self.next(0), Call(RECLAIM_COMPLETE))
+            assert reply.status == n.NFS4_OK
         return self
 
     def connect(self, host: Host) -> None:
