@@ -280,7 +280,7 @@ int extfs_layout_get(struct fs *fs, uint64_t ino, struct extfs_layout_args *args
 int extfs_layout_commit(struct fs *fs, uint64_t ino, struct extfs_layout_args *args);
 int extfs_layout_return(struct fs *fs, uint64_t ino, struct extfs_layout_args *args); /* ino 0 with F_ALL */
 /* The same for an event loop: calls that are begun in one thread, which also made the extfs_calls, and told there when they have ended.
- * They wait for nothing in that thread but metadata reads. */
+ * They wait for nothing in that thread but metadata reads and, where the device answers faster than a thread wakes up, for the journal. */
 struct extfs_calls;
 int extfs_calls_create(struct fs *fs, struct extfs_calls **out);
 void extfs_calls_destroy(struct extfs_calls *calls); /* none is running */

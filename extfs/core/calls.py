@@ -3,7 +3,8 @@
 `Prepared` is a call with its arguments; `Layouts` makes them (`prepare_get`, ...), and
 `Layouts.run` does one in the calling thread, which blocks. `Calls` begins them instead: what a call
 does before it has to wait (for the device, for durability, for another operation on the file) it
-does at once, in the thread of the loop, which it keeps for no longer than reading metadata.
+does at once, in the thread of the loop. That is kept for reading metadata and, on a device that
+answers faster than a thread wakes up, for the journal's write; for nothing else.
 """
 
 from __future__ import annotations

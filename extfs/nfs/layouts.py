@@ -58,13 +58,14 @@ import errno
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from extfs.core import TO_THE_END, CoreError, EventType, HolderState, Iomode, Layout
 from extfs.nfs import constants as n
 from extfs.nfs.block_layout import EXTENT_BYTES, LAYOUT_HEAD_BYTES
 from extfs.nfs.clients import Standing
-from extfs.nfs.effects import Blocking, Steps, Waiting
+from extfs.nfs.effects import Blocking, CoreCall, Steps, Waiting
 from extfs.nfs.errors import NfsError
 from extfs.nfs.layout_holders import Holders
 from extfs.nfs.layout_recalls import Recalls
@@ -429,17 +430,15 @@ class LayoutTable:
     def _take(self, state: LayoutState, parts: list[Segment]) -> Steps[None]:
         """The core takes them back; the gate is held."""
         layouts, ino, holder = self.service.fs.layouts, state.file.ino, state.client.holder_id
-        spans = [
-            (p.start, TO_THE_END if p.end >= TO_THE_END else p.end - p.start, p.iomode)
-            for p in merged(parts)
-        ]
-
-        def give() -> None:
-            for offset, length, iomode in spans:
-                layouts.give_back(ino, holder, offset, length, iomode=iomode)
-
-        if spans:
-            yield Blocking(lambda: _unless_gone(give))
+        for part in merged(parts):
+            length = TO_THE_END if part.end >= TO_THE_END else part.end - part.start
+            give = partial(layouts.prepare_give_back, ino, holder, part.start, length)
+            try:
+                yield CoreCall(layouts, partial(give, iomode=part.iomode))
+            except CoreError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                break  # a holder that was fenced has nothing to give back
         had = len(state.segments)
         state.remove(parts)
         self._segments += len(state.segments) - had
