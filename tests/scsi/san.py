@@ -113,17 +113,22 @@ class San:
             self._standby = self._server_on(guest)
         return self._standby
 
-    def take_over(self) -> None:
+    def take_over(self, *, by_agent: bool = False) -> None:
         """The standby takes address and unit; the server is the standby from now on.
 
         Whatever the old one does, clients do not reach it any more: its cable to them is out.
+        `by_agent`: as Pacemaker would have it done.
         """
         old, new = self.server, self.standby
         if not old.guest.is_paused:
             old.guest.plug(FILES_NIC, False)
         self._have_address(new.guest, True)
         new.python(_ANNOUNCE % SERVICE)
-        new.start("--take-over")
+        if by_agent:
+            code = new.agent("start")
+            assert code == 0, f"the agent's start: {code}\n{new.log()}"
+        else:
+            new.start("--take-over")
         self.server, self._standby = new, old
         self.server_guest = new.guest
 
@@ -182,21 +187,29 @@ class San:
         return client
 
     def _wait_earlier_life(self, guest: Guest) -> None:
-        """Wait until the server has fenced what a client that has mounted was before it booted.
+        """Wait until nothing is left of what a client that has mounted was before it booted.
 
-        The preempt comes some time after the client's new session, and the unit then tells of it
-        who registers first: the guest's kernel (6.1) does not repeat that, and would read and write
-        through the server for two minutes. Since the mount the client has no layout, so a holder
-        of its name is an earlier one's.
+        The server fences it some time after the client's new session, or preempts its key as one
+        that is no holder's. Then the unit tells of it who registers first: the guest's kernel (6.1)
+        does not repeat that, and would read and write through the server for two minutes. Since the
+        mount the client has no layout: a holder of its name, a key of its nexus is an earlier one.
         """
         deadline = time.monotonic() + EARLIER_SECONDS
+        name = initiator.name(guest)
+        key = target.key_of(self.target, name)
+        said = "" if key in (None, *self._keys_of(guest)) else f"key {key} was registered and is no"
         while True:
-            holders = self.server.status()["holders"]["list"]
-            earlier = [h for h in holders if h["name"].endswith(f" {guest.name}")]
-            if all(holder["state"] == "gone" for holder in earlier):
+            left = target.key_of(self.target, name), self._keys_of(guest)
+            if left == (None, []) and said in self.server.log():
                 return
-            assert time.monotonic() < deadline, f"not fenced: {earlier}"
+            assert time.monotonic() < deadline, f"an earlier life is not over: {left}"
             time.sleep(0.1)
+
+    def _keys_of(self, guest: Guest) -> list[str]:
+        """Keys of the holders of this name that are not at their end."""
+        holders = self.server.status()["holders"]["list"]
+        mine = [h for h in holders if h["name"].endswith(f" {guest.name}") and h["state"] != "gone"]
+        return [holder["fence_key"] for holder in mine]
 
     def guest_of(self, name: str) -> Guest:
         """Boot one more guest."""

@@ -24,6 +24,7 @@ PORT = 2049
 RECALL_SECONDS = 3
 LEASE_SECONDS = 20
 READY_SECONDS = 60
+_CONFIG = "/run/extfs.toml"
 _LOG = "/run/extfs.log"
 _PID = "/run/extfs.pid"
 
@@ -94,6 +95,13 @@ class ScsiServer:
 
         `fault`: it dies at that step of a fence, see `scsi.faulty`.
         """
+        self._configure()
+        command = self._command(
+            *("mount", "--foreground", "--config", _CONFIG, *arguments), fault=fault
+        )
+        self.guest.check(f"setsid {command} >>{_LOG} 2>&1 </dev/null &\necho $! >{_PID}\n")
+
+    def _configure(self) -> None:
         options = ",".join(f"{name}={value}" for name, value in self.options.items())
         text = (
             f'device = "{self.device}"\nmountpoint = "{MOUNTPOINT}"\noptions = "{options}"\n'
@@ -102,11 +110,20 @@ class ScsiServer:
         )
         for path, words in self.exports.items():
             text += f'[[nfs.export]]\npath = "{path}"\noptions = {json.dumps(words.split(","))}\n'
-        self.guest.write_file(f"{ROOT}/run/extfs.toml", text.encode())
-        command = self._command(
-            *("mount", "--foreground", "--config", "/run/extfs.toml", *arguments), fault=fault
-        )
-        self.guest.check(f"setsid {command} >>{_LOG} 2>&1 </dev/null &\necho $! >{_PID}\n")
+        self.guest.write_file(f"{ROOT}{_CONFIG}", text.encode())
+
+    def agent(self, action: str) -> int:
+        """An action of Pacemaker's resource agent, with a take-over at a start; its exit code.
+
+        What it said is in `log`; the daemon that it starts logs to the system, which this has not.
+        """
+        self._configure()
+        program = Path(sys.executable).with_name("extfs")
+        words = [
+            *("chroot", ROOT, "env", f"OCF_RESKEY_config={_CONFIG}", "OCF_RESKEY_take_over=true"),
+            *(f"OCF_RESKEY_extfs={program}", str(PROJECT / "scripts" / "ocf" / "extfs"), action),
+        ]
+        return self.guest.run(f"{shlex.join(words)} >>{_LOG} 2>&1", READY_SECONDS + 60).code
 
     def start(self, *arguments: str, fault: str = "") -> None:
         """Start the daemon; returns when the mount is there and the port answers."""

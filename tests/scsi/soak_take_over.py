@@ -28,3 +28,24 @@ def test_server_that_does_not_know_that_it_is_over(own_san: Callable[..., San]) 
         story.end()
     san.server.stop()
     san.server.extfs("fsck", san.server.device, seconds=120)
+
+
+RUNNING, NOT_RUNNING = 0, 7
+
+
+def test_the_agent_of_pacemaker_takes_over(own_san: Callable[..., San]) -> None:
+    """On two nodes, with the unit's own reservation as what keeps the dead one out."""
+    san = own_san()
+    san.tolerated.append(".")
+    story = TakeOver(san, "one")
+    assert story.standby.agent("monitor") == NOT_RUNNING
+    story.write()
+    story.lose("killed")
+    story.take_over(by_agent=True)
+    assert san.server.agent("monitor") == RUNNING
+    story.assert_nothing_lost()
+    assert san.standby.agent("stop") == 0, san.standby.log()  # of what died with its daemon
+    assert san.standby.agent("monitor") == NOT_RUNNING
+    assert san.server.agent("stop") == 0, san.server.log()
+    assert san.server.agent("monitor") == NOT_RUNNING
+    san.server.extfs("fsck", san.server.device, seconds=120)

@@ -28,7 +28,9 @@ PIECE = 64 << 10
 _ACKED = "/tmp/acked"
 _LATE = "written-too-late"
 _SAID = "/tmp/said"
-_BACK_SECONDS = 6 * LEASE_SECONDS
+_OVER_SECONDS = 6 * LEASE_SECONDS
+_JOB_SECONDS = 400
+"""Of a command that goes on over the whole story, most of which is the other server's start."""
 
 _seeds = itertools.count(0xE0F5_8000_0001)
 
@@ -54,7 +56,7 @@ class TakeOver:
         self._stats = self.client.stats()
         self._writer = self.client.guest.start(
             f"rm -f {_ACKED}; stamp write -d -f -a {_ACKED} {path} {self.seed} 0 {SIZE} {PIECE}",
-            _BACK_SECONDS,
+            _JOB_SECONDS,
         )
         self.client.guest.check(
             f"until [ $(cat {_ACKED} 2>/dev/null | wc -l) -ge 20 ]; do usleep 20000; done"
@@ -72,7 +74,7 @@ class TakeOver:
         self._late = server.guest.start(
             f"echo >{late}; : >{_SAID}\n"
             f"while echo late >>{late} && sync {late}; do echo late >>{_SAID}; done",
-            _BACK_SECONDS,
+            _JOB_SECONDS,
         )
         server.guest.check(f"until [ -s {_SAID} ]; do usleep 10000; done")
         if how == "cut":
@@ -86,9 +88,9 @@ class TakeOver:
         self.standby.wait_ended()
         return self.standby.log().splitlines()[-1]
 
-    def take_over(self) -> None:
+    def take_over(self, *, by_agent: bool = False) -> None:
         """The standby serves when this returns."""
-        self.san.take_over()
+        self.san.take_over(by_agent=by_agent)
 
     def assert_nothing_lost(self) -> None:
         """Whatever fsync had returned for is there, at once; the client goes on by its layout, and
@@ -122,7 +124,7 @@ class TakeOver:
         old.guest.plug(STORAGE_NIC, True)
         assert self._late is not None
         self._late.wait()
-        old.wait_ended(_BACK_SECONDS)
+        old.wait_ended(_OVER_SECONDS)
         assert "this server is over" in old.log(), old.log()[-3000:]
         result = old.guest.run(
             f"dd if=/dev/zero of={old.device} bs=4k count=1 seek=100 oflag=direct 2>&1"
