@@ -28,10 +28,12 @@
 
 #define RESERVE_MAX 4096u
 #define RESERVE_SHARE 50u
-/* Files of one directory start in so many places of an AG, at least a GiB apart, so that files
+/* Files of one directory start in so many places of an AG, at least 64 MiB apart, so that files
  * which grow side by side do not interleave, and free space stays in large pieces. */
 #define LANES_MAX 8u
-#define LANE_BLOCKS ((nblocks_t)1 << 18)
+#define LANE_BLOCKS ((nblocks_t)1 << 14)
+/* Windows hold while more than 1 / WINDOWS_NEED of the device is free. */
+#define WINDOWS_NEED 16u
 #define OPEN_THREADS 8u
 
 /* ---- geometry -------------------------------------------------------------------------------- */
@@ -173,10 +175,12 @@ int alloc_open(struct fs *fs)
 	if (!st)
 		return -ENOMEM;
 	busy_init(&st->busy);
+	window_init(&st->windows);
 	st->count = fs->super.ag_count;
 	st->reserve = MIN(fs->super.total_blocks / RESERVE_SHARE, RESERVE_MAX);
 	st->ags = calloc(st->count, sizeof(*st->ags));
 	if (!st->ags) {
+		window_destroy(&st->windows);
 		free(st);
 		return -ENOMEM;
 	}
@@ -201,6 +205,7 @@ void alloc_close(struct fs *fs)
 		if (st->ags[i].buf)
 			buf_put(st->ags[i].buf);
 	busy_clear(&st->busy);
+	window_destroy(&st->windows);
 	free(st->ags);
 	free(st);
 	fs->alloc = NULL;
@@ -313,6 +318,49 @@ static int try_longest(struct trans *t, nblocks_t min, struct ag **from, struct 
 	return 0;
 }
 
+/* A file that grew up to the goal, and finds it taken, goes on where it has room before it meets another that grows. */
+static fsblock_t other_goal(struct trans *t, fsblock_t goal)
+{
+	struct alloc_state *st = alloc_of(t->fs);
+	uint32_t no = alloc_agno(t->fs, goal);
+	struct free_extent gap;
+
+	if (!window_gap(&st->windows, t->grows, ag_start(t->fs, no), ag_length(t->fs, no), &gap))
+		return goal;
+	goal = gap.start + gap.len / 2;
+	return alloc_block_usable(t->fs, goal) ? goal : goal + 1;
+}
+
+/* The goal is free and in nobody's window, so that the file will be continued there. */
+static int goal_is_free(struct trans *t, fsblock_t goal, bool *is_free)
+{
+	struct ag *ag = &alloc_of(t->fs)->ags[alloc_agno(t->fs, goal)];
+	struct free_extent ext, run;
+	unsigned seen = 0;
+	int err = ag_find_near(t->fs, ag, goal, 1, 1, &ext, &run, &seen);
+
+	*is_free = !err && run.len && run.start == goal;
+	return err;
+}
+
+/* In the AG of the goal, then in all others; last the longest there is. */
+static int search(struct trans *t, fsblock_t goal, nblocks_t min, nblocks_t max, struct ag **from,
+		  struct free_extent *ext, struct free_extent *run, unsigned *seen)
+{
+	struct alloc_state *st = alloc_of(t->fs);
+	uint32_t first = goal ? alloc_agno(t->fs, goal) : st->rotor;
+	int err;
+
+	run->len = 0;
+	for (uint32_t i = 0; i < st->count && !run->len; i++) {
+		*from = &st->ags[(first + i) % st->count];
+		err = try_ag(t, *from, i ? 0 : goal, min, max, ext, run, seen);
+		if (err)
+			return err;
+	}
+	return !run->len && min < max ? try_longest(t, min, from, ext, run, seen) : 0;
+}
+
 int alloc_extent(struct trans *t, fsblock_t goal, nblocks_t min, nblocks_t max, fsblock_t *start,
 		 nblocks_t *len)
 {
@@ -322,7 +370,7 @@ int alloc_extent(struct trans *t, fsblock_t goal, nblocks_t min, nblocks_t max, 
 	struct ag *ag = NULL;
 	unsigned seen = 0;
 	nblocks_t avail;
-	uint32_t first;
+	bool is_free = true;
 	int err;
 
 	xassert(min && min <= max);
@@ -335,15 +383,16 @@ int alloc_extent(struct trans *t, fsblock_t goal, nblocks_t min, nblocks_t max, 
 	max = MIN(max, avail);
 	if (goal && !alloc_block_usable(fs, goal))
 		goal = 0;
-	first = goal ? alloc_agno(fs, goal) : st->rotor;
-	for (uint32_t i = 0; i < st->count && !run.len; i++) {
-		ag = &st->ags[(first + i) % st->count];
-		err = try_ag(t, ag, i ? 0 : goal, min, max, &ext, &run, &seen);
-		if (err)
-			return err;
+	st->grows = t->grows;
+	st->windows_hold = avail > fs->super.total_blocks / WINDOWS_NEED;
+	if (goal && t->continues && st->windows_hold)
+		err = goal_is_free(t, goal, &is_free);
+	if (!err)
+		err = search(t, is_free ? goal : other_goal(t, goal), min, max, &ag, &ext, &run, &seen);
+	if (!err && !run.len && st->windows_hold) {
+		st->windows_hold = false;
+		err = search(t, goal, min, max, &ag, &ext, &run, &seen);
 	}
-	if (!run.len && min < max)
-		err = try_longest(t, min, &ag, &ext, &run, &seen);
 	if (err)
 		return err;
 	if (!run.len)
@@ -352,7 +401,17 @@ int alloc_extent(struct trans *t, fsblock_t goal, nblocks_t min, nblocks_t max, 
 	st->rotor = ag->no;
 	*start = run.start;
 	*len = run.len;
+	if (!st->windows_hold)
+		window_clear(&st->windows);
+	else if (t->grows)
+		window_grow(&st->windows, t->grows, run, ext.start + ext.len, avail);
 	return ag_take(t, ag, ext, run);
+}
+
+void alloc_grown(struct fs *fs, inum_t ino)
+{
+	if (fs->alloc)
+		window_drop(&alloc_of(fs)->windows, ino);
 }
 
 static int give(struct trans *t, fsblock_t start, nblocks_t len, bool meta)
@@ -431,14 +490,23 @@ fsblock_t alloc_goal_for_inode(struct fs *fs, inum_t ino, inum_t parent)
 	nblocks_t mean = get64(fs_root(fs)->free_blocks) / st->count;
 	uint32_t no = (uint32_t)(mix(parent) % st->count);
 	nblocks_t length, lanes;
-	fsblock_t goal;
+	fsblock_t goal = 0;
 
 	/* Not into a group that is nearly full while others are not. */
 	for (uint32_t i = 0; i < st->count && ag_tree_blocks(&st->ags[no]) < mean / 4; i++)
 		no = (no + 1) % st->count;
 	length = ag_length(fs, no);
 	lanes = MIN(MAX(length / LANE_BLOCKS, 1), LANES_MAX);
-	goal = ag_start(fs, no) + mix(ino) % lanes * (length / lanes) + 1;
+	for (nblocks_t i = 0, lane = mix(ino); i < lanes; i++) {
+		fsblock_t start = ag_start(fs, no) + (lane + i) % lanes * (length / lanes);
+
+		/* Not beside another that grows, if there is a place without. */
+		goal = i ? goal : start + 1;
+		if (window_room(&st->windows, ino, start, length / lanes) == length / lanes) {
+			goal = start + 1;
+			break;
+		}
+	}
 	return alloc_block_usable(fs, goal) ? goal : fs->super.journal_start + fs->super.journal_blocks;
 }
 

@@ -38,6 +38,8 @@ void alloc_close(struct fs *fs);
  * start over). */
 int alloc_extent(struct trans *t, fsblock_t goal, nblocks_t min, nblocks_t max, fsblock_t *start,
 		 nblocks_t *len);
+/* The file is not going to grow soon: what was kept free behind it (trans.grows) is anybody's. Any thread. */
+void alloc_grown(struct fs *fs, inum_t ino);
 /* Free data blocks: they become busy until the transaction's group is durable. Shared blocks go
  * through refcount_drop(), not here. Freeing a block that is free already is -ERR_FREE_CORRUPT. */
 int alloc_free(struct trans *t, fsblock_t start, nblocks_t len);

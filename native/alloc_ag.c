@@ -342,6 +342,18 @@ static int ag_trim(struct trans *t, struct ag *ag)
 
 /* ---- taking ---------------------------------------------------------------------------------- */
 
+/* busy_find_run() in what the windows of others leave. */
+static void find_run(struct fs *fs, struct free_extent in, nblocks_t want, struct free_extent *run, unsigned *seen)
+{
+	struct alloc_state *st = alloc_of(fs);
+	struct free_extent gap = in;
+
+	run->len = 0;
+	if (st->windows_hold && !window_gap(&st->windows, st->grows, in.start, in.len, &gap))
+		return;
+	busy_find_run(&st->busy, gap.start, gap.len, want, &run->start, &run->len, seen);
+}
+
 /* Best run inside ext into *run, if it is better than what is there already; true when it has
  * `want`. */
 static bool consider(struct fs *fs, struct free_extent ext, nblocks_t want,
@@ -349,7 +361,7 @@ static bool consider(struct fs *fs, struct free_extent ext, nblocks_t want,
 {
 	struct free_extent run;
 
-	busy_find_run(&alloc_of(fs)->busy, ext.start, ext.len, want, &run.start, &run.len, seen);
+	find_run(fs, ext, want, &run, seen);
 	if (run.len > best->len) {
 		*best = run;
 		*best_ext = ext;
@@ -362,10 +374,14 @@ static bool consider(struct fs *fs, struct free_extent ext, nblocks_t want,
 static bool at_goal(struct fs *fs, struct free_extent ext, fsblock_t goal, nblocks_t min,
 		    nblocks_t want, struct free_extent *run, unsigned *seen)
 {
+	struct alloc_state *st = alloc_of(fs);
 	nblocks_t rest = ext.start + ext.len - goal;
 
-	busy_find_run(&alloc_of(fs)->busy, goal, rest, MIN(rest, want), &run->start, &run->len, seen);
-	if (run->start == goal && (run->len >= want || (ext.start == goal && run->len >= min)))
+	rest = MIN(rest, want);
+	if (st->windows_hold)
+		rest = window_room(&st->windows, st->grows, goal, rest);
+	busy_find_run(&st->busy, goal, rest, rest, &run->start, &run->len, seen);
+	if (rest && run->start == goal && (run->len >= want || (ext.start == goal && run->len >= min)))
 		return true;
 	run->len = 0;
 	return false;

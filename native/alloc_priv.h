@@ -5,6 +5,7 @@
  *   alloc.c            opening, choice of an AG, the reserve, the public calls
  *   alloc_ag.c         the free trees and the freelist of one AG
  *   alloc_busy.c       free blocks that must not be handed out yet
+ *   alloc_window.c     free blocks kept for files that grow
  *   alloc_quarantine.c blocks that a holder may still reach
  *
  * All under fs->lock held exclusively.
@@ -52,6 +53,35 @@ void busy_expire(struct busy_set *set, xid_t durable, xid_t checkpointed);
 void busy_find_run(struct busy_set *set, fsblock_t start, nblocks_t len, nblocks_t want,
 		   fsblock_t *run_start, nblocks_t *run, unsigned *seen);
 
+/* ---- windows ---- */
+
+struct free_extent { fsblock_t start; nblocks_t len; };
+
+#define WINDOWS_MAX 64u
+
+struct window {
+	fsblock_t start;
+	nblocks_t len, grown; /* grown: what the file was given in a row before it */
+	inum_t ino;
+};
+
+struct window_set {
+	pthread_mutex_t mutex;
+	struct window windows[WINDOWS_MAX];
+	unsigned count;
+};
+
+void window_init(struct window_set *set);
+void window_destroy(struct window_set *set);
+/* `run` was given to the file; what follows it is free up to free_end. avail: blocks that users may have. */
+void window_grow(struct window_set *set, inum_t ino, struct free_extent run, fsblock_t free_end, nblocks_t avail);
+void window_drop(struct window_set *set, inum_t ino);
+void window_clear(struct window_set *set);
+/* Blocks from start on, at most len, that are in no window of another inode. */
+nblocks_t window_room(struct window_set *set, inum_t ino, fsblock_t start, nblocks_t len);
+/* The longest part of [start, start + len) without windows of others; false: there is none. */
+bool window_gap(struct window_set *set, inum_t ino, fsblock_t start, nblocks_t len, struct free_extent *gap);
+
 /* ---- allocation groups ---- */
 
 struct ag {
@@ -66,12 +96,13 @@ struct alloc_state {
 	nblocks_t reserve;
 	_Atomic nblocks_t freelists; /* blocks on all freelists */
 	struct busy_set busy;
+	struct window_set windows;
+	inum_t grows;         /* whose window does not count in the search that runs; 0: nobody's */
+	bool windows_hold;    /* the search leaves the windows of others alone */
 	uint32_t rotor;       /* AG of the last data allocation without goal */
 	bool hooked;          /* the running transaction will tell us how it ended */
 	bool stale;           /* it was cancelled: freelists and longest_max are to be found again */
 };
-
-struct free_extent { fsblock_t start; nblocks_t len; };
 
 static inline struct ag_disk *ag_disk(const struct ag *ag) { return ag->buf->data; }
 static inline struct alloc_state *alloc_of(const struct fs *fs) { return fs->alloc; }

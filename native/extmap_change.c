@@ -275,13 +275,14 @@ int extmap_promote(struct trans *t, struct inode *in, fileblk_t file, nblocks_t 
 }
 
 /* Where the blocks of the hole at `file` should go: behind what is before it in the file. */
-static int hole_goal(struct inode *in, enum fork fork, fileblk_t file, fsblock_t *goal)
+static int hole_goal(struct inode *in, enum fork fork, fileblk_t file, fsblock_t *goal, bool *continues)
 {
 	struct extent prev;
 	int err = extmap_find(in, fork, file, BT_LT, &prev);
 
 	if (err && err != -ENOENT)
 		return err;
+	*continues = !err && file == extent_end(&prev);
 	if (!err && file - extent_end(&prev) <= GOAL_GAP_MAX)
 		*goal = prev.block + (file - prev.file);
 	else if (in->alloc_hint)
@@ -297,8 +298,9 @@ static int fill_hole(struct trans *t, struct inode *in, enum fork fork, struct e
 		     uint8_t flags, bool *placed)
 {
 	fsblock_t goal;
-	int err = hole_goal(in, fork, hole->file, &goal);
+	int err = hole_goal(in, fork, hole->file, &goal, &t->continues);
 
+	t->grows = in->ino;
 	if (!err)
 		err = alloc_extent(t, goal, 1, MIN(hole->len, EXTENT_MAX_BLOCKS), &hole->block,
 				   &hole->len);

@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "alloc.h"
 #include "btree.h"
 #include "errors.h"
 #include "log.h"
@@ -49,6 +50,7 @@ struct inode *inode_alloc(struct fs *fs, inum_t ino)
 void inode_free(struct inode *in)
 {
 	xassert(!in->delegations && !in->delegation_waits);
+	alloc_grown(in->fs, in->ino);
 	if (in->segs)
 		seg_tree_free(in);
 	if (in->locks)
@@ -489,6 +491,8 @@ void inode_close(struct inode *in)
 	xassert(in->opens > 0);
 	last = --in->opens == 0;
 	pthread_mutex_unlock(&it->mutex);
+	if (last)
+		alloc_grown(in->fs, in->ino);
 	if (last && in->fs->layout_hooks && seg_any(in)) {
 		fs_rdlock(in->fs);
 		nameless = in->core.nlink == 0;

@@ -27,6 +27,10 @@ struct trans {
 	unsigned reserved;        /* blocks this transaction may dirty */
 	unsigned joined;          /* blocks it has */
 	unsigned alloc_flags;     /* ALLOC_* policy for metadata, set by the caller */
+	/* For alloc_extent(): the file that is going to need the blocks behind, too (0: none), and whether the goal is just
+	 * behind what it has. */
+	inum_t grows;
+	bool continues;
 	struct trans_pool *pool;  /* its lists; lent by the filesystem: one runs at a time */
 };
 

@@ -89,8 +89,14 @@ static void churn(uint64_t seed, nblocks_t total, nblocks_t ag_blocks, unsigned 
 			nblocks_t min = 1 + check_random(&rng) % max;
 			fsblock_t goal = check_random(&rng) % 4 ? check_random(&rng) % total : 0;
 			fsblock_t start;
-			int err = alloc_extent(&t, goal, min, max, &start, &len);
+			int err;
 
+			/* Windows of growing files come in the way, and go. */
+			t.grows = i % 3 ? 1 + i % 97 : 0;
+			t.continues = i % 2;
+			err = alloc_extent(&t, goal, min, max, &start, &len);
+			if (i % 29 == 0)
+				alloc_grown(&f->fs, 1 + i % 97);
 			if (err) {
 				assert_true(err == -ENOSPC || err == -ERR_BUSY_BLOCKS);
 				full++;
@@ -577,6 +583,88 @@ static void test_side_by_side(void **state)
 	fixture_destroy(f);
 }
 
+#define GROWERS 12u
+
+/* In how many pieces are files that grow by turns? */
+static unsigned grow_by_turns(struct fixture *f, bool windows, unsigned rounds)
+{
+	fsblock_t next[GROWERS] = { 0 };
+	unsigned pieces = 0;
+
+	for (unsigned i = 0; i < rounds * GROWERS; i++) {
+		unsigned k = i % GROWERS;
+		fsblock_t goal = next[k] ? next[k] : alloc_goal_for_inode(&f->fs, 500 + k, 1), start;
+		struct trans t;
+		nblocks_t len;
+
+		fixture_begin(f, &t, 128);
+		t.grows = windows ? 500 + k : 0;
+		t.continues = next[k];
+		assert_int_equal(alloc_extent(&t, goal, 1, 8, &start, &len), 0);
+		trans_commit(&t);
+		pieces += start != next[k];
+		next[k] = start + len;
+	}
+	return pieces;
+}
+
+static void test_grow_by_turns(void **state)
+{
+	for (unsigned windows = 0; windows < 2; windows++) {
+		struct fixture *f = fixture_create(1u << 18, 1u << 18, 4096);
+		unsigned pieces = grow_by_turns(f, windows, 1000);
+
+		print_message("%u files in %u pieces\n", GROWERS, pieces);
+		if (windows)
+			assert_true(pieces <= 3 * GROWERS);
+		else
+			assert_true(pieces > 100); /* or the test shows nothing */
+		fixture_destroy(f);
+	}
+}
+
+/* Blocks in windows are nobody's when there are no others: everybody gets the last one. */
+static void test_windows_give_way(void **state)
+{
+	struct fixture *f = fixture_create(65536, 16384, 1024);
+	nblocks_t len, avail;
+	struct alloc_space sp;
+	fsblock_t start;
+	int err;
+
+	grow_by_turns(f, true, 200);
+	do {
+		alloc_statfs(&f->fs, &sp);
+		avail = sp.avail;
+		err = extent_of(f, 0, 1, 100, &start, &len);
+	} while (!err);
+	assert_int_equal(err, -ENOSPC);
+	assert_true(avail < 8);
+	fixture_destroy(f);
+}
+
+/* A file that does not grow any more keeps nothing: the next one comes right behind it. */
+static void test_window_ends_with_the_file(void **state)
+{
+	struct fixture *f = fixture_create(65536, 65536, 1024);
+
+	for (unsigned closed = 0; closed < 2; closed++) {
+		fsblock_t first, second;
+		nblocks_t len;
+		struct trans t;
+
+		fixture_begin(f, &t, 128);
+		t.grows = 10 + closed;
+		assert_int_equal(alloc_extent(&t, 20000 + closed * 10000, 8, 8, &first, &len), 0);
+		trans_commit(&t);
+		if (closed)
+			alloc_grown(&f->fs, 10 + closed);
+		assert_int_equal(extent_of(f, first + len, 8, 8, &second, &len), 0);
+		assert_int_equal(second == first + 8, closed);
+	}
+	fixture_destroy(f);
+}
+
 /* 1,024 groups: opening reads every header, quickly; directories spread over groups. */
 static void test_many_groups(void **state)
 {
@@ -688,6 +776,9 @@ int main(void)
 		cmocka_unit_test(test_busy_meta_mutant), cmocka_unit_test(test_reserve),
 		cmocka_unit_test(test_free_when_full),	 cmocka_unit_test(test_double_free),
 		cmocka_unit_test(test_large_and_append), cmocka_unit_test(test_side_by_side),
+		cmocka_unit_test(test_grow_by_turns),
+		cmocka_unit_test(test_windows_give_way),
+		cmocka_unit_test(test_window_ends_with_the_file),
 		cmocka_unit_test(test_many_groups),	 cmocka_unit_test(test_quarantine),
 		cmocka_unit_test(test_header_verifier),
 		cmocka_unit_test(test_shrinking_trees),	 cmocka_unit_test(test_cancelled_hint),	 cmocka_unit_test(test_busy_set),
