@@ -8,10 +8,9 @@ record, too; it is written in the transaction of an operation that it is about, 
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from extfs.core.native import checked, ffi, lib
 
@@ -27,6 +26,7 @@ RIDER_BYTES = int(lib.EXTFS_RIDER_BYTES)
 """Of the record of a rider."""
 
 _ID_MAX = (1 << 64) - 1
+_T = TypeVar("_T")
 
 
 class Rider:
@@ -40,13 +40,12 @@ class Rider:
         self._raw.id = number
         ffi.memmove(self._raw.record, record, RIDER_BYTES)
 
-    @contextlib.contextmanager
-    def riding(self) -> Iterator[None]:
-        """One call in here, of this thread, takes it along if it succeeds: mknod, mkdir, symlink,
-        link, unlink, rmdir, rename, setattr, setxattr or removexattr."""
+    def carry(self, call: Callable[[], _T]) -> _T:
+        """Run `call`, which takes it along if it succeeds: one mknod, mkdir, symlink, link, unlink,
+        rmdir, rename, setattr, setxattr or removexattr, in this thread."""
         lib.extfs_ride(self._raw)
         try:
-            yield
+            return call()
         finally:
             lib.extfs_ride(ffi.NULL)
 
@@ -55,10 +54,10 @@ class Rider:
         """Whether a transaction has it; it is durable with that transaction."""
         return bool(self._raw.written)
 
-    @property
-    def record(self) -> bytes:
-        """With what the core has filled in: inode and what is after, in the last mark."""
-        return bytes(ffi.buffer(self._raw.record, RIDER_BYTES))
+    def part(self, start: int, length: int) -> bytes:
+        """Of the record, with what the core has filled in: inode and what is after, in the last
+        mark."""
+        return bytes(ffi.buffer(self._raw.record + start, length))
 
 
 class Records:

@@ -35,6 +35,8 @@ log = logging.getLogger("extfs.nfs")
 TAG_MAX = 1024
 _RESULT = struct.Struct(">II")
 _TAG = struct.Struct(">QIII")
+_TAG_REQUEST = 16
+"""Bytes of it that say which request: session, slot, sequence number."""
 _SETATTR = n.OP_SETATTR.to_bytes(4, "big")
 _NO_ATTRIBUTES = bytes(4)
 """SETATTR4res has attrsset behind every status (RFC 8881 18.30.2)."""
@@ -154,6 +156,10 @@ class Compound:
         """The mark of this operation, if it was done before the server was killed."""
         return None if self.marks is None else self.marks.done(self.op_index, op)
 
+    def before_done(self) -> bool:
+        """Whether this operation, or one behind it, was done before the server was killed."""
+        return self.marks is not None and self.marks.before_done(self.op_index)
+
     def ride(self, op: int) -> Ride | None:
         """What this operation, which must not be done twice, takes along when it is done.
 
@@ -171,8 +177,15 @@ class Compound:
         state.tag = self._tag()
 
     def did(self, state: State) -> bool:
-        """Whether this operation has changed the state already, before a restart."""
-        return self.retry and state.tag == self._tag() != b""
+        """Whether this operation has changed the state already, before a restart: it, or one behind
+        it in the same request, changed it last."""
+        if not self.retry or len(state.tag) != _TAG.size:
+            return False
+        tag = self._tag()
+        return bool(
+            tag[:_TAG_REQUEST] == state.tag[:_TAG_REQUEST]
+            and _TAG.unpack(state.tag)[3] >= self.op_index
+        )
 
     def _tag(self) -> bytes:
         if self.marks is None:
@@ -266,7 +279,7 @@ class Compound:
                 steps, status = self._start(op)
                 if steps is not None:
                     status = yield from self._rest(op, steps)
-                if status and self.marks is not None and self.marks.before_done(self.op_index):
+                if status and self.before_done():
                     done, begin, status = self._reply_lost()
         if done:
             status = yield from self._durable(staged, begin, status)

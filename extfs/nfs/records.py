@@ -581,7 +581,10 @@ class Records:
         try:
             state = restorer(client, record.body)
         except (XdrError, OSError) as error:
-            log.warning("a state of client %s is lost: %s", client.name, error)
+            # A file without a name is freed by a restart, perhaps just now.
+            gone = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE)
+            level = logging.INFO if gone else logging.WARNING
+            log.log(level, "a state of client %s is lost: %s", client.name, error)
             return False
         if state is None:
             return False

@@ -210,13 +210,13 @@ class Ride:
         record.marks.append(self._mark)
         try:
             rider = Rider(record.number, record.encode())
-            with rider.riding():
-                result = call()
+            result = rider.carry(call)
         except BaseException:
             record.marks.pop()
             raise
         if rider.written:
-            record.marks[-1] = RiderRecord.decode(rider.record).marks[-1]
+            at = _HEAD.size + (len(record.marks) - 1) * _MARK_BYTES
+            record.marks[-1] = Mark.decode(rider.part(at, _MARK_BYTES), 0)
         else:  # there was nothing to do, nor will there be
             record.marks.pop()
         return result

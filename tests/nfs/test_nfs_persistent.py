@@ -482,6 +482,57 @@ def test_free_stateid_and_reclaim_complete(host: Host, client: Persistent) -> No
     assert refused(other.do, host, Call(RECLAIM_COMPLETE)) == n.NFS4ERR_COMPLETE_ALREADY
 
 
+def test_what_was_granted_before_a_restart_is_not_refused_in_grace(
+    host: Host, client: Persistent
+) -> None:
+    """Who is told GRACE sends a new request, and a file that it made would be in its way."""
+    host.fs.mknod(ROOT_INODE, b"file", FILE)
+    _, (held, _), fh = client.do(host, *open_call())
+    new = Call(open_op(by_name(b"new"), BOTH | NO_DELEG, how=how(n.GUARDED4)), opened)
+    requests = [
+        (putrootfh(), new, getfh()),
+        open_call(owner=b"another"),
+        (Call(putfh(fh)), lock_call(held, b"locker", 0)),
+    ]
+    first = [client.do(host, *request, slot=slot) for slot, request in enumerate(requests)]
+    Persistent(b"not kept").establish(host, 2)  # who has something to reclaim
+    host.runner.advance(1.5)
+    host.kill()
+    assert host.service.lease.in_grace()
+    again = [client.again(host, *request, slot=slot) for slot, request in enumerate(requests)]
+    assert again == first
+    for slot, request in enumerate(requests):
+        assert refused(client.do, host, *request, slot=slot) == n.NFS4ERR_GRACE
+        assert refused(client.do, host, *request, slot=slot + 10) == n.NFS4ERR_GRACE
+
+
+def test_two_changes_of_a_state_in_one_request(host: Host, client: Persistent) -> None:
+    """The last of them says that the first was done, too."""
+    host.fs.mknod(ROOT_INODE, b"file", FILE)
+    _, (held, _), fh = client.do(host, *open_call())
+    file = Call(putfh(fh))
+    _, locks = client.do(host, file, lock_call(held, b"locker", 0))
+    request = file, lock_call(locks, None, 20), locku_call(Stateid(0, locks.other))
+    _, one, two = client.do(host, *request)
+    assert (one.seqid, two.seqid) == (2, 3)
+    host.kill()
+    assert client.again(host, *request)[1:] == [two, two]
+
+
+def test_a_directory_that_is_gone_since(host: Host, client: Persistent) -> None:
+    """What was done in it was done."""
+    _, _, fh = client.do(host, putrootfh(), mkdir(b"dir"), getfh())
+    request = Call(putfh(fh)), mkdir(b"inside"), getfh()
+    first = client.do(host, *request)
+    host.fs.rmdir(host.fs.resolve(b"dir").ino, b"inside")
+    host.fs.rmdir(ROOT_INODE, b"dir")
+    host.fs.sync()
+    host.kill()
+    host.fs.drain()
+    assert client.again(host, *request) == first
+    assert refused(client.do, host, *request) == n.NFS4ERR_STALE
+
+
 def test_an_open_that_was_lost_is_bad(host: Host, client: Persistent) -> None:
     """Not stale: the client would look for a new lease, and this one is in order."""
     host.fs.mknod(ROOT_INODE, b"file", FILE)

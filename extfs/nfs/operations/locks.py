@@ -168,13 +168,16 @@ def lock(c: Compound, args: Reader, out: Writer) -> None:
     c.regular()
     assert c.client is not None
     assert c.current is not None
-    c.service.lease.begin_open(c.client, reclaim)
+    if not c.retry:
+        c.service.lease.begin_open(c.client, reclaim)
     if owner is not None:
         state = _new_owner(c, stateid, owner)
     else:
         found = c.service.states.find(c, stateid, Kind.LOCK, file=c.current.ino)
         assert isinstance(found, LockState)
         state = found
+    if c.retry and not c.did(state):
+        c.service.lease.begin_open(c.client, reclaim)
     if not state.opened.access & _ACCESS[wish.write]:
         raise NfsError(n.NFS4ERR_OPENMODE)
     stateid = _lock(c, state, wish)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from extfs.core import Stat
+from extfs.core import CoreError, Stat
 from extfs.nfs import constants as n
 from extfs.nfs import credentials, filehandles, names, set_attributes
 from extfs.nfs.changes import CHANGE_INFO_BYTES, ChangeInfo, watched
@@ -107,7 +107,14 @@ def _removable(c: Compound, place: Stat, victim: Stat) -> None:
 def putfh(c: Compound, args: Reader, out: Writer) -> None:
     """PUTFH, RFC 8881 18.19."""
     wire = args.opaque(n.NFS4_FHSIZE)
-    c.set_current(filehandles.check(c, c.service.filehandles.decode(wire)))
+    filehandle = c.service.filehandles.decode(wire)
+    try:
+        filehandle = filehandles.check(c, filehandle)
+    except CoreError:
+        if not c.before_done():
+            raise
+        # It is gone; what was done to it was done when it was there.
+    c.set_current(filehandle)
 
 
 def putrootfh(c: Compound, args: Reader, out: Writer) -> None:

@@ -404,12 +404,21 @@ def _find_file(c: Compound, wanted: _Arguments) -> Steps[_Found]:
     return found
 
 
+def _did_open(c: Compound) -> bool:
+    """Whether this OPEN was granted before a restart: grace is for what is new."""
+    if not c.retry:
+        return False
+    assert c.client is not None
+    return any(c.did(state) for state in c.service.states.of_client(c.client, Kind.OPEN))
+
+
 def open_(c: Compound, args: Reader, out: Writer) -> Steps[None]:
     """OPEN (RFC 8881 18.16)."""
     wanted = _read_arguments(args, c.minor)
     assert c.client is not None
     reclaim = wanted.claim == n.CLAIM_PREVIOUS
-    c.service.lease.begin_open(c.client, reclaim)
+    if c.done(n.OP_OPEN) is None and not _did_open(c):
+        c.service.lease.begin_open(c.client, reclaim)
     found = yield from _find_file(c, wanted)
     opened = _share(c, found, wanted)
     if found.truncate:
