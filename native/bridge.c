@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -348,6 +349,17 @@ static void ended(struct bridge *b)
 	xassert(!eventfd_write(b->event_fd, 1));
 }
 
+/* Other requests have their turn only if their callers have: on the CPU that a thread is pinned to they would
+ * wait until its time slice is over. */
+static void give_way(struct bridge_thread *t)
+{
+	if (likely(!t->yields))
+		return;
+	t->yields = false;
+	if (t->n_with_kernel)
+		sched_yield();
+}
+
 static void *serve_thread(void *arg)
 {
 	struct bridge_thread *t = arg;
@@ -367,6 +379,7 @@ static void *serve_thread(void *arg)
 		if (t->readable && !t->gone && read_batch(t))
 			linger(t);
 		uring_keep(t);
+		give_way(t);
 		if (may_end(t))
 			break;
 		if (t->ring)
@@ -500,7 +513,7 @@ static int choose_transport(struct bridge *b, enum transport_choice choice)
 	int err = 0;
 
 	if (choice == TRANSPORT_ONLY_CLASSIC)
-		snprintf(b->transport_why, sizeof(b->transport_why), "asked for");
+		snprintf(b->transport_why, sizeof(b->transport_why), "not asked for");
 	else
 		err = uring_probe(b->transport_why, sizeof(b->transport_why));
 	b->want_uring = choice != TRANSPORT_ONLY_CLASSIC && !err;

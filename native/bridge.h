@@ -247,6 +247,7 @@ struct bridge_thread {
 	bool called;           /* rest_mutex: `help` is on its way */
 	struct op help;
 	bool forward_open, forward_armed; /* thread 0: pyfuse3's socket */
+	bool yields;           /* there was a request_yield() */
 	bool deaf;             /* another thread reads /dev/fuse */
 	/* FUSE over io_uring. */
 	struct uring_queue *queues;

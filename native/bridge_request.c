@@ -604,6 +604,7 @@ static bool wait_for_reaper(struct request *r)
 void request_yield(struct request *r)
 {
 	request_drop_references(r);
+	r->t->yields = true;
 	if (request_park(r, WAIT_TURN))
 		ioctx_wake(&r->op);
 }

@@ -43,6 +43,18 @@
 #define KICK_TRIES 16u      /* inodes */
 #define IOVECS_AT 512u      /* in the memory of an entry; the message is made behind, next to the payload */
 
+/* What one thread did before an answer happens before the request that the answer leads to, in whichever
+ * thread: through the kernel, where the thread sanitizer sees nothing of it. */
+#ifdef __SANITIZE_THREAD__
+void __tsan_acquire(void *address);
+void __tsan_release(void *address);
+static void before_answer(struct bridge *b) { __tsan_release(b); }
+static void after_request(struct bridge *b) { __tsan_acquire(b); }
+#else
+static void before_answer(struct bridge *b) { (void)b; }
+static void after_request(struct bridge *b) { (void)b; }
+#endif
+
 /* ---- commands ---- */
 
 /* NULL: the ring is full, and the kernel takes nothing now. */
@@ -360,6 +372,7 @@ void uring_completed(struct request *r, int res)
 		r->keeps_large = false;
 		t->large_free--;
 	}
+	after_request(t->b);
 	if (res >= 0) {
 		r->registering = false;
 		r->pool_next = NULL;
@@ -461,6 +474,7 @@ void uring_commit(struct request *r)
 		return;
 	}
 	r->keeps_large = request_shrink(r, &t->large_free);
+	before_answer(t->b);
 	if (likely(command(r, FUSE_IO_URING_CMD_COMMIT_AND_FETCH)))
 		return;
 	if (r->keeps_large)

@@ -21,6 +21,7 @@ from extfs.cli.output import (
     waiting,
     write_fields,
 )
+from extfs.cli.status import read_status, transport_text
 
 BLOCK_SIZE = 4096
 
@@ -121,9 +122,12 @@ def _device_facts(device: str, mounts: list[Mount]) -> dict[str, Any]:
             }
     except VolumeError as error:
         raise CommandError(error.text) from error
-    for numbers in live.values():
+    facts["transport"] = None
+    for mountpoint, numbers in live.items():
         facts["free"] = numbers.f_bfree * numbers.f_frsize
         facts["inodes"] = numbers.f_files - numbers.f_ffree
+        with contextlib.suppress(CommandError):
+            facts["transport"] = transport_text(read_status(mountpoint)[1]["bridge"])
         break
     return facts
 
@@ -170,6 +174,8 @@ def show(target: str, as_json: bool) -> None:
         "journal": f"{size_text(facts['journal_size'])}, "
         f"{facts['journal_records']} records to replay",
     }
+    if facts["transport"]:
+        fields["transport"] = facts["transport"]
     if facts["quarantined"]:
         fields["quarantine"] = size_text(facts["quarantined"])
     if facts["super_damage"]:

@@ -166,7 +166,11 @@ def mount(
       cache=SIZE                    memory for metadata (64M)
       inode_cache=N                 unused inodes kept in memory (16384)
       commit=SECONDS                changes are durable after at most this long (1)
-      threads=N                     threads that serve requests (one for each CPU, up to 4)
+      threads=N                     threads that serve requests (one for each CPU; without
+                                    io_uring up to 4)
+      transport=auto|uring|classic  how requests come from the kernel: over io_uring if it is
+                                    switched on (/sys/module/fuse/parameters/enable_uring),
+                                    else by /dev/fuse (auto); or only so, or only so
       writeback_cache               let the kernel keep written data for a while; only when
                                     nothing but this mount changes the files; no layouts
       recall=SECONDS                time that layout holders have to answer a recall (10)

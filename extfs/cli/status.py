@@ -50,7 +50,8 @@ def _bound(value: int | None) -> str:
     return f"< {value:,} µs" if value < 10_000 else f"< {value / 1000:,.0f} ms"
 
 
-def _transport(bridge: dict[str, Any]) -> str:
+def transport_text(bridge: dict[str, Any]) -> str:
+    """How requests come from the kernel, and why not otherwise; of ``bridge`` in the status."""
     if bridge["transport"] == "uring":
         return "FUSE over io_uring"
     return f"/dev/fuse; FUSE over io_uring: {bridge['transport_why']}"
@@ -70,7 +71,7 @@ def _fields(status: dict[str, Any]) -> dict[str, str]:
         f"{size_text(space['total'])}; {space['inodes']:,} inodes",
         "requests": f"{status['bridge']['requests']:,}, "
         f"{status['bridge']['forwarded']:,} of them served in Python",
-        "transport": _transport(status["bridge"]),
+        "transport": transport_text(status["bridge"]),
         "journal": f"{status['core']['commits']:,} commits, "
         f"{status['core']['checkpoints']:,} checkpoints",
         "holders": f"{status['holders']['live']:,} live, {status['holders']['lost']:,} lost; "
