@@ -12,12 +12,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import rundir
 from guest import fio, knfsd
 from guest.client import Client
-from guest.image import ensure, why_no_guest
+from guest.image import Image, ensure, why_no_guest
 from guest.machine import Disk, Guest
 from guest.served import Served
 from rich.table import Table
@@ -57,7 +58,6 @@ def run(rounds: int, seconds: float, say: Callable[[str], None]) -> dict[str, An
             Guest(
                 image, directory.path, name="client",
                 disks=[Disk(served.image, WWN), Disk(raw, WWN + 1)],
-                shares={nfs_where.SHARE: nfs_where.build(directory.path / "share")},
             )
         )  # fmt: skip
         peer = stack.enter_context(
@@ -82,17 +82,42 @@ def run(rounds: int, seconds: float, say: Callable[[str], None]) -> dict[str, An
             size=FILE_BYTES, seconds=seconds, rounds=rounds,
         )  # fmt: skip
         slow = _on_slow_disks(guest, client, seconds, rounds)
-        nfs_where.prepare(guest)
         assert served.mounted is not None
-        where = nfs_where.look(
-            nfs_where.Place(guest, "/dev/sdb", "sdb", None),
-            nfs_where.Place(guest, client.path("file"), "sda", client),
-            served.mounted.daemon.pid, size=FILE_BYTES, seconds=seconds,
-        )  # fmt: skip
+        where = {
+            "undisturbed": nfs_where.undisturbed(
+                nfs_where.Place(guest, client.path("file"), "sda"), client,
+                served.mounted.daemon.pid, size=FILE_BYTES, seconds=seconds / 2,
+            ),
+            "costs": _costs(image, directory, served, raw, seconds),
+        }  # fmt: skip
         cold = {name: _first_write(each) for name, each in (("extfs", client), ("knfsd", beside))}
         for each in (client, beside):
             each.unmount()
     return {"rows": rows, "slow_rows": slow, "where": where, "cold_write_mib_s": cold}
+
+
+def _costs(
+    image: Image, directory: rundir.RunDirectory, served: Served, raw: Path, seconds: float
+) -> dict[str, Any]:
+    """In a guest of its own, that counts instructions."""
+    with Guest(
+        image, directory.path, name="counting",
+        disks=[Disk(served.image, WWN + 3), Disk(raw, WWN + 4)],
+        shares={nfs_where.SHARE: nfs_where.build(directory.path / "share")},
+        instruction_ns=nfs_where.INSTRUCTION_NS, wait=False,
+    ) as guest:  # fmt: skip
+        guest.wait_booted(nfs_where.BOOT_SECONDS)
+        nfs_where.prepare(guest)
+        client = Client(guest)
+        client.prepare()
+        client.mount(served.port)
+        places = {
+            "raw": nfs_where.Place(guest, "/dev/sdb", "sdb"),
+            "extfs": nfs_where.Place(guest, client.path("file"), "sda"),
+        }
+        found = nfs_where.costs(places, size=FILE_BYTES, seconds=2 * seconds)
+        client.unmount()
+        return found
 
 
 def _on_slow_disks(

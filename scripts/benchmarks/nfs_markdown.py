@@ -94,9 +94,10 @@ def jobs(guests: dict[str, Any]) -> Iterator[str]:
 
 
 def where(found: dict[str, Any]) -> Iterator[str]:
-    """Microseconds of the guest's CPU for each I/O."""
-    yield _row(("us for each I/O: raw disk, layout", *(nfs_guest.TITLES[job] for job in found)))
-    yield f"|---|{'---|' * len(found)}"
+    """What the guest's CPU does for each I/O."""
+    titles = (nfs_guest.TITLES[job] for job in found["costs"])
+    yield _row(("1,000 instructions for each I/O: raw disk, layout", *titles))
+    yield f"|---|{'---|' * len(found['costs'])}"
     for cells in nfs_where.rows(found):
         yield _row(cells)
 

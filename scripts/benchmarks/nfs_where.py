@@ -1,12 +1,12 @@
 """Where the time of a guest's I/O goes: on its raw disk, and through a layout.
 
-Beside the rates of `nfs_guest` this answers whose time it is. Jobs run for a while, with their
-layouts warm, and meanwhile
+Beside the rates of `nfs_guest` this answers whose time it is, with jobs that have run for a while:
 
-    the guest's kernel is sampled (nfs_samples.c): microseconds of its one CPU for each I/O, by what
-    it was doing
-    the daemon is stopped (SIGSTOP) and let go on: I/O through a layout must not notice
-    the guest's RPCs are counted
+    costs        what the guest's CPU does for each I/O, by samples of its kernel (nfs_samples.c),
+                 in a guest whose emulator counts instructions, and whose clock is that count: so
+                 thousands of instructions are told, whatever else the host does
+    undisturbed  in an ordinary guest: the daemon is stopped (SIGSTOP) and let go on in turn, which
+                 I/O through a layout must not notice, and the client's RPCs are counted
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,12 @@ from guest.client import Client
 from guest.machine import Guest
 from rich.table import Table
 
+INSTRUCTION_NS = 4
+"""Of the guest for `costs`."""
+BOOT_SECONDS = 300
 SAMPLE_US = 2000
 WARM_SECONDS = 2.0
+ALTERNATIONS = 3
 SHARE = "bench"
 PROGRAM = "nfs_samples"
 _SECTOR = 512
@@ -38,7 +42,6 @@ _JOB_SECONDS = 600
 _BYTES = {"seq-read": 1 << 20, "seq-write": 1 << 20, "rand-read": 4096, "rand-write": 4096}
 
 KINDS = {
-    "wait": "waiting for the disk (idle)",
     "fio": "fio itself",
     "nfs": "NFS client and its block layouts",
     "block": "block layer and SCSI",
@@ -54,7 +57,7 @@ Stack = tuple[str, ...]
 
 
 def kind(stack: Stack) -> str:
-    """What a stack, innermost function first, was doing; one of KINDS."""
+    """What a stack, innermost function first, was doing: one of KINDS, or "wait"."""
     if stack[0] == "idle":
         return "wait"
     if stack[0] == "user":
@@ -77,22 +80,25 @@ class Profile:
     ios: float
     stacks: Mapping[Stack, int]
 
-    @property
-    def per_io(self) -> dict[str, float]:
-        """Microseconds of each of KINDS for an I/O; together the time from one I/O to the next."""
+    def _scaled(self, found: Mapping[str, int], names: Iterable[str]) -> dict[str, float]:
+        """Thousands of instructions for an I/O."""
+        sample = self.seconds * 1e6 / INSTRUCTION_NS / sum(self.stacks.values())
+        return {name: found.get(name, 0) * sample / self.ios for name in names}
+
+    def by_kind(self) -> dict[str, float]:
+        """Thousands of instructions for an I/O, of each of KINDS but the idle ones."""
         found = Counter[str]()
         for stack, count in self.stacks.items():
             found[kind(stack)] += count
-        scale = self.seconds * 1e6 / sum(found.values()) / self.ios
-        return {name: found[name] * scale for name in KINDS}
+        return self._scaled(found, KINDS)
 
     def inside(self, names: Sequence[str]) -> dict[str, float]:
-        """Microseconds for an I/O in these functions and in what they call."""
-        total, found = sum(self.stacks.values()), Counter[str]()
+        """Thousands of instructions for an I/O in these functions and in what they call."""
+        found = Counter[str]()
         for stack, count in self.stacks.items():
             plain = {function.partition("[")[0] for function in stack}
             found.update({name: count for name in names if name in plain})
-        return {name: found[name] * self.seconds * 1e6 / total / self.ios for name in names}
+        return self._scaled(found, names)
 
     def innermost(self) -> Counter[str]:
         """Samples by the function that ran."""
@@ -124,11 +130,10 @@ def prepare(guest: Guest) -> None:
 class Place:
     """A disk of a guest, and the path by which a job reaches it."""
 
-    def __init__(self, guest: Guest, path: str, disk: str, client: Client | None) -> None:
+    def __init__(self, guest: Guest, path: str, disk: str) -> None:
         self.guest = guest
         self.path = path
         self.disk = disk
-        self.client = client
 
     @contextmanager
     def job(self, name: str, *, size: int) -> Iterator[None]:
@@ -204,33 +209,35 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def look(
-    raw: Place, layout: Place, daemon: int, *, size: int, seconds: float
-) -> dict[str, Any]:  # fmt: skip
-    """For each job: rates of both, with the daemon running and stopped; RPCs; profiles."""
+def undisturbed(
+    layout: Place, client: Client, daemon: int, *, size: int, seconds: float
+) -> dict[str, Any]:
+    """For each job: rates with the daemon running and stopped, in turn; RPCs meanwhile."""
     found: dict[str, Any] = {}
     for job in fio.JOBS:
-        entry: dict[str, Any] = {}
-        for name, place in (("raw", raw), ("extfs", layout)):
+        rates: dict[str, list[float]] = {"running": [], "stopped": []}
+        with layout.job(job, size=size), client.counted() as counted:
+            for _ in range(ALTERNATIONS):
+                rates["running"].append(layout.rate(job, seconds))
+                with stopped(daemon):
+                    rates["stopped"].append(layout.rate(job, seconds))
+        rpcs = {name: row.count for name, row in counted.stats.operations.items() if row.count}
+        found[job] = {"rates": rates, "rpcs": rpcs}
+    return found
+
+
+def costs(places: Mapping[str, Place], *, size: int, seconds: float) -> dict[str, Any]:
+    """For each job and each of "raw" and "extfs": thousands of instructions for an I/O."""
+    found: dict[str, Any] = {}
+    for job in fio.JOBS:
+        found[job] = {}
+        for name, place in places.items():
             with place.job(job, size=size):
-                if place.client is not None:
-                    with place.client.counted() as counted:
-                        alternating: dict[str, list[float]] = {"running": [], "stopped": []}
-                        for _ in range(3):
-                            alternating["running"].append(place.rate(job, seconds / 2))
-                            with stopped(daemon):
-                                alternating["stopped"].append(place.rate(job, seconds / 2))
-                    entry["rates"] = alternating
-                    entry["rpcs"] = {
-                        rpc: row.count for rpc, row in counted.stats.operations.items() if row.count
-                    }
-                profile = place.profile(job, seconds * 2)
-            entry[name] = profile.per_io
-            entry[f"{name}_samples"] = sum(profile.stacks.values())
-            entry[f"{name}_functions"] = profile.innermost().most_common(40)
-            if place.client is not None:
-                entry["inside"] = profile.inside(_INSIDE)
-        found[job] = entry
+                profile = place.profile(job, seconds)
+            found[job][name] = profile.by_kind()
+            found[job][f"{name}_samples"] = sum(profile.stacks.values())
+            found[job][f"{name}_functions"] = profile.innermost().most_common(40)
+            found[job][f"{name}_inside"] = profile.inside(_INSIDE)
     return found
 
 
@@ -242,26 +249,27 @@ _INSIDE = (
 )  # fmt: skip
 
 
-def rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """What it is, and a cell for each job."""
-    entries = found.values()
+def rows(where: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What it is, and a cell for each job; `where` has what `costs` and `undisturbed` said."""
+    entries = where["costs"].values()
     for name, title in KINDS.items():
-        yield title, *(f"{e['raw'][name]:,.0f}, {e['extfs'][name]:,.0f}" for e in entries)
+        yield title, *(f"{e['raw'][name]:,.1f}, {e['extfs'][name]:,.1f}" for e in entries)
     sums = [tuple(sum(entry[place].values()) for place in ("raw", "extfs")) for entry in entries]
-    yield "together", *(f"{raw:,.0f}, {layout:,.0f}" for raw, layout in sums)
-    ratios = (statistics.median(stopped_ratios(entry)) for entry in entries)
-    yield "rate while the daemon is stopped / runs", *(f"{ratio:.2f}" for ratio in ratios)
-    yield "RPCs meanwhile", *(_named(entry["rpcs"]) for entry in entries)
+    yield "together", *(f"{raw:,.1f}, {layout:,.1f}" for raw, layout in sums)
+    yield "raw disk / layout", *(f"{raw / layout:.2f}" for raw, layout in sums)
+    ratios = (statistics.median(stopped_ratios(e)) for e in where["undisturbed"].values())
+    yield "I/O rate while the daemon is stopped / runs", *(f"{ratio:.2f}" for ratio in ratios)
+    yield "RPCs meanwhile", *(_named(entry["rpcs"]) for entry in where["undisturbed"].values())
 
 
 def _named(rpcs: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in rpcs.items()) or "0"
 
 
-def table(found: Mapping[str, Any]) -> Table:
+def table(where: Mapping[str, Any]) -> Table:
     """For each I/O: raw disk, layout."""
-    shown = Table("µs of the guest's CPU for each I/O: raw disk, layout", *found)
-    for cells in rows(found):
+    shown = Table("1,000 instructions for each I/O: raw disk, layout", *where["costs"])
+    for cells in rows(where):
         shown.add_row(*cells)
     return shown
 

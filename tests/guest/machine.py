@@ -190,6 +190,9 @@ class Guest:
     client to a server, which takes the second for the first after a reboot. `memory`: MiB.
     `forwards`: port of the host's 127.0.0.1 to port of the guest. `drives`: raw images as /dev/vdb,
     /dev/vdc, ... `shares`: 9p tags and the directories of this machine that they show, read-only.
+    `instruction_ns`: its clock moves by so much, 2 to the power of something, with each instruction
+    that it runs, and with real time only when it is idle: what code costs does not depend on what
+    else this machine does. It is slower.
     """
 
     def __init__(
@@ -203,6 +206,7 @@ class Guest:
         nics: Sequence[Nic] = (),
         shares: Mapping[str, Path] | None = None,
         memory: int = 512,
+        instruction_ns: int = 0,
         forwards: Mapping[int, int] | None = None,
         environment: Mapping[str, str] | None = None,
         wait: bool = True,
@@ -217,7 +221,7 @@ class Guest:
         self._ready = threading.Condition()
         fds = [port.theirs.fileno() for port in (self._monitor, *self._ports)]
         command = [
-            *_machine(image, memory, name),
+            *_machine(image, memory, name, instruction_ns),
             *_monitor(fds[0]),
             *_network(forwards or {}, nics),
             *_disks(image, self.disks, drives),
@@ -372,13 +376,17 @@ class Guest:
 # ---- the emulator's command line ---------------------------------------------------------------
 
 
-def _machine(image: Image, memory: int, name: str) -> list[str]:
+def _machine(image: Image, memory: int, name: str, instruction_ns: int) -> list[str]:
     arguments = (
         f"console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable random.trust_cpu=on "
         f"audit=0 guest.name={name}"
     )
+    accelerator = ["-accel", "tcg,thread=multi"]
+    if instruction_ns:
+        shift = instruction_ns.bit_length() - 1
+        accelerator = ["-accel", "tcg,thread=single", "-icount", f"shift={shift},sleep=on"]
     return [
-        *(EMULATOR, "-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35"),
+        *(EMULATOR, *accelerator, "-cpu", "max", "-machine", "q35"),
         *("-m", str(memory), "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-serial", "stdio", "-no-reboot"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", arguments),
