@@ -46,7 +46,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from extfs.nfs.effects import Blocking, Steps
-from extfs.nfs.riders import RiderRecord, rider_number
+from extfs.nfs.riders import SLOT_MAX, RiderRecord, rider_number
 from extfs.nfs.xdr import Reader, Writer, XdrError
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class SessionRecord:
     def decode(cls, encoded: bytes) -> SessionRecord:
         """`XdrError`: it is none of this version."""
         reader = _reader(encoded)
-        return cls(
+        found = cls(
             clientid=reader.u64(),
             identity=reader.fixed(SESSION_BYTES),
             minor=reader.u32(),
@@ -253,6 +253,9 @@ class SessionRecord:
                 (reader.u32(), reader.u32()) for _ in range(reader.count(BACK_SLOTS_MAX, 8))
             ),
         )
+        if not 0 < found.fore[-1] <= SLOT_MAX:
+            raise XdrError(f"a session of {found.fore[-1]} slots")
+        return found
 
 
 def _five(reader: Reader) -> tuple[int, int, int, int, int]:

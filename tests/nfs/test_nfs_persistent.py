@@ -654,6 +654,10 @@ def test_records_that_are_damaged(host: Host, client: Persistent, log_watch: Log
     for length in range(len(session)):
         with pytest.raises(XdrError):
             SessionRecord.decode(session[:length])
+    for slots in (0, 65537, 0xFFFFFFFF):
+        at = 4 + 8 + 16 + 4 + 16
+        with pytest.raises(XdrError, match="slots"):
+            SessionRecord.decode(session[:at] + u32(slots) + session[at + 4 :])
     for length in range(len(rider)):
         with pytest.raises(ValueError, match="bytes"):
             RiderRecord.decode(rider[:length])

@@ -29,7 +29,7 @@ from nfs.calls import (
     savefh,
     setattr_,
 )
-from nfs.file_calls import NO_DELEG, by_name, open_op, read_stateid
+from nfs.file_calls import NO_DELEG, by_name, open_op, putfh, read_stateid, stateid
 from nfs.file_calls import create as how
 from nfs.persistence import Host, Persistent
 from nfs.wire import op, opaque, u32
@@ -317,3 +317,80 @@ def test_it_is_done_once(prepared: Prepared, name: str, slot: int, log_watch: Lo
 def test_a_mark_in_another_transaction_is_caught(prepared: Prepared, name: str) -> None:
     with pytest.raises(Violation):
         every_cut(prepared, CASES[name], 2, Mutant.RIDER_APART)
+
+
+# ---- states --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["lock", "unlock", "downgrade", "close"])
+def test_a_state_is_changed_once(what: str, log_watch: LogWatch) -> None:
+    """A cut at every write of a request that changes a durable state: its answer, and its seqid,
+    are the same whether it had been durable or not."""
+    with SimDevice(DEVICE_BYTES) as base:
+        with base.device() as device:
+            mkfs(device)
+        host = Host(base)
+        host.fs.mknod(ROOT_INODE, b"file", FILE)
+        client = Persistent().establish(host)
+        for access in (1, 3):
+            opening = open_op(by_name(b"file"), access | NO_DELEG, n.OPEN4_SHARE_DENY_READ)
+            _, held, fh = client.do(host, putrootfh(), Call(opening, opened_stateid), getfh())
+        file = Call(putfh(fh))
+        locker = u32(1) + u32(0) + stateid(held) + u32(0) + bytes(8) + opaque(b"locker")
+        locking = u32(n.WRITE_LT), u32(0), bytes(15), b"\x64", locker
+        lock = Call(op(n.OP_LOCK, *locking), read_stateid)
+        request: tuple[Call, ...] = (file, lock)
+        if what != "lock":
+            _, locks = client.do(host, *request)
+            unlocking = u32(n.WRITE_LT), u32(0), stateid(locks), bytes(15), b"\x64"
+            request = {
+                "unlock": (file, Call(op(n.OP_LOCKU, *unlocking), read_stateid)),
+                "downgrade": (
+                    file,
+                    Call(
+                        op(n.OP_OPEN_DOWNGRADE, stateid(held), u32(0), u32(1), u32(1)),
+                        read_stateid,
+                    ),
+                ),
+                "close": (file, Call(op(n.OP_CLOSE, u32(0), stateid(held)), read_stateid)),
+            }[what]
+        host.service.records.finish()
+        host.fs.abandon()
+        base.settle()
+        answers = [cut_state(base, client, request, 1000, 0)[-1]]
+        log_watch.expect("records of clients and states")
+        for event in range(1, 4):
+            answers += [cut_state(base, client, request, event, seed)[-1] for seed in SEEDS]
+        assert len({answer.seqid for answer in answers}) == 1
+        # A new state is of the life in which it was made: that is how to see that there were both.
+        assert len({answer.other for answer in answers}) == (2 if what == "lock" else 1)
+
+
+def opened_stateid(body: Any) -> Any:
+    held = read_stateid(body)
+    body.boolean(), body.u64(), body.u64(), body.u32(), body.bitmap(), body.u32(), body.u32()
+    return held
+
+
+def cut_state(
+    base: SimDevice, known: Persistent, request: tuple[Call, ...], event: int, seed: int
+) -> list[Any]:
+    """The answer after a cut at this event."""
+    with base.clone() as sim:
+        host = Host(sim)
+        client = Persistent(known.owner, known.clientid, known.id, numbers=dict(known.numbers))
+        try:
+            client.do(host, putrootfh())
+            sim.crash_at(sim.events + event)
+            first: list[Any] | None = None
+            try:
+                first = client.do(host, *request)
+            except Failed:
+                if not sim.crashed:
+                    raise
+            host.cut(seed)
+            again = client.again(host, *request)
+            assert first in (None, again)
+            return again
+        finally:
+            host.fs.abandon()

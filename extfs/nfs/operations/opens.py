@@ -459,9 +459,6 @@ def _delegation(
             return None, None
     elif wanted.stateid is not None:
         return None, None
-    mine = opened.file.delegations.get(c.client)
-    if mine is not None and c.did(mine):
-        return mine, None
     try:
         delegation = yield from c.service.states.delegations.grant(
             c, opened.file, wanted.access, want, reclaim=reclaim
