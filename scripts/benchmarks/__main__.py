@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from . import layout, mount, nfs, scale
+from . import layout, load, mount, nfs, scale
 
 
 @click.group()
@@ -63,6 +63,22 @@ def run_scale(files: int, output: Path) -> None:
 def run_layout(rounds: int, seconds: float, extents: int, segments: int, output: Path) -> None:
     """I/O through a layout beside the raw device; what the control calls cost."""
     layout.run(rounds=rounds, seconds=seconds, extents=extents, segments=segments, output=output)
+
+
+@main.command("load")
+@click.option("--rounds", default=3, show_default=True, help="Rounds of the fsync jobs.")
+@click.option("--seconds", default=2.0, show_default=True, help="Duration of each short run.")
+@click.option(
+    "--sparse-seconds",
+    default=60.0,
+    show_default=True,
+    help="Duration of the random writes into a sparse file; an hour is 3600.",
+)
+@click.option("--gib", default=2, show_default=True, help="Size of each device.")
+@click.option("--output", default="bench-load", show_default=True, type=click.Path(path_type=Path))
+def run_load(rounds: int, seconds: float, sparse_seconds: float, gib: int, output: Path) -> None:
+    """Growing files, a full device, a sparse file, threads that fsync: beside XFS."""
+    load.run(rounds=rounds, seconds=seconds, sparse_seconds=sparse_seconds, gib=gib, output=output)
 
 
 @main.command("nfs")
