@@ -25,8 +25,9 @@ Invariants, beside those of `extfs.nfs.layouts`:
      take what it writes with any of the others. Linux answers DELAY while I/O is under way with
      one. Replies to LAYOUTGETs that it may yet receive are referring calls.
 
-Who has to wait for a fence is told to try again for `FENCE_SECONDS`, in which it is usually done,
-and after that to go through the server.
+Who has to wait for a fence, or to have answered that recall, is told to try again for
+`FENCE_SECONDS`, and after that to go through the server. Linux then does not ask again for two
+minutes, so this is longer than a target takes that first drops a session which does not answer.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ __all__ = ["FENCE_SECONDS", "GivenUp", "Holders"]
 
 log = logging.getLogger("extfs.nfs")
 
-FENCE_SECONDS = 2.0
+FENCE_SECONDS = 8.0
 HOSTS_MAX = 65536
 """Hosts that are bound; after that the oldest is not any more."""
 
