@@ -96,7 +96,7 @@ class MountOptions:
     atime: Atime = Atime.RELATIME
     threads: int = 0
     writeback_cache: bool = False
-    transport: Transport = Transport.CLASSIC
+    transport: Transport = Transport.AUTO
     take_over: bool = False
     """Of a reserved unit whose server is not heard of any more."""
     nfs: NfsOptions | None = None

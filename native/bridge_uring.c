@@ -36,6 +36,7 @@
 
 #define FREE_MIN 8u
 #define ENTRIES_ONLINE 32u  /* at the start, of a CPU that is online */
+#define ENTRIES_ALL 1024u   /* at the start, about, where there are many */
 #define ENTRIES_OFFLINE FREE_MIN
 #define ENTRIES_MORE 32u
 #define ENTRIES_MAX 16384u  /* of one queue */
@@ -196,11 +197,14 @@ static void pin(const struct bridge_thread *t)
 
 void uring_go_live(struct bridge_thread *t)
 {
+	unsigned share = ENTRIES_ALL / (t->n_queues * t->b->n_threads + 1);
+	unsigned first = MIN(ENTRIES_ONLINE, MAX(ENTRIES_OFFLINE, share));
+
 	pin(t);
 	t->deaf = t->index != 0;
 	for (unsigned i = 0; i < t->n_queues && !t->gone; i++) {
 		struct uring_queue *q = &t->queues[i];
-		unsigned wanted = q->online ? ENTRIES_ONLINE : ENTRIES_OFFLINE;
+		unsigned wanted = q->online ? first : ENTRIES_OFFLINE;
 
 		if (q->entries < wanted)
 			grow(t, q, wanted - q->entries);

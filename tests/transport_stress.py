@@ -31,9 +31,15 @@ ENDS = ("unmount", "detach", "terminate", "kill", "abort", "freeze")
 WORKER = """
 import errno, fcntl, os, random, sys, threading
 root, number, promised = sys.argv[1], int(sys.argv[2]), open(sys.argv[3], "a", buffering=1)
+try:
+    os.chdir(root)  # stays in the mount when that is detached
+    if os.stat(".").st_dev != int(sys.argv[4]):
+        sys.exit()  # too late: it has gone already
+except OSError:
+    sys.exit()
 GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.ENODEV, errno.EIO}
 rng = random.Random(number)
-base = os.path.join(root, f"worker-{number}")
+base = f"worker-{number}"
 
 def durable():
     name = f"{rng.randrange(1 << 40):x}"
@@ -55,7 +61,7 @@ def look():
                 sys.exit(f"{entry.path} is damaged")
 
 def names():
-    path = os.path.join(root, f"name-{rng.randrange(20)}")
+    path = f"name-{rng.randrange(20)}"
     try:
         os.mkdir(path)
         os.rename(path, path + "-x")
@@ -67,7 +73,7 @@ def names():
             raise
 
 def locks():
-    with open(os.path.join(root, "lock"), "a") as file:
+    with open("lock", "a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         os.pread(file.fileno(), 4096, 0) if file.readable() else None
         fcntl.lockf(file, fcntl.LOCK_UN)
@@ -123,9 +129,11 @@ class Round:
             if daemon.poll() is not None:
                 raise StressError(log.read_text(errors="replace"))
             self._check_promises(mountpoint, promised)
+            words = [sys.executable, "-c", WORKER, str(mountpoint)]
+            device = str(mountpoint.stat().st_dev)
             workers = [
                 subprocess.Popen(
-                    [sys.executable, "-c", WORKER, mountpoint, str(number), promised],
+                    [*words, str(number), str(promised), device],
                     stderr=subprocess.PIPE,
                     env=self.directory.environment(),
                 )

@@ -81,7 +81,7 @@ class Bridge:
         threads: int = 0,
         writeback_cache: bool = False,
         read_only: bool = False,
-        transport: Transport = Transport.CLASSIC,
+        transport: Transport = Transport.AUTO,
     ) -> Bridge:
         """Mount and serve. ENOENT, ENOTDIR, EBUSY (mountpoint), ENODEV (no /dev/fuse), EPERM.
 
