@@ -109,6 +109,22 @@ def test_attributes_of_an_orphan_may_be_half_gone(image: Path) -> None:
     assert "XATTR_SHAPE" in codes(fsck(image)), "a part in the middle"
 
 
+def test_an_orphan_may_have_lost_its_target(image: Path) -> None:
+    """The reaper frees it in one transaction and the inode in a later one."""
+    fs = core.Filesystem.open(core.Device.open(str(image)), commit_ms=60_000)
+    orphan = fs.symlink(1, b"doomed", b"t" * 100).ino
+    fs.open_inode(orphan)
+    fs.unlink(1, b"doomed")
+    fs.sync()
+    fs.abandon()
+    fsck(image, repair=True)
+    surgeon = Surgeon(image)
+    surgeon.remove(Tree.SYMLINK, lambda hi, _lo, _r: hi == orphan)
+    assert codes(fsck(image)) == set()
+    surgeon.edit_inode(orphan, nlink=1)
+    assert "SYMLINK_SIZE" in codes(fsck(image))
+
+
 def test_orphans_with_a_name_and_orphans_of_nothing(image: Path, inos: dict[str, int]) -> None:
     orphan = leave_a_log(image)
     fsck(image, repair=True)

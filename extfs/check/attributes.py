@@ -167,7 +167,10 @@ class Targets:
         if inv.has_damage(Tree.SYMLINK):
             return
         for row, ino in enumerate(inv.ino):
-            if stat.S_ISLNK(inv.mode[row]) and inv.found_target[row] != inv.size[row]:
+            # The target of a deleted one goes before its inode does.
+            if not stat.S_ISLNK(inv.mode[row]) or not inv.nlink[row]:
+                continue
+            if inv.found_target[row] != inv.size[row]:
                 inv.report.add(
                     "SYMLINK_SIZE",
                     f"inode {ino}",
