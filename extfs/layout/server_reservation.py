@@ -46,8 +46,11 @@ again, and ends when the key shows up and is preempted, when the holder returns 
 a person confirms.
 
 What stays out of reach of any reservation: a client that registers a key which is not its own; two
-clients that share one nexus (a fence of one is a fence of both); what is written while a target
-that forgot serves everybody. `Standing` counts the last.
+clients that share one nexus (a fence of one is a fence of both); one that registers its old key
+again after it was fenced, until the next look preempts it once more. Linux before 6.11 can do
+that, if it is frozen at one point for as long as a fence takes: there two tasks that ask for one
+device at the same time both register. And what is written while a target that forgot serves
+everybody. `Standing` counts the last.
 
 Two servers
 -----------

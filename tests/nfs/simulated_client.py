@@ -511,8 +511,10 @@ class SimClient:
                 raise Violation(f"LAYOUTGET: {n.STATUS_NAMES[status]}")
 
     def _register(self, device: bytes) -> Task:
-        """The key of a unit that is not known yet. What it has from another device stays as it is,
-        as with Linux. False: there is no such device."""
+        """The key of a unit that is not known yet, once for each device id, whoever asks for it
+        at the same time (bl_register_dev in fs/nfs/blocklayout/dev.c; what a reservation can promise
+        rests on it, see `extfs.layout.server_reservation`). What it has from another device stays
+        as it is, as with Linux. False: there is no such device."""
         while self.device != device:
             status, found = yield [getdeviceinfo(device, kind=self.kind)]
             if status == n.NFS4ERR_NOENT:
@@ -526,8 +528,9 @@ class SimClient:
             base = volumes[0]
             assert isinstance(base, BaseVolume)
             yield self.world.random.random() * 0.05
-            self.world.register(self.host, base.key)
-            self.device = device
+            if self.device != device:
+                self.world.register(self.host, base.key)
+                self.device = device
         return True
 
     def _refused_by_unit(self) -> None:
