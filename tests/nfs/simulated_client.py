@@ -512,9 +512,9 @@ class SimClient:
 
     def _register(self, device: bytes) -> Task:
         """The key of a unit that is not known yet, once for each device id, whoever asks for it
-        at the same time (bl_register_dev in fs/nfs/blocklayout/dev.c; what a reservation can promise
-        rests on it, see `extfs.layout.server_reservation`). What it has from another device stays
-        as it is, as with Linux. False: there is no such device."""
+        at the same time (bl_register_dev in fs/nfs/blocklayout/dev.c; what a reservation can
+        promise rests on it, see `extfs.layout.server_reservation`). What it has from another device
+        stays as it is, as with Linux. False: there is no such device."""
         while self.device != device:
             status, found = yield [getdeviceinfo(device, kind=self.kind)]
             if status == n.NFS4ERR_NOENT:
