@@ -343,9 +343,9 @@ void request_destroy(struct request *r);
 /* A message of len bytes is in it. */
 void request_begin(struct request *r, const struct fuse_in_header *in, size_t len);
 void request_free(struct request *r);              /* to the pool, nothing was read */
-/* It is unused now: give memory back, if *n_large others keep more than small ones need. Counts it. true: it is
- * one of these. */
-bool request_shrink(struct request *r, unsigned *n_large);
+/* It is unused now, but for the first bytes of the payload: give memory back, if *n_large others keep more than
+ * small ones need. Counts it. true: it is one of these. */
+bool request_shrink(struct request *r, size_t needed, unsigned *n_large);
 void request_pool_destroy(struct bridge_thread *t);
 /* At the end of the connection: nothing stays parked. */
 void request_interrupt_all(struct bridge_thread *t);

@@ -85,11 +85,11 @@ void request_destroy(struct request *r)
 
 /* Some stay as they are, for the next ones of their kind; a burst of large requests must not stay in
  * memory. */
-bool request_shrink(struct request *r, unsigned *n_large)
+bool request_shrink(struct request *r, size_t needed, unsigned *n_large)
 {
 	if (r->touched <= LARGE_BYTES)
 		return false;
-	if (*n_large < POOL_LARGE) {
+	if (*n_large < POOL_LARGE || needed > LARGE_BYTES) {
 		++*n_large;
 		return true;
 	}
@@ -106,7 +106,7 @@ void request_free(struct request *r)
 		request_destroy(r);
 		return;
 	}
-	request_shrink(r, &t->pooled_large);
+	request_shrink(r, 0, &t->pooled_large);
 	r->pool_next = t->pool;
 	t->pool = r;
 	t->pooled++;

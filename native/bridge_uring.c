@@ -21,7 +21,7 @@
  * here; as long as all go on, their answers fetch what is queued.
  *
  * Memory of an entry is touched when it is used first; what large payloads leave is given back before the
- * commit (request_shrink).
+ * commit (request_shrink), but not under a large answer: its entry keeps it until its next small one.
  */
 #include <fcntl.h>
 #include <liburing.h>
@@ -468,6 +468,13 @@ void uring_answer(struct request *r, int error, const void *out, size_t len)
 	r->answered = true;
 }
 
+static size_t answer_bytes(const struct request *r)
+{
+	const struct fuse_uring_req_header *h = (const void *)r->memory;
+
+	return h->ring_ent_in_out.payload_sz;
+}
+
 void uring_commit(struct request *r)
 {
 	struct bridge_thread *t = r->t;
@@ -477,7 +484,8 @@ void uring_commit(struct request *r)
 		drop_entry(r);
 		return;
 	}
-	r->keeps_large = request_shrink(r, &t->large_free);
+	/* The answer is in the payload until the kernel has copied it, and by then the next request may be. */
+	r->keeps_large = request_shrink(r, answer_bytes(r), &t->large_free);
 	before_answer(t->b);
 	if (likely(command(r, FUSE_IO_URING_CMD_COMMIT_AND_FETCH)))
 		return;

@@ -63,7 +63,11 @@ def is_ready(mounted: Mounted) -> bool:
 
 
 def is_dead(mountpoint: Path) -> bool:
-    return errno_of(lambda: os.statvfs(mountpoint)) in (errno.ENOTCONN, errno.ECONNABORTED)
+    return errno_of(lambda: os.statvfs(mountpoint)) in (
+        errno.ENOTCONN,
+        errno.ECONNABORTED,
+        errno.ECANCELED,
+    )
 
 
 def problems(mounted: Mounted) -> list[str]:
@@ -180,7 +184,9 @@ class Promises:
             self.unknown.discard((number, rest[0]))
             self.gone.add((number, rest[0]))
         elif kind == "error":
-            assert rest[0] in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO), os.strerror(rest[0])
+            # The last one for a moment, while the kernel takes back what it had in a ring.
+            gone = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ECANCELED)
+            assert rest[0] in gone, os.strerror(rest[0])
 
     def check(self, root: Path) -> None:
         """Everything acknowledged is there; a later state is fine when it is whole."""

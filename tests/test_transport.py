@@ -9,7 +9,9 @@ import ctypes
 import errno
 import fcntl
 import json
+import mmap
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -71,6 +73,30 @@ def test_requests_come_over_the_ring_and_the_status_says_so(
     assert bridge["transport_why"] == ""
     assert bridge["by_ring"] > 0.9 * bridge["requests"] > 100
     assert "FUSE over io_uring\n" in extfs("status", mounted.mountpoint).stdout
+
+
+@needs_ring
+def test_large_answers_at_once_are_whole(
+    on: None,
+    loop_device: rundir.LoopDevice,
+    extfs: ExtfsRunner,
+    mount_extfs: Callable[..., Mounted],
+) -> None:
+    """More of them than entries that keep a large payload; memory is given back meanwhile."""
+    size = 24 << 20  # one call, 24 READ requests at a time
+    extfs("mkfs", loop_device)
+    path = mount_extfs(loop_device, "transport=uring").mountpoint / "large"
+    with mmap.mmap(-1, size) as written, mmap.mmap(-1, size) as found:
+        written[:] = random.Random(1).randbytes(size)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+        try:
+            assert os.pwritev(fd, [written], 0) == size
+            for turn in range(8):
+                assert os.preadv(fd, [found], 0) == size
+                same = found[:] == written[:]
+                assert same, f"turn {turn}"
+        finally:
+            os.close(fd)
 
 
 def test_classic_is_classic(
