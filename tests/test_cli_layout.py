@@ -149,7 +149,12 @@ def document() -> dict[str, Any]:
             "waiting": [{"holder": 7, "seconds": 61, "attempts": 2, "last_failure": "not empty"}],
         },
         "core": {"commits": 1, "checkpoints": 2},
-        "bridge": {"requests": 1000, "forwarded": 10},
+        "bridge": {
+            "requests": 1000,
+            "forwarded": 10,
+            "transport": "classic",
+            "transport_why": "the kernel has none",
+        },
     }
 
 
@@ -160,6 +165,7 @@ def test_status_for_people(extfs: ExtfsRunner, tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "mounted on /mnt, writable, for 1 min" in lines
     assert "quarantine 8 KiB wait for a fence" in lines
+    assert "transport /dev/fuse; FUSE over io_uring: the kernel has none" in lines
     assert "holders 1 live, 1 lost; 10 s to answer a recall" in lines
     assert "7 lost 3 8 KiB 2 1 99 writer cgroup:/a" in lines
     assert "and 1 more holders" in lines

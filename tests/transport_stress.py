@@ -156,6 +156,9 @@ class Round:
                 subprocess.run(["umount", "-l", "--", str(mount.mountpoint)], check=False)
             for process in (*workers, daemon):
                 process.wait(SECONDS)
+            for worker in workers:
+                assert worker.stderr is not None
+                worker.stderr.close()
         checked = subprocess.run(
             [extfs(), "fsck", str(self.device)], capture_output=True, text=True, check=False
         )
