@@ -66,6 +66,7 @@ log = logging.getLogger("extfs")
 
 MIB = 1 << 20
 RECALL_MS = 10_000
+EARLY_BYTES = 16 * MIB
 
 
 class MountError(Exception):
@@ -97,6 +98,7 @@ class MountOptions:
     threads: int = 0
     writeback_cache: bool = False
     transport: Transport = Transport.AUTO
+    early_bytes: int = EARLY_BYTES
     take_over: bool = False
     """Of a reserved unit whose server is not heard of any more."""
     nfs: NfsOptions | None = None
@@ -186,6 +188,10 @@ def _apply(options: MountOptions, word: str) -> MountOptions:
         return replace(options, writeback_cache=True)
     if equals and name == "cache":
         return replace(options, cache_bytes=_size(name, value, 4 * MIB, MIB << 20))
+    if equals and name == "early_writes":
+        return replace(
+            options, early_bytes=0 if value == "0" else _size(name, value, MIB, MIB << 14)
+        )
     if equals and name == "inode_cache":
         return replace(options, inode_cache=_number(name, value, 64, 1 << 24))
     if equals and name == "commit":
@@ -205,10 +211,11 @@ def parse_options(device: str, mountpoint: str, words: str = "") -> MountOptions
     """Read the comma-separated words of ``-o``.
 
     Ours: ``cache=SIZE`` (metadata cache), ``inode_cache=N``, ``commit=SECONDS``, ``threads=N``,
-    ``writeback_cache``, ``transport=auto|uring|classic`` (how requests come from the kernel: FUSE
-    over io_uring or /dev/fuse), ``recall=SECONDS`` (a layout holder's time to answer),
-    ``fence=WAY`` (what confirms that a lost holder cannot reach the device), ``take_over`` (a
-    reserved device whose server is not heard of any more); ``allow_other`` is always on.
+    ``early_writes=SIZE`` (memory for buffered writes that are answered before they are on the
+    device; 0: none are), ``writeback_cache``, ``transport=auto|uring|classic`` (how requests come
+    from the kernel: FUSE over io_uring or /dev/fuse), ``recall=SECONDS`` (a layout holder's time to
+    answer), ``fence=WAY`` (what confirms that a lost holder cannot reach the device), ``take_over``
+    (a reserved device whose server is not heard of any more); ``allow_other`` is always on.
     MountError: a word that nobody knows, or a number out of its range.
     """
     options = MountOptions(device, mountpoint)
@@ -290,6 +297,7 @@ def _opened(options: MountOptions) -> Iterator[Filesystem]:
             inode_cache=options.inode_cache,
             commit_ms=options.commit_ms,
             recall_ms=options.recall_ms,
+            early_bytes=options.early_bytes,
             atime=options.atime,
         )
     except OSError as error:

@@ -28,6 +28,7 @@
 
 #define RESERVE_MAX 4096u
 #define RESERVE_SHARE 50u
+#define ROOM_BLOCKS 1024u /* four tree nodes for each of the writes that file_early.c lets be under way */
 /* Files of one directory start in so many places of an AG, at least 64 MiB apart, so that files
  * which grow side by side do not interleave, and free space stays in large pieces. */
 #define LANES_MAX 8u
@@ -508,6 +509,13 @@ fsblock_t alloc_goal_for_inode(struct fs *fs, inum_t ino, inum_t parent)
 		}
 	}
 	return alloc_block_usable(fs, goal) ? goal : fs->super.journal_start + fs->super.journal_blocks;
+}
+
+bool alloc_nearly_full(struct fs *fs)
+{
+	struct alloc_state *st = alloc_of(fs);
+
+	return get64(fs_root(fs)->free_blocks) < st->reserve + atomic_load(&st->freelists) + ROOM_BLOCKS;
 }
 
 void alloc_statfs(struct fs *fs, struct alloc_space *sp)

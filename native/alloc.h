@@ -64,6 +64,8 @@ uint32_t alloc_agno(const struct fs *fs, fsblock_t block);
 bool alloc_block_usable(const struct fs *fs, fsblock_t block);
 
 struct alloc_space { nblocks_t total, free, avail /* to users: without the reserve */, busy, quarantined; };
+/* Is there no room beyond the reserve for what is under way? With the lock, shared is enough. */
+bool alloc_nearly_full(struct fs *fs);
 void alloc_statfs(struct fs *fs, struct alloc_space *sp);
 /* At commit of a transaction: its frees become busy. With the lock. */
 void alloc_busy_add(struct fs *fs, fsblock_t start, nblocks_t len, bool meta, xid_t xid);

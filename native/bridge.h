@@ -36,6 +36,7 @@
 
 #include "delegation.h"
 #include "file.h"
+#include "file_early.h"
 #include "fs.h"
 #include "fuse_abi.h"
 #include "layout.h"
@@ -78,6 +79,7 @@ const struct opcode_row *bridge_opcode(uint32_t opcode);
 struct open_file {
 	struct inode *in; /* opened (inode_open) */
 	uint32_t flags;   /* of open(2) */
+	_Atomic uint32_t early_errors; /* of its inode's, those that it need not be told of */
 	struct lock_owner *lock_owners; /* of POSIX locks set through it; open files mutex */
 	struct open_events *events; /* of holders; NULL until needed, then constant; open files mutex */
 	struct open_file *prev, *next;
@@ -145,6 +147,8 @@ struct request {
 	struct jrn_waiter wait;
 	struct reaper_waiter reaper_wait;
 	unsigned reaper_tries;
+	struct early_waiter early_wait;
+	bool early_waited; /* for the early writes of the file that it looks at */
 	bool file_ran; /* a file operation: what it said about space is final */
 	struct request *pending_next;
 	struct request *pool_next; /* of those pooled, or arrived */
@@ -198,6 +202,9 @@ bool request_park(struct request *r, enum request_wait what);
 void request_unpark(struct request *r);
 /* Not done yet: the other requests of the thread have their turn, then the handler runs again. */
 void request_yield(struct request *r);
+
+/* Is what has been written and answered early in the map of `in`? true: not yet, and the handler starts over. */
+bool request_await_early(struct request *r, struct inode *in);
 
 /* r->inode and r->inode2 are put: it starts over. */
 void request_drop_references(struct request *r);

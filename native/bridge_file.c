@@ -38,6 +38,7 @@ int open_file_create(struct bridge *b, struct inode *in, uint32_t flags, uint64_
 	local_open(in, open_reads(flags), open_writes(flags));
 	of->in = in;
 	of->flags = flags;
+	of->early_errors = early_errors(in);
 	pthread_mutex_lock(&b->open_mutex);
 	of->next = b->open;
 	if (b->open)
@@ -87,13 +88,23 @@ void serve_release(struct request *r)
 	request_fail(r, 0);
 }
 
+/* A write that failed after its answer: told once to each open file. */
+static int early_error(struct open_file *of)
+{
+	uint32_t now = early_errors(of->in);
+
+	if (likely(atomic_exchange(&of->early_errors, now) == now))
+		return 0;
+	return -err_errno(atomic_load(&of->in->early_code)); /* what failed is in the log */
+}
+
 /* Every close(2): its POSIX locks go. Not durable: that is what fsync is for. */
 void serve_flush(struct request *r)
 {
 	const struct fuse_flush_in *in = r->arg;
 
 	open_file_flush_owner(r->t->b, open_file_of(in->fh), in->lock_owner);
-	request_fail(r, 0);
+	request_fail(r, early_error(open_file_of(in->fh)));
 }
 
 /* ---- data ---- */
@@ -180,10 +191,26 @@ static void drop_misplaced(struct request *r)
 		log_msg(LOG_WARN, "no memory to say where an append went");
 }
 
+/* An operation that was answered early still belongs to the thread; and it counts as one under way, so that nobody lingers on the
+ * CPU that its device or the answered client could use. */
+static void early_begins(struct bridge_thread *t)
+{
+	t->inflight++;
+}
+
+static void early_ends(void *arg)
+{
+	struct bridge_thread *t = arg;
+
+	t->inflight--;
+}
+
 static void done_write(struct request *r, int64_t result)
 {
 	struct fuse_write_out out = {.size = (uint32_t)result};
 
+	if (r->fop.early)
+		early_begins(r->t);
 	tell_privileges_are_gone(r, r->fop.in);
 	if (result < 0) {
 		request_fail(r, (int)result);
@@ -212,6 +239,8 @@ static unsigned write_flags(const struct bridge *b, const struct fuse_write_in *
 		flags |= FILE_F_DSYNC;
 	if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
 		flags |= FILE_F_KILL_PRIV;
+	if (!(in->flags & (O_DIRECT | O_DSYNC)) && !(in->write_flags & FUSE_WRITE_CACHE))
+		flags |= FILE_F_EARLY;
 	/* Pages that the kernel writes back have nobody who could be told EBUSY. */
 	if (!(in->write_flags & FUSE_WRITE_CACHE) && (in->flags & O_NONBLOCK))
 		flags |= FILE_F_NOPIN;
@@ -236,8 +265,18 @@ void serve_write(struct request *r)
 	r->fop.len = in->size;
 	r->fop.buf = r->payload;
 	r->fop.flags = write_flags(r->t->b, in);
+	r->fop.ended = early_ends;
+	r->fop.ended_arg = r->t;
 	note_pages(r->fop.in, in->write_flags & FUSE_WRITE_LOCKOWNER);
 	request_start_file(r, done_write);
+}
+
+static void done_fsync(struct request *r, int64_t result)
+{
+	const struct fuse_fsync_in *in = r->arg;
+	int early = early_error(open_file_of(in->fh));
+
+	request_fail(r, result < 0 ? (int)result : early);
 }
 
 void serve_fsync(struct request *r)
@@ -247,7 +286,7 @@ void serve_fsync(struct request *r)
 	file_op_init(&r->fop, FILE_FSYNC, open_file_of(in->fh)->in, r->t->ctx);
 	if (in->fsync_flags & FUSE_FSYNC_FDATASYNC)
 		r->fop.flags = FILE_F_DATASYNC;
-	request_start_file(r, done_empty);
+	request_start_file(r, done_fsync);
 }
 
 void serve_fallocate(struct request *r)
@@ -292,6 +331,8 @@ void serve_lseek(struct request *r)
 		request_fail(r, -EINVAL);
 		return;
 	}
+	if (request_await_early(r, open_file_of(in->fh)->in))
+		return;
 	/* A fragmented file is long to walk, and this thread serves others too: step by step. */
 	if (!r->stage)
 		r->fop.offset = in->offset;

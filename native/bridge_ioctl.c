@@ -308,6 +308,8 @@ void call_map(struct request *r, const void *arg)
 		request_fail(r, err);
 		return;
 	}
+	if (request_await_early(r, in))
+		return;
 	map_range(call, &at, &end);
 	out = call_room(r, sizeof(*out));
 	memcpy(out, call, offsetof(struct extfs_ioc_map, next));

@@ -190,7 +190,7 @@ void request_begin(struct request *r, const struct fuse_in_header *in, size_t le
 	r->arg_len = len - head;
 	r->touched = MAX(r->touched, len);
 	r->waiting = WAIT_NONE;
-	r->answered = false;
+	r->answered = r->early_waited = false;
 	r->interrupted = r->interrupt_queued = r->ended = r->registered = r->file_ran = false;
 	r->stage = r->reaper_tries = 0;
 	r->inode = r->inode2 = NULL;
@@ -598,6 +598,20 @@ static bool wait_for_reaper(struct request *r)
 	r->reaper_wait = (struct reaper_waiter){.op = &r->op};
 	if (reaper_wait(fs, &r->reaper_wait) != ERR_PARKED)
 		ioctx_wake(&r->op);
+	return true;
+}
+
+bool request_await_early(struct request *r, struct inode *in)
+{
+	if (r->early_waited || !atomic_load(&in->early_n))
+		return false;
+	r->early_waited = true;
+	if (!request_park(r, WAIT_TURN))
+		return true;
+	r->early_wait = (struct early_waiter){.op = &r->op};
+	if (early_wait(in, &r->early_wait) != ERR_PARKED)
+		ioctx_wake(&r->op);
+	request_drop_references(r); /* what it waits for has its own */
 	return true;
 }
 

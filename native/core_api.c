@@ -11,6 +11,7 @@
 #include "acl.h"
 #include "alloc.h"
 #include "device_sim.h"
+#include "file_early.h"
 #include "heartbeat.h"
 #include "journal.h"
 #include "log.h"
@@ -97,6 +98,7 @@ int extfs_open(struct device *dev, const struct extfs_mount_options *opt, struct
 		.commit_ms = opt->commit_ms ? opt->commit_ms : 1000,
 		.no_heartbeat = opt->no_heartbeat != 0,
 		.recall_ms = opt->recall_ms ? opt->recall_ms : 10000,
+		.early_bytes = opt->early_bytes,
 		.mutant = opt->mutant,
 	};
 
@@ -200,7 +202,9 @@ void extfs_get_stats(struct fs *fs, struct extfs_stats *out)
 {
 	struct jrn_stats j;
 	struct buf_stats b;
+	struct early_stats e;
 
+	early_get_stats(fs, &e);
 	jrn_get_stats(fs, &j);
 	buf_get_stats(fs, &b);
 	*out = (struct extfs_stats){
@@ -215,6 +219,8 @@ void extfs_get_stats(struct fs *fs, struct extfs_stats *out)
 		.dev_writes = atomic_load(&fs->dev->stat_writes),
 		.dev_flushes = atomic_load(&fs->dev->stat_flushes),
 		.durable_xid = jrn_durable(fs),
+		.early_writes = e.writes, .early_waits = e.waits, .early_errors = e.errors,
+		.early_bytes = e.bytes,
 	};
 	fs_rdlock(fs);
 	out->running_xid = jrn_running(fs);
@@ -230,6 +236,7 @@ int extfs_sync(struct fs *fs)
 
 	if (fs->read_only)
 		return 0;
+	early_sync(fs);
 	do {
 		err = inode_flush_lazy(fs, UINT32_MAX);
 		if (err == -ERR_JOURNAL_FULL) {

@@ -7,6 +7,7 @@
 
 #include "extmap.h"
 #include "file.h"
+#include "file_early.h"
 
 /* Fill in what the kinds have in common, run, let go. prepare() sets the rest. */
 static int64_t run_file_op(struct fs *fs, struct file_op *want)
@@ -159,6 +160,7 @@ int64_t extfs_seek(struct fs *fs, uint64_t ino, uint64_t offset, int whence)
 
 	if (res)
 		return res;
+	early_wait_blocking(in);
 	res = file_seek(in, offset, whence);
 	inode_put(in);
 	return res;
@@ -188,6 +190,7 @@ int extfs_map(struct fs *fs, uint64_t ino, uint64_t at, uint64_t end, int with_h
 	if (err)
 		return err;
 	end = MIN(end, FILE_MAX_BLOCKS);
+	early_wait_blocking(in);
 	fs_rdlock(fs);
 	while (got < n && at < end) {
 		struct extent ext;

@@ -86,6 +86,7 @@ struct extfs_mount_options {
 	int atime;
 	int no_heartbeat;
 	unsigned recall_ms;   /* 0: default, 10000 */
+	uint64_t early_bytes; /* memory for buffered writes of the mount that are answered early; 0: none are */
 	unsigned mutant;
 };
 /* Waits for replay. On success the fs owns the device; on failure the caller still does. */
@@ -126,6 +127,7 @@ struct extfs_stats {
 	uint64_t lookups;
 	uint64_t dev_reads, dev_writes, dev_flushes;
 	uint64_t durable_xid, running_xid;
+	uint64_t early_writes, early_waits, early_errors, early_bytes; /* answered early; who met one; failed; memory */
 };
 void extfs_get_stats(struct fs *fs, struct extfs_stats *out);
 

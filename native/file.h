@@ -52,6 +52,7 @@ enum file_op_kind {
 #define FILE_F_NOPIN 0x40u       /* WRITE: -EBUSY instead of waiting for a pinned range */
 #define FILE_F_NOWAIT 0x80u      /* -EAGAIN instead of waiting for a holder; see below */
 #define FILE_F_RETURNS_ALL 0x200u /* LAYOUT_RETURN: one of all that return everything of a holder */
+#define FILE_F_EARLY 0x400u      /* WRITE: may be answered early, see file_early.h */
 #define FILE_F_CLONE 0x100u      /* COPY: share or fail: -EINVAL unless both offsets, and len or the source's end, are whole blocks */
 
 #define FALLOC_KEEP_SIZE 0x1u
@@ -73,6 +74,11 @@ struct file_op {
 	int64_t result;      /* bytes, 0, or a negative code */
 	void (*done)(struct file_op *fop);
 	void *user;
+	/* EARLY: `early` is set when done() is called and the operation goes on, without the caller and without this struct, in the
+	 * thread of its ioctx; then ended(ended_arg) says that it has ended. */
+	bool early;
+	void (*ended)(void *arg);
+	void *ended_arg;
 	/* private; file_op_init() clears it */
 	struct file_run *run;
 };

@@ -201,6 +201,12 @@ static enum step write_settle(struct file_run *r)
 			w->settle_xid = MAX(w->settle_xid, atomic_load(&r->fs->unshare_xid));
 		fs_unlock(r->fs);
 		w->settling = true;
+		/* From here on nothing can go wrong but the device. */
+		if (w->early && !w->cow &&
+		    early_answer(r, w->off, w->end, w->end > w->size, &w->buf)) {
+			w->touch = 0;
+			w->touched = true;
+		}
 	}
 	s = run_await_xid(r, w->settle_xid);
 	if (s == STEP_DONE)
@@ -437,6 +443,15 @@ static enum step write_merge(struct file_run *r)
 		r->step = write_out;
 		return STEP_NEXT;
 	}
+	/* Our own copy is of whole blocks: when nothing old is to be kept, zeros behind it do. */
+	if (r->early && !head_partial(w) && !tail_partial(w)) {
+		uint64_t len = w->end - w->off;
+
+		memset((uint8_t *)(uintptr_t)w->buf + len, 0, ((w->b1 - w->b0) << BLOCK_SHIFT) - len);
+		w->out = w->buf;
+		r->step = write_out;
+		return STEP_NEXT;
+	}
 	w->bounce_len = (w->b1 - w->b0) << BLOCK_SHIFT;
 	w->bounce = run_mem_get(w->bounce_len);
 	if (!w->bounce)
@@ -484,6 +499,18 @@ static int place_of(struct write_body *w, fileblk_t at, fsblock_t *block, nblock
 	return 0;
 }
 
+/* The last block was composed with zeros behind its bytes, or ends at EOF. */
+static void tail_written(struct write_body *w)
+{
+	if (w->end < w->size && w->b1 <= block_floor(w->size))
+		return;
+	/* An early write may have moved EOF on, and says itself what is behind it. */
+	fs_rdlock(w->in->fs);
+	if (w->in->core.size == MAX(w->size, w->end))
+		w->in->tail_zero = true;
+	fs_unlock(w->in->fs);
+}
+
 static enum step write_out_end(struct file_run *r)
 {
 	struct write_body *w = &r->wr;
@@ -497,8 +524,7 @@ static enum step write_out_end(struct file_run *r)
 		r->step = write_convert;
 		return STEP_NEXT;
 	}
-	if (w->end >= w->size || w->b1 > block_floor(w->size))
-		w->in->tail_zero = true;
+	tail_written(w);
 	return write_over(r, 0);
 }
 
@@ -591,6 +617,14 @@ static int convert_some(struct trans *t, struct write_body *w, fileblk_t *at)
 	return MIN(rc, 0);
 }
 
+static void write_grow(struct write_body *w, uint64_t size)
+{
+	if (size <= w->in->core.size)
+		return;
+	w->in->core.size = size;
+	early_grown(w->in);
+}
+
 static int convert_trans(struct file_run *r, fileblk_t *at)
 {
 	struct write_body *w = &r->wr;
@@ -611,10 +645,14 @@ static int convert_trans(struct file_run *r, fileblk_t *at)
 		rc = staging_end(&t, in, w->intent);
 	if (!rc) {
 		if (w->grow)
-			in->core.size = MAX(in->core.size, MIN(w->end, *at << BLOCK_SHIFT));
+			write_grow(w, MIN(w->end, *at << BLOCK_SHIFT));
+		if (r->early && *at == w->b1)
+			early_settle(r, true);
 		if (w->touch)
 			inode_touch(in, w->touch);
 		rc = inode_write(&t, in);
+		if (rc && r->early)
+			early_settle(r, false);
 	}
 	if (rc)
 		return run_trans_fail(r, &t, rc);
@@ -641,8 +679,6 @@ static enum step write_convert(struct file_run *r)
 	w->touched |= w->touch != 0;
 	if (at < w->b1)
 		return run_yield(r, write_convert);
-	/* The last block was composed with zeros behind its bytes, or ends at EOF. */
-	if (w->end >= w->size || w->b1 > block_floor(w->size))
-		w->in->tail_zero = true;
+	tail_written(w);
 	return w->b1 < w->stage_end ? write_leave(r, 0) : write_over(r, 0);
 }

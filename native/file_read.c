@@ -103,17 +103,18 @@ enum step read_begin(struct file_run *r)
 {
 	struct read_body *b = &r->rd;
 	struct inode *in = b->in;
-	uint64_t pos, end;
+	uint64_t pos, end, size;
 	uint8_t *mem;
 	int rc;
 
 	fs_rdlock(r->fs);
-	if (b->off >= in->core.size || b->len == 0) {
+	size = early_visible_size(in, b->off, b->off + b->len);
+	if (b->off >= size || b->len == 0) {
 		fs_unlock(r->fs);
 		r->step = b->then;
 		return STEP_NEXT;
 	}
-	b->got = MIN(b->len, in->core.size - b->off);
+	b->got = MIN(b->len, size - b->off);
 	rc = read_place(r, &pos, &end, &mem);
 	if (!rc)
 		rc = read_gather(r, pos, end, mem);

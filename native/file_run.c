@@ -220,8 +220,10 @@ enum step run_acquire(struct file_run *r, unsigned i, enum seg_kind kind, uint64
 	 * see. */
 	if (rc == ERR_PARKED && i == 1)
 		seg_stall(r->seg_in[0], &r->seg[0], true);
-	if (rc == ERR_PARKED)
+	if (rc == ERR_PARKED) {
+		early_note_wait(r->seg_in[i]);
 		return STEP_PARKED;
+	}
 	if (rc)
 		return run_end(r, rc);
 	return STEP_NEXT;
@@ -409,12 +411,13 @@ static enum step durable_flush(struct file_run *r)
 	return rc == ERR_PARKED ? STEP_PARKED : STEP_NEXT;
 }
 
-enum step run_durable(struct file_run *r, struct inode *in, step_fn then)
+/* All of it has been written, and is part of a group. */
+static enum step durable_begin(struct file_run *r)
 {
+	struct inode *in = r->durable_of;
 	xid_t xid;
 	int rc;
 
-	r->durable_then = then;
 	r->flush_mark = atomic_load(&r->fs->dev->writes_done);
 	fs_rdlock(r->fs);
 	xid = in->xid;
@@ -427,4 +430,13 @@ enum step run_durable(struct file_run *r, struct inode *in, step_fn then)
 	if (rc < 0)
 		r->waiter.err = rc;
 	return rc == ERR_PARKED ? STEP_PARKED : STEP_NEXT;
+}
+
+enum step run_durable(struct file_run *r, struct inode *in, step_fn then)
+{
+	r->durable_then = then;
+	r->durable_of = in;
+	r->step = durable_begin;
+	r->early_waiter = (struct early_waiter){ .op = &r->fop->op };
+	return early_wait(in, &r->early_waiter) == ERR_PARKED ? STEP_PARKED : STEP_NEXT;
 }

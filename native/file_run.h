@@ -25,6 +25,7 @@
 #include "extmap.h"
 #include "refcount.h"
 #include "file.h"
+#include "file_early.h"
 #include "reaper.h"
 
 enum step { STEP_NEXT, STEP_PARKED, STEP_DONE };
@@ -57,11 +58,12 @@ struct read_body {
 struct write_body {
 	struct inode *in;
 	uint64_t off, end; /* end shrinks when space runs out after the first block */
-	const uint8_t *buf;
+	const void *buf;
 	bool grow;         /* the size may rise to end */
 	unsigned touch;    /* TOUCH_*; what the conversion writes along with it */
 	step_fn then;
 	bool touched;      /* a transaction has set the times */
+	bool early;        /* it may be answered before its data is written */
 	/* progress */
 	uint64_t size;     /* before */
 	fileblk_t b0, b1, at, stage_end;
@@ -174,10 +176,13 @@ struct file_run {
 	uint64_t flush_mark; /* dev->writes_done that must be flushed */
 	bool fua;            /* data goes to stable storage at once: an fsync is going to follow */
 	step_fn durable_then, tail_then;
+	struct inode *durable_of;
 	/* device I/O */
 	unsigned ios_left;
 	int io_err;
 	unsigned nparts;
+	struct early_waiter early_waiter;
+	struct early_write *early; /* its caller has the answer */
 	/* what the operation is doing */
 	uint64_t low; /* the segment has to begin at or below this byte */
 	enum seg_kind kind;
@@ -267,6 +272,8 @@ int range_written(struct inode *in, fileblk_t b0, fileblk_t b1, bool *written);
  * it itself. */
 enum step tail_begin(struct file_run *r, struct inode *in, uint64_t to, bool same_block,
 		     step_fn then);
+/* file_early.c: the last step of a write that was answered early. */
+enum step early_over(struct file_run *r);
 /* file_write.c. Clear setuid, setgid and capabilities as FILE_F_KILL_PRIV asks. STEP_NEXT with
  * r->err: done or failed. */
 enum step run_kill_priv(struct file_run *r, struct inode *in);

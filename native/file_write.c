@@ -33,6 +33,8 @@ static enum step write_done(struct file_run *r)
 {
 	struct inode *in = r->fop->in;
 
+	if (r->early)
+		return early_over(r);
 	if (r->err)
 		return run_end(r, r->err);
 	if (!r->wr.touched) {
@@ -53,14 +55,24 @@ static enum step write_in_place_end(struct file_run *r)
 	return write_done(r);
 }
 
+/* Not if somebody waits for the data itself, or will at once by his habit (fua); nor (NOWAIT) for a client, who has caches of
+ * his own. */
+static bool may_be_early(const struct file_run *r)
+{
+	return !r->fua && (r->fop->flags & (FILE_F_EARLY | FILE_F_DSYNC | FILE_F_NOWAIT)) == FILE_F_EARLY;
+}
+
 static enum step write_general(struct file_run *r)
 {
 	struct file_op *fop = r->fop;
+	enum step s;
 
 	if (r->err)
 		return run_end(r, r->err);
-	return write_begin(r, fop->in, fop->offset, fop->offset + fop->len, fop->buf, true,
-			   TOUCH_MTIME | TOUCH_CTIME, write_done);
+	s = write_begin(r, fop->in, fop->offset, fop->offset + fop->len, fop->buf, true,
+			TOUCH_MTIME | TOUCH_CTIME, write_done);
+	r->wr.early = may_be_early(r);
+	return s;
 }
 
 /* One written, unshared extent below EOF, and memory that the device can use. fs->lock shared. */
@@ -179,6 +191,26 @@ static int append_place(struct file_run *r, uint64_t size)
 	return rc;
 }
 
+static enum step write_in_place(struct file_run *r, uint64_t dev_offset)
+{
+	struct file_op *fop = r->fop;
+	uint64_t off = fop->offset, end = off + fop->len;
+	const void *buf = fop->buf;
+	int rc;
+
+	r->wr.off = off;
+	r->wr.end = end;
+	if (may_be_early(r) && early_answer(r, off, end, false, &buf))
+		r->wr.touched = true;
+	rc = run_part(r, IO_WRITE, dev_offset, (void *)(uintptr_t)buf, end - off);
+	if (rc) {
+		r->nparts = 0;
+		r->err = rc;
+		return write_done(r);
+	}
+	return run_submit(r, write_in_place_end);
+}
+
 static enum step write_locked(struct file_run *r)
 {
 	struct file_op *fop = r->fop;
@@ -194,13 +226,8 @@ static enum step write_locked(struct file_run *r)
 	}
 	if (likely(!(fop->flags & (FILE_F_APPEND | FILE_F_KILL_PRIV)) && in_place(r,
 		&dev_offset))) {
-		rc = run_part(r, IO_WRITE, dev_offset, fop->buf, fop->len);
 		fs_unlock(r->fs);
-		if (rc)
-			return run_end(r, rc);
-		r->wr.off = fop->offset;
-		r->wr.end = fop->offset + fop->len;
-		return run_submit(r, write_in_place_end);
+		return write_in_place(r, dev_offset);
 	}
 	fs_unlock(r->fs);
 	if (fop->flags & FILE_F_APPEND)

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "file_early.h"
 #include "heartbeat.h"
 #include "inode.h"
 #include "journal.h"
@@ -121,6 +122,7 @@ static void fs_free(struct fs *fs)
 {
 	reaper_destroy(fs);
 	layouts_destroy(fs); /* its grants hold inodes */
+	early_destroy(fs);
 	if (fs->inodes)
 		inode_table_destroy(fs);
 	if (fs->alloc)
@@ -172,6 +174,8 @@ static int open_layers(struct fs *fs)
 		err = alloc_open(fs);
 	if (!err)
 		err = inode_table_create(fs);
+	if (!err)
+		err = early_create(fs);
 	if (!err)
 		err = reaper_prepare(fs);
 	/* Who held what before: known before anything is freed. */

@@ -33,6 +33,7 @@ struct reaper;
 struct heartbeat;
 struct trans_pool;
 struct layouts;
+struct early;
 struct seg_hooks;
 struct op;
 
@@ -85,6 +86,7 @@ struct fs_options {
 	bool no_heartbeat;
 	unsigned heartbeat_ms;   /* distance of two heartbeats; default 2000 */
 	unsigned recall_ms;      /* a holder's time to answer a recall; default 10000 */
+	uint64_t early_bytes;    /* memory for writes that are answered early (file_early.h); 0: none are */
 	unsigned mutant;         /* enum jrn_mutant; test builds */
 };
 
@@ -116,6 +118,7 @@ struct fs {
 	struct reaper *reaper;
 	struct heartbeat *heartbeat;
 	struct layouts *layouts;
+	struct early *early;
 	const struct seg_hooks *seg_hooks;
 	const struct layout_hooks *layout_hooks;
 	const struct cache_ops *cache_ops; /* set and cleared with nothing under way */

@@ -148,6 +148,22 @@ static void on_lazy_write_end(void *arg, xid_t xid)
 		inode_table_set_lazy(in, true);
 }
 
+/* Writes are under way that have their answers. */
+static uint64_t size_on_disk(struct inode *in)
+{
+	uint64_t size;
+
+	pthread_mutex_lock(&in->lock);
+	if (in->core.size != in->early_size) {
+		in->early_size = in->core.size;
+		in->early_limit = UINT64_MAX;
+		in->early_epoch++;
+	}
+	size = MIN(in->core.size, in->early_limit);
+	pthread_mutex_unlock(&in->lock);
+	return size;
+}
+
 int inode_write(struct trans *t, struct inode *in)
 {
 	struct bt_cursor c;
@@ -165,6 +181,8 @@ int inode_write(struct trans *t, struct inode *in)
 		inode_table_set_lazy(in, false);
 	}
 	inode_encode(&in->core, &d);
+	if (unlikely(atomic_load_explicit(&in->early_n, memory_order_relaxed)))
+		d.size = put64(size_on_disk(in));
 	bt_cursor_init(&c, fs_tree(in->fs, TREE_INODE));
 	err = bt_seek(&c, KEY(in->ino, 0), BT_EQ);
 	if (!err)

@@ -62,7 +62,16 @@ struct inode {
 	bool remapping;       /* such a change is between two transactions: the map is a mix; fs->lock */
 	bool tmpfile;         /* of O_TMPFILE, no name yet: link(2) may give it one; fs->lock */
 	/* bytes past EOF in the last block are known to be zero on the device */
-	bool tail_zero;
+	_Atomic bool tail_zero;
+	/* file_early.h: writes that have been answered and are under way, oldest first, and who waits for them. While there
+	 * are any: the size on disk stays below early_limit; but not when somebody else has set core.size, which
+	 * is seen by its not being early_size: that begins a new epoch, in which older ones set no limit. lock */
+	struct early_write *early, *early_last;
+	struct early_waiter *early_waiters;
+	uint64_t early_limit, early_size, early_epoch;
+	_Atomic unsigned early_n;
+	_Atomic uint32_t early_errors;   /* failed since the inode came to memory */
+	_Atomic int early_code;          /* how the last of these failed */
 	pthread_mutex_t lock; /* segments, waiters, lazy times */
 	struct seg_tree *segs;   /* NULL until the first segment */
 	struct plock_set *locks; /* NULL until the first lock */

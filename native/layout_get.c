@@ -506,5 +506,7 @@ enum step layout_get_start(struct file_run *r)
 	lg->b1 = a->length == UINT64_MAX ? lg->b0 + 1 : lg->b0 + block_floor(a->length);
 	lg->low = a->offset;
 	r->step = get_acquire;
-	return STEP_NEXT;
+	/* Who wants to wait for nobody means holders, not the ends of writes that have been answered. */
+	r->early_waiter = (struct early_waiter){ .op = &r->fop->op };
+	return early_wait(r->fop->in, &r->early_waiter) == ERR_PARKED ? STEP_PARKED : STEP_NEXT;
 }

@@ -6,7 +6,8 @@
  * segment.h) says so.
  *
  * Invariants, all under inode->lock:
- *  1. No two held segments clash, except grants that were added without a segment (a restart).
+ *  1. No two held segments clash, except grants that were added without a segment (a restart), and
+ *     READ_IO with the MAP of a write that was answered early (seg_harden()).
  *  2. A parked segment clashes with a held one or, if it is no revoke, with one before it in the
  *     queue.
  *  3. The queue is in order of arrival, behind those that were put at its head.
@@ -438,6 +439,27 @@ int seg_change(struct inode *in, struct seg *s, enum seg_kind kind)
 	wake_queue(in, start, end);
 	pthread_mutex_unlock(&in->lock);
 	return rc;
+}
+
+bool seg_harden(struct inode *in, struct seg *s, struct op *op)
+{
+	enum seg_kind old = s->kind;
+	bool alone = true;
+
+	pthread_mutex_lock(&in->lock);
+	xassert(s->state == SEG_HELD && !is_grant(s) && !s->stalled);
+	take_out(in->segs, s);
+	s->kind = SEG_MAP;
+	for (uint32_t foes = foes_of[SEG_MAP] & in->segs->present & ~(1u << SEG_READ_IO);
+	     foes && alone; foes &= foes - 1)
+		alone = !foe_of_kind(in->segs, s, (unsigned)__builtin_ctz(foes), NULL);
+	if (alone)
+		s->op = op;
+	else
+		s->kind = old;
+	put_in(in->segs, s);
+	pthread_mutex_unlock(&in->lock);
+	return alone;
 }
 
 void seg_release(struct inode *in, struct seg *s)

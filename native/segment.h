@@ -130,6 +130,9 @@ int seg_try_recall(struct inode *in, struct seg *s);
  * a parked segment does, and its old kind does not. -EAGAIN: nowait; it is held with its old kind. */
 int seg_change(struct inode *in, struct seg *s, enum seg_kind kind);
 void seg_release(struct inode *in, struct seg *s);
+/* A held segment becomes a MAP one on the spot, of another op, where none but a READ_IO is against it: that one goes on
+ * beside it. false: nothing has changed. */
+bool seg_harden(struct inode *in, struct seg *s, struct op *op);
 /* While it holds s, the op of s waits for a segment of another inode, and so may wait for a
  * holder; or (!stalled) it does no more. */
 void seg_stall(struct inode *in, struct seg *s, bool stalled);

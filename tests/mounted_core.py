@@ -23,7 +23,7 @@ from extfs.core import (Bridge, CoreError, DelegationConflict, Device, EventType
 from extfs.fuse import Session
 
 device, mountpoint, recall_ms, more = sys.argv[1:]
-fs = Filesystem.open(Device.open(device), recall_ms=int(recall_ms))
+fs = Filesystem.open(Device.open(device), recall_ms=int(recall_ms), early_bytes=16 << 20)
 FILE = stat.S_IFREG | 0o644
 
 def f(path):

@@ -165,6 +165,8 @@ def mount(
       nosuid, nodev, noexec
       cache=SIZE                    memory for metadata (64M)
       inode_cache=N                 unused inodes kept in memory (16384)
+      early_writes=SIZE             memory for data of buffered writes that are answered before it
+                                    is on the device, as a page cache does; 0: none are (16M)
       commit=SECONDS                changes are durable after at most this long (1)
       threads=N                     threads that serve requests (one for each CPU; without
                                     io_uring up to 4)

@@ -64,11 +64,14 @@ class Filesystem(Closing):
         atime: Atime = Atime.RELATIME,
         no_heartbeat: bool = False,
         recall_ms: int = 0,
+        early_bytes: int = 0,
         mutant: Mutant = Mutant.NONE,
     ) -> Filesystem:
         """Open and replay (blocks for the replay). Takes the device over when it succeeds.
 
-        Zeros mean the core's defaults; `recall_ms` is a layout holder's time to answer a recall.
+        Zeros mean the core's defaults; `recall_ms` is a layout holder's time to answer a recall;
+        `early_bytes` is memory for buffered writes that are answered before they are on the device
+        (0: none are).
         EROFS: read-only, but the journal has to be replayed.
         """
         options = ffi.new("struct extfs_mount_options *")
@@ -79,6 +82,7 @@ class Filesystem(Closing):
         options.atime = int(atime)
         options.no_heartbeat = no_heartbeat
         options.recall_ms = recall_ms
+        options.early_bytes = early_bytes
         options.mutant = int(mutant)
         out = ffi.new("struct fs **")
         checked(lib.extfs_open(device.raw, options, out))

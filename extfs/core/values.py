@@ -80,7 +80,10 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters since the mount; but `bufs`, `dirty`, `logged`, `log_*`, `lookups`: levels now."""
+    """Counters since the mount.
+
+    But `bufs`, `dirty`, `logged`, `log_*`, `lookups` and `early_bytes` are levels now.
+    """
 
     commits: int
     flush_only: int
@@ -102,6 +105,10 @@ class Stats:
     dev_flushes: int
     durable_xid: int
     running_xid: int
+    early_writes: int
+    early_waits: int
+    early_errors: int
+    early_bytes: int
 
 
 class Stat(NamedTuple):

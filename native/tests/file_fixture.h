@@ -17,6 +17,7 @@
 #include "device_sim.h"
 #include "extmap.h"
 #include "file.h"
+#include "file_early.h"
 #include "log.h"
 #include "namei.h"
 #include "reaper.h"
@@ -66,7 +67,25 @@ static struct world {
 	struct inode *file[FILES];
 	struct ioctx *ctx;
 	nblocks_t free_empty; /* of the empty filesystem */
+	unsigned early_left;  /* early writes that have not ended */
+	uint64_t early_done;
 } world;
+
+/* Memory for early writes of the next world; 0: writes are answered late. */
+static uint64_t early_memory;
+
+static inline void early_ended(void *arg)
+{
+	world.early_left--;
+	world.early_done++;
+}
+
+/* What was answered early comes to its end. */
+static inline void early_run_out(void)
+{
+	while (world.early_left)
+		OK(ioctx_run(world.ctx, true));
+}
 
 static inline const char *name_of(unsigned i)
 {
@@ -114,6 +133,7 @@ static inline void find_files(void)
 
 static inline void put_files(void)
 {
+	early_run_out();
 	for (unsigned i = 0; i < FILES; i++) {
 		if (world.file[i])
 			inode_put(world.file[i]);
@@ -126,7 +146,8 @@ static inline void world_new(uint64_t bytes, uint32_t align, uint64_t seed)
 	struct mkfs_options mk = { .label = "files", .journal_blocks = JOURNAL_MIN_BLOCKS };
 	struct device *dev;
 
-	world.opt = (struct fs_options){ .no_heartbeat = true, .commit_ms = 3600 * 1000 };
+	world.opt = (struct fs_options){ .no_heartbeat = true, .commit_ms = 3600 * 1000,
+					   .early_bytes = early_memory };
 	OK(sim_create(bytes, align, seed, &world.sim));
 	OK(sim_device(world.sim, &dev));
 	OK(fs_mkfs(dev, &mk));
@@ -254,6 +275,7 @@ struct flight {
 static inline void flight_done(struct file_op *fop)
 {
 	((struct flight *)fop->user)->done = true;
+	world.early_left += fop->early;
 }
 
 static inline void flight_start(struct flight *f, const struct todo *t)
@@ -280,6 +302,9 @@ static inline void flight_start(struct flight *f, const struct todo *t)
 	f->fop.mode = (t->keep_size || t->act == ACT_PUNCH ? FALLOC_KEEP_SIZE : 0) |
 		      (t->act == ACT_PUNCH ? FALLOC_PUNCH_HOLE : 0) |
 		      (t->act == ACT_ZERO ? FALLOC_ZERO_RANGE : 0);
+	if (memory && t->act != ACT_READ && !t->dsync && !(t->flags & FILE_F_NOWAIT))
+		f->fop.flags |= FILE_F_EARLY;
+	f->fop.ended = early_ended;
 	f->fop.done = flight_done;
 	f->fop.user = f;
 	if (t->act == ACT_WRITE || t->act == ACT_APPEND)

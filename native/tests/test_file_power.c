@@ -222,6 +222,7 @@ static const char *one_cut(script_fn script, uint64_t seed, uint64_t cut, unsign
 	rng_seed(seed);
 	sim_crash_at(world.sim, sim_events(world.sim) + cut);
 	*whole = script(files);
+	early_run_out();
 	put_files();
 	inode_put(world.root);
 	fs_abandon(world.fs);
@@ -336,5 +337,8 @@ int main(void)
 						teardown),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	int failed = cmocka_run_group_tests_name("answered late", tests, NULL, NULL);
+
+	early_memory = 4u << 20;
+	return failed + cmocka_run_group_tests_name("answered early", tests, NULL, NULL);
 }

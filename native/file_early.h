@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * file_early.h - buffered writes that are answered before their data is on the device, as a page
+ * cache would.
+ *
+ * A WRITE with FILE_F_EARLY is answered as soon as nothing can go wrong any more but the device: it
+ * holds its segment, its blocks are allocated, and a copy of its data is in memory of our own. Then
+ * the operation goes on without its caller. From the answer on
+ *  - its segment is of kind MAP: whoever touches these bytes through a segment waits for it, readers
+ *    too;
+ *  - the file has its size and times for everybody, and they do not change again when it ends;
+ *  - on disk the size stays what it was until the data is converted: a crash shows no zeros where
+ *    data was to be. (Where another operation has set the size meanwhile, that one counts.)
+ *
+ * Durable is only what an fsync said: run_durable() waits for the early writes of the file that were
+ * answered before it, and early_sync() for those of all files. Who looks at the map without a segment
+ * (seek, map) waits, too. A device that fails then has failed a write(2) that had succeeded: it is
+ * logged, counted (inode->early_errors, for fsync and close to tell), and the bytes are what they
+ * were, or zeros where nothing was.
+ *
+ * Answered late, as if the flag were not there: when memory or the number of those under way is at its
+ * bound; when space is so low that the conversion might not find a tree node; on shared blocks; where a
+ * client of a layout reads the blocks by itself; when bytes behind EOF in its block are not known to
+ * be zero, which a write that fails would show.
+ *
+ * Locks: an inode's list, fields early_*, and those of its early writes that others look at: inode->lock; joined with
+ * fs->lock held, exclusively by those that grow the file. Memory, counters, and the list of all: early->mutex, a leaf.
+ */
+#ifndef EXTFS_FILE_EARLY_H
+#define EXTFS_FILE_EARLY_H
+
+#include "inode.h"
+
+struct file_run;
+struct early;
+struct early_write;
+
+int early_create(struct fs *fs);
+void early_destroy(struct fs *fs); /* nothing is under way */
+
+/* Who waits for early writes. */
+struct early_waiter {
+	struct op *op;
+	uint64_t before; /* of those answered before this number */
+	struct early_waiter *next;
+};
+/* For those of `in` that have been answered. ERR_PARKED: op is resumed when they are over; 0: there are none. */
+int early_wait(struct inode *in, struct early_waiter *w);
+/* The same in a thread of the caller's own, which runs no early writes. */
+void early_wait_blocking(struct inode *in);
+/* For all of the filesystem; likewise. */
+void early_sync(struct fs *fs);
+
+struct early_stats { uint64_t writes, waits, errors, bytes; };
+void early_get_stats(struct fs *fs, struct early_stats *st);
+/* How many early writes of this file have failed since it came to memory. */
+static inline uint32_t early_errors(const struct inode *in)
+{
+	return atomic_load_explicit(&((struct inode *)in)->early_errors, memory_order_acquire);
+}
+
+/* ---- for the data path ---- */
+
+/* A write of [off, end) holds its segment and has its blocks; grows: the file, by fs->lock exclusive soon. true: its caller has
+ * the answer, the operation is on its own, and *buf is the copy: of whole blocks from that of off on. No lock is held. */
+bool early_answer(struct file_run *r, uint64_t off, uint64_t end, bool grows, const void **buf);
+/* In the transaction that converts the last of it: its size may go to disk. !settled: the transaction is cancelled. */
+void early_settle(struct file_run *r, bool settled);
+/* In a transaction: a write that was not answered early has made the file grow. */
+void early_grown(struct inode *in);
+/* The size that a read of [off, end) goes by, which may have got its segment before a write there was answered early.
+ * fs->lock shared. */
+uint64_t early_visible_size(struct inode *in, uint64_t off, uint64_t end);
+/* An operation parked behind somebody: perhaps an early write. */
+void early_note_wait(struct inode *in);
+
+#endif
