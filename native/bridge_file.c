@@ -38,7 +38,7 @@ int open_file_create(struct bridge *b, struct inode *in, uint32_t flags, uint64_
 	local_open(in, open_reads(flags), open_writes(flags));
 	of->in = in;
 	of->flags = flags;
-	of->early_errors = early_errors(in);
+	of->early_errors = atomic_load(&in->early_told); /* what nobody was told of is for whoever asks next */
 	pthread_mutex_lock(&b->open_mutex);
 	of->next = b->open;
 	if (b->open)
@@ -88,13 +88,14 @@ void serve_release(struct request *r)
 	request_fail(r, 0);
 }
 
-/* A write that failed after its answer: told once to each open file. */
+/* A write that failed after its answer: told once to each open file, and at least to one. */
 static int early_error(struct open_file *of)
 {
 	uint32_t now = early_errors(of->in);
 
 	if (likely(atomic_exchange(&of->early_errors, now) == now))
 		return 0;
+	atomic_store(&of->in->early_told, now);
 	return -err_errno(atomic_load(&of->in->early_code)); /* what failed is in the log */
 }
 
@@ -102,9 +103,10 @@ static int early_error(struct open_file *of)
 void serve_flush(struct request *r)
 {
 	const struct fuse_flush_in *in = r->arg;
+	struct open_file *of = open_file_of(in->fh);
 
-	open_file_flush_owner(r->t->b, open_file_of(in->fh), in->lock_owner);
-	request_fail(r, early_error(open_file_of(in->fh)));
+	open_file_flush_owner(r->t->b, of, in->lock_owner);
+	request_fail(r, open_writes(of->flags) ? early_error(of) : 0); /* a reader does not ask */
 }
 
 /* ---- data ---- */

@@ -4,16 +4,18 @@
  *
  * Definitions: an early write is under way from early_answer() until early_done(). It is settled when the size
  * that it gave the file may be on disk; one that did not make the file grow is from the beginning. `from` is
- * the size before it.
+ * the size before it, and then how far it has been converted; UINT64_MAX when it is settled.
  *
  * Invariants:
  *  1. The list of an inode is in the order of the answers, which `seq` counts.
  *  2. in->early_limit is the least `from` of those that are not settled and of the present epoch. A write that
  *     makes the file grow covers the block of EOF with its segment, so `from` rises along the list, and
  *     truncation takes away only sizes above the `from` of those it did not have to wait for.
- *  3. An early write waits for nothing but the device, the journal and the reaper: who waits for it while
- *     holding segments makes no cycle.
+ *  3. An early write waits for nothing but the device, the journal, the reaper, and early writes of its file
+ *     that were answered before it: who waits for it while holding segments makes no cycle.
  *  4. Memory of copies, in use or kept for the next ones, is at most opt.early_bytes.
+ *  5. What is between early_limit and core.size is covered by segments of those that are not settled
+ *     (early_turn()), so no block there is written but by the one whose transaction moves early_limit.
  */
 #include "file_early.h"
 
@@ -30,7 +32,6 @@ static const uint32_t class_blocks[CLASSES] = { 2, 8, 32, 128, (1u << 20 >> BLOC
 struct early_write {
 	struct file_op fop;    /* what goes on */
 	uint64_t from, epoch;  /* of the inode's lock */
-	bool settled;
 	uint64_t seq;
 	struct early_write *prev, *next;         /* of the inode; its lock */
 	struct early_write *all_prev, *all_next; /* early->mutex */
@@ -212,18 +213,21 @@ static void set_limit(struct inode *in)
 {
 	in->early_limit = UINT64_MAX;
 	for (const struct early_write *e = in->early; e; e = e->next)
-		if (!e->settled && e->epoch == in->early_epoch)
+		if (e->epoch == in->early_epoch)
 			in->early_limit = MIN(in->early_limit, e->from);
 }
 
-void early_settle(struct file_run *r, bool settled)
+uint64_t early_settle(struct file_run *r, uint64_t from)
 {
 	struct inode *in = r->fop->in;
+	uint64_t old;
 
 	pthread_mutex_lock(&in->lock);
-	r->early->settled = settled;
+	old = r->early->from;
+	r->early->from = from;
 	set_limit(in);
 	pthread_mutex_unlock(&in->lock);
+	return old;
 }
 
 void early_grown(struct inode *in)
@@ -243,7 +247,7 @@ uint64_t early_visible_size(struct inode *in, uint64_t off, uint64_t end)
 		return size;
 	pthread_mutex_lock(&in->lock);
 	for (const struct early_write *e = in->early; e; e = e->next)
-		if (!e->settled && e->fop.offset < end && off < e->fop.offset + e->fop.len)
+		if (e->fop.offset < end && off < e->fop.offset + e->fop.len)
 			size = MIN(size, e->from);
 	pthread_mutex_unlock(&in->lock);
 	return size;
@@ -266,6 +270,25 @@ int early_wait(struct inode *in, struct early_waiter *w)
 	in->early_waiters = w;
 	pthread_mutex_unlock(&in->lock);
 	return ERR_PARKED;
+}
+
+int early_turn(struct file_run *r, struct inode *in)
+{
+	const struct early_write *e, *last = NULL;
+
+	if (!atomic_load(&in->early_n))
+		return 0;
+	pthread_mutex_lock(&in->lock);
+	for (e = in->early; e && e != r->early; e = e->next)
+		if (e->from != UINT64_MAX && e->epoch == in->early_epoch)
+			last = e;
+	if (last) {
+		r->early_waiter = (struct early_waiter){ .op = &r->fop->op, .before = last->seq + 1,
+							 .next = in->early_waiters };
+		in->early_waiters = &r->early_waiter;
+	}
+	pthread_mutex_unlock(&in->lock);
+	return last ? ERR_PARKED : 0;
 }
 
 /* inode->lock. */
@@ -384,14 +407,13 @@ static bool enter(struct file_run *r, struct early_write *e, uint64_t end, bool 
 	uint64_t size = in->core.size;
 
 	if (fs_is_shutdown(r->fs) || in->deleted || (grows && (size & BLOCK_MASK) && !in->tail_zero) ||
-	    (r->wr.unwritten && alloc_nearly_full(r->fs)))
+	    (grows && size != r->wr.size) || (r->wr.unwritten && alloc_nearly_full(r->fs)))
 		return false;
 	if (!seg_harden(in, &r->seg[0], &e->fop.op))
 		return false;
-	e->settled = !grows;
-	e->from = size;
+	e->from = grows ? size : UINT64_MAX;
 	if (grows) {
-		xassert(end > size && size == r->wr.size);
+		xassert(end > size);
 		in->core.size = end;
 		in->tail_zero = false;
 	}
@@ -462,23 +484,27 @@ static enum step give_size(struct file_run *r)
 {
 	struct trans t;
 	enum step how;
-	int rc = trans_begin(r->fs, &t, 1); /* the record's leaf */
+	uint64_t from;
+	int rc;
 
+	if (early_turn(r, r->fop->in) == ERR_PARKED)
+		return STEP_PARKED;
+	rc = trans_begin(r->fs, &t, 1); /* the record's leaf */
 	if (!rc) {
 		rc = trans_join_inode(&t, r->fop->in);
-		early_settle(r, true);
+		from = early_settle(r, UINT64_MAX);
 		if (!rc)
 			rc = inode_write(&t, r->fop->in);
 		if (!rc) {
 			trans_commit(&t);
 			return run_end(r, r->err);
 		}
-		early_settle(r, false);
+		early_settle(r, from);
 		run_trans_fail(r, &t, rc);
 	}
 	if (run_retry(r, &rc, &how))
 		return how;
-	early_settle(r, true);
+	early_settle(r, UINT64_MAX);
 	return run_end(r, r->err);
 }
 
@@ -487,7 +513,7 @@ enum step early_over(struct file_run *r)
 	if (likely(!r->err))
 		return run_end(r, r->fop->result);
 	failed(r);
-	if (r->early->settled)
+	if (r->early->from == UINT64_MAX)
 		return run_end(r, r->err);
 	r->space_tries = r->reaper_tries = 0;
 	r->step = give_size;

@@ -10,7 +10,8 @@
  *    too;
  *  - the file has its size and times for everybody, and they do not change again when it ends;
  *  - on disk the size stays what it was until the data is converted: a crash shows no zeros where
- *    data was to be. (Where another operation has set the size meanwhile, that one counts.)
+ *    data was to be. (Where another operation has set the size meanwhile, that one counts.) Those
+ *    that make the file grow are converted in the order of their answers.
  *
  * Durable is only what an fsync said: run_durable() waits for the early writes of the file that were
  * answered before it, and early_sync() for those of all files. Who looks at the map without a segment
@@ -21,7 +22,7 @@
  * Answered late, as if the flag were not there: when memory or the number of those under way is at its
  * bound; when space is so low that the conversion might not find a tree node; on shared blocks; where a
  * client of a layout reads the blocks by itself; when bytes behind EOF in its block are not known to
- * be zero, which a write that fails would show.
+ * be zero, which a write that fails would show; when a client's commit has moved EOF since it looked.
  *
  * Locks: an inode's list, fields early_*, and those of its early writes that others look at: inode->lock; joined with
  * fs->lock held, exclusively by those that grow the file. Memory, counters, and the list of all: early->mutex, a leaf.
@@ -64,8 +65,12 @@ static inline uint32_t early_errors(const struct inode *in)
 /* A write of [off, end) holds its segment and has its blocks; grows: the file, by fs->lock exclusive soon. true: its caller has
  * the answer, the operation is on its own, and *buf is the copy: of whole blocks from that of off on. No lock is held. */
 bool early_answer(struct file_run *r, uint64_t off, uint64_t end, bool grows, const void **buf);
-/* In the transaction that converts the last of it: its size may go to disk. !settled: the transaction is cancelled. */
-void early_settle(struct file_run *r, bool settled);
+/* A write that makes the file grow converts, whether it was answered early or not, after all that came before it have done so:
+ * nothing may be written behind the size on disk, or a crash would leave it to whoever moves EOF over it. ERR_PARKED: for them. */
+int early_turn(struct file_run *r, struct inode *in);
+/* In the transaction that converts it up to that byte, from which the size on disk may be; UINT64_MAX: all of it. Returns what it
+ * was, for when the transaction is cancelled. */
+uint64_t early_settle(struct file_run *r, uint64_t from);
 /* In a transaction: a write that was not answered early has made the file grow. */
 void early_grown(struct inode *in);
 /* The size that a read of [off, end) goes by, which may have got its segment before a write there was answered early.

@@ -36,6 +36,11 @@ static enum step write_allocate(struct file_run *r);
 static enum step write_merge(struct file_run *r);
 static enum step write_convert(struct file_run *r);
 
+static bool grows(const struct write_body *w)
+{
+	return w->grow && w->end > w->size;
+}
+
 static enum step write_over(struct file_run *r, int rc)
 {
 	struct write_body *w = &r->wr;
@@ -203,7 +208,7 @@ static enum step write_settle(struct file_run *r)
 		w->settling = true;
 		/* From here on nothing can go wrong but the device. */
 		if (w->early && !w->cow &&
-		    early_answer(r, w->off, w->end, w->end > w->size, &w->buf)) {
+		    early_answer(r, w->off, w->end, grows(w), &w->buf)) {
 			w->touch = 0;
 			w->touched = true;
 		}
@@ -520,7 +525,7 @@ static enum step write_out_end(struct file_run *r)
 	if (r->io_err)
 		return write_leave(r, r->io_err);
 	w->at = w->b0;
-	if (w->unwritten || w->cow || (w->grow && w->end > w->size)) {
+	if (w->unwritten || w->cow || grows(w)) {
 		r->step = write_convert;
 		return STEP_NEXT;
 	}
@@ -533,7 +538,7 @@ static enum step write_out(struct file_run *r)
 	struct write_body *w = &r->wr;
 	int rc = 0;
 
-	if (w->grow && w->end > w->size)
+	if (grows(w))
 		w->in->tail_zero = false;
 	fs_rdlock(r->fs);
 	for (fileblk_t at = w->b0; at < w->b1 && !rc;) {
@@ -629,6 +634,7 @@ static int convert_trans(struct file_run *r, fileblk_t *at)
 {
 	struct write_body *w = &r->wr;
 	struct inode *in = w->in;
+	uint64_t from = 0;
 	struct trans t;
 	int rc;
 
@@ -646,13 +652,13 @@ static int convert_trans(struct file_run *r, fileblk_t *at)
 	if (!rc) {
 		if (w->grow)
 			write_grow(w, MIN(w->end, *at << BLOCK_SHIFT));
-		if (r->early && *at == w->b1)
-			early_settle(r, true);
+		if (r->early && grows(w))
+			from = early_settle(r, *at < w->b1 ? MAX(w->size, *at << BLOCK_SHIFT) : UINT64_MAX);
 		if (w->touch)
 			inode_touch(in, w->touch);
 		rc = inode_write(&t, in);
-		if (rc && r->early)
-			early_settle(r, false);
+		if (rc && r->early && grows(w))
+			early_settle(r, from);
 	}
 	if (rc)
 		return run_trans_fail(r, &t, rc);
@@ -665,8 +671,11 @@ static enum step write_convert(struct file_run *r)
 {
 	struct write_body *w = &r->wr;
 	fileblk_t at = w->at;
-	int rc = convert_trans(r, &at);
+	int rc;
 
+	if (grows(w) && early_turn(r, w->in) == ERR_PARKED)
+		return STEP_PARKED;
+	rc = convert_trans(r, &at);
 	if (rc) {
 		enum step how;
 

@@ -71,6 +71,7 @@ struct inode {
 	uint64_t early_limit, early_size, early_epoch;
 	_Atomic unsigned early_n;
 	_Atomic uint32_t early_errors;   /* failed since the inode came to memory */
+	_Atomic uint32_t early_told;     /* of these, somebody has been told */
 	_Atomic int early_code;          /* how the last of these failed */
 	pthread_mutex_t lock; /* segments, waiters, lazy times */
 	struct seg_tree *segs;   /* NULL until the first segment */

@@ -242,13 +242,15 @@ def test_fsync_and_close_tell_of_a_device_that_failed(
             assert os.fstat(fds[0]).st_size == 9 * MIB
             assert direct(path, 8 * MIB, MIB) == bytes(MIB), "it waits for the write, which fails"
             ballast.unlink()  # fsync needs the log, and that is to work
+            with open(path, "rb") as file:
+                assert errno_of(lambda: os.fsync(file.fileno())) == errno.EIO, "nobody was told yet"
             assert errno_of(lambda: os.fsync(fds[0])) == errno.EIO
             assert errno_of(lambda: os.fsync(fds[0])) == 0, "told once"
             assert errno_of(lambda: os.close(fds[0])) == 0
             assert errno_of(lambda: os.fsync(fds[1])) == errno.EIO, "to everybody who has it open"
             assert errno_of(lambda: os.close(fds[2])) == errno.EIO
             with open(path, "rb") as file:
-                assert errno_of(lambda: os.fsync(file.fileno())) == 0, "opened after the error"
+                assert errno_of(lambda: os.fsync(file.fileno())) == 0, "opened after others were told"
             os.close(fds[1])
             assert counter(mounted, "errors") > 0
             drop_caches()

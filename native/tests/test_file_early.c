@@ -323,6 +323,117 @@ static void a_size_that_was_set_is_the_size(void **state)
 	file_is(0, "after the power cut");
 }
 
+/* The power goes after so many turns of the loop; what was behind EOF then does not come back when the file grows. */
+static void cut_and_grow(unsigned turns, uint64_t size)
+{
+	for (; turns && world.early_left; turns--)
+		OK(ioctx_run(world.ctx, true));
+	commit();
+	power_cut();
+	files[0].size = look(0)->size;
+	assert_true(files[0].size <= size);
+	file_is(0, "after the power cut");
+	memset(files[0].bytes + files[0].size, 0, MODEL_MAX - files[0].size);
+	both(&(struct todo){ .act = ACT_TRUNCATE, .off = size });
+	file_is(0, "grown by zeros");
+	both(&(struct todo){ .act = ACT_TRUNCATE });
+}
+
+/* The second write is over sooner: the first has to read. */
+static void later_ones_leave_nothing_behind_eof(void **state)
+{
+	for (unsigned turns = 0; turns < 8; turns++) {
+		write_early(0, 0, 100, 3);
+		assert_int_equal(do_fsync(0), 0);
+		write_early(0, 100, BLOCK_SIZE - 100, 4);
+		write_early(0, BLOCK_SIZE, 2 * BLOCK_SIZE, 5);
+		cut_and_grow(turns, 3 * BLOCK_SIZE);
+	}
+}
+
+/* The second waits for the first, which has read and fails to write. */
+static void later_ones_wait_for_one_that_fails(void **state)
+{
+	for (unsigned turns = 0; turns < 6; turns++) {
+		write_early(0, 0, 100, 3);
+		assert_int_equal(do_fsync(0), 0);
+		write_early(0, 100, BLOCK_SIZE - 100, 4);
+		memset(files[0].bytes + 100, 0, BLOCK_SIZE - 100);
+		sim_fail(world.sim, IO_WRITE, BEHIND_LOG, UINT32_MAX, 1);
+		OK(ioctx_run(world.ctx, true));
+		sim_fail(world.sim, IO_WRITE, 0, 0, 0);
+		write_early(0, BLOCK_SIZE, 2 * BLOCK_SIZE, 5);
+		cut_and_grow(turns, 3 * BLOCK_SIZE);
+	}
+}
+
+#define MANY 100u /* more records than one transaction converts, or allocates */
+
+/* Converted by several transactions: the size follows them. */
+static void a_fragmented_one_leaves_nothing_behind_eof(void **state)
+{
+	struct todo keep = { .act = ACT_ALLOC, .len = BLOCK_SIZE, .keep_size = true };
+	struct todo write = a_write(0, 0, MANY * BLOCK_SIZE, 3);
+	struct todo read = { .act = ACT_READ, .len = MANY * BLOCK_SIZE };
+	unsigned between = 0;
+
+	for (unsigned turns = 0; turns < 8; turns++) {
+		struct flight f;
+		uint64_t size;
+
+		for (unsigned i = MANY; i-- > 0;) { /* downwards, so that no two are one extent */
+			keep.off = i * BLOCK_SIZE;
+			assert_int_equal(do_one(&keep), 0);
+		}
+		flight_start(&f, &write);
+		assert_true(f.fop.early);
+		flight_end(&f);
+		for (unsigned i = turns; i && world.early_left; i--)
+			OK(ioctx_run(world.ctx, true));
+		commit();
+		power_cut();
+		size = look(0)->size;
+		between += size > 0 && size < MANY * BLOCK_SIZE;
+		assert_int_equal(do_truncate(0, MANY * BLOCK_SIZE), 0);
+		flight_start(&f, &read);
+		flight_wait(&f);
+		assert_int_equal(f.fop.result, MANY * BLOCK_SIZE);
+		for (uint64_t i = 0; i < MANY * BLOCK_SIZE; i++)
+			assert_int_equal(f.mem[i], i < size ? pattern_byte(3, i) : 0);
+		flight_end(&f);
+		assert_int_equal(do_truncate(0, 0), 0);
+	}
+	assert_true(between > 0);
+}
+
+/* A client's commit needs no segment of the block of EOF. */
+static void a_commit_may_move_eof_before_the_answer(void **state)
+{
+	struct todo one = a_write(0, 0, BLOCK_SIZE, 4), all = a_write(0, 0, (2 * MANY + 1) * BLOCK_SIZE, 3);
+	struct inode *in = world.file[0];
+	struct trans t;
+	struct flight f;
+
+	for (unsigned i = 0; i < MANY; i++) {
+		one.off = 2 * i * BLOCK_SIZE;
+		assert_int_equal(do_one(&one), BLOCK_SIZE);
+	}
+	early_run_out();
+	all.flags = FILE_F_EARLY;
+	flight_start(&f, &all);
+	assert_false(f.done); /* it needs several transactions to allocate */
+	OK(trans_begin(world.fs, &t, 16));
+	OK(trans_join_inode(&t, in));
+	in->core.size = 3 * MANY * BLOCK_SIZE;
+	OK(inode_write(&t, in));
+	trans_commit(&t);
+	flight_wait(&f);
+	assert_false(f.fop.early);
+	assert_int_equal(f.fop.result, all.len);
+	assert_int_equal(look(0)->size, 3 * MANY * BLOCK_SIZE);
+	flight_end(&f);
+}
+
 struct waiting { struct fs *fs; _Atomic bool over; };
 
 static void *wait_for_all(void *arg)
@@ -587,6 +698,10 @@ int main(void)
 		RULE(written_durably_means_all_before),
 		RULE(a_crash_shows_no_zeros_for_data),
 		RULE(a_size_that_was_set_is_the_size),
+		RULE(later_ones_leave_nothing_behind_eof),
+		RULE(later_ones_wait_for_one_that_fails),
+		RULE(a_fragmented_one_leaves_nothing_behind_eof),
+		RULE(a_commit_may_move_eof_before_the_answer),
 		RULE(all_of_them_can_be_waited_for),
 		RULE(nothing_stale_is_seen_when_a_write_fails),
 		RULE(some_are_answered_late),
