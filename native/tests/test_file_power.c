@@ -89,6 +89,17 @@ static const char *judge(unsigned file)
 	return wrong;
 }
 
+/* In the middle of early writes: fsync would wait for them. */
+static void commit_what_there_is(void)
+{
+	xid_t xid;
+
+	fs_rdlock(world.fs);
+	xid = jrn_running(world.fs);
+	fs_unlock(world.fs);
+	jrn_force_blocking(world.fs, xid); /* fails when the power goes */
+}
+
 /* Runs one operation; false: the device is dead. */
 static bool perform(struct model *files, const struct todo *t)
 {
@@ -121,6 +132,30 @@ static bool random_script(struct model *files)
 		if (below(5) == 0)
 			t = (struct todo){ .act = ACT_FSYNC, .file = below(FILES) };
 		if (!perform(files, &t))
+			return false;
+	}
+	return true;
+}
+
+/* Many of them are under way at once: those that begin inside a block are over later than those behind them. */
+static bool append_script(struct model *files)
+{
+	for (unsigned i = 0; i < STEPS; i++) {
+		struct todo t = { .act = ACT_APPEND, .pattern = rng() | 1 };
+		uint64_t in_block = files[0].size & BLOCK_MASK;
+
+		t.len = in_block ? BLOCK_SIZE - in_block : below(2) ? 100 : 2 * BLOCK_SIZE;
+		if (files[0].size > MODEL_MAX / 2)
+			t = (struct todo){ .act = ACT_TRUNCATE };
+		else if (below(8) == 0)
+			t = (struct todo){ .act = ACT_FSYNC };
+		if (!perform(files, &t))
+			return false;
+		if (below(2) && world.early_left)
+			OK(ioctx_run(world.ctx, false));
+		if (below(2))
+			commit_what_there_is();
+		if (sim_crashed(world.sim))
 			return false;
 	}
 	return true;
@@ -202,6 +237,26 @@ static bool delete_script(struct model *files)
 	return !sim_crashed(world.sim);
 }
 
+/* What was behind EOF does not come back when EOF moves over it. NULL, or what is wrong. */
+static const char *grown(unsigned file)
+{
+	static char text[160];
+	uint64_t old, size;
+	uint8_t *got;
+
+	io_free(read_all(file, &old));
+	OK(do_truncate(file, MODEL_MAX));
+	got = read_all(file, &size);
+
+	text[0] = 0;
+	for (uint64_t i = old; i < size && !text[0]; i++)
+		if (got[i])
+			snprintf(text, sizeof(text), "%s: grew from %llu bytes, byte %llu is %#x",
+				 name_of(file), (unsigned long long)old, (unsigned long long)i, got[i]);
+	io_free(got);
+	return text[0] ? text : NULL;
+}
+
 /* The script to the cut, the mount after it, the judgement. NULL: as it should be. *whole: the
  * script ended before the cut. */
 static const char *one_cut(script_fn script, uint64_t seed, uint64_t cut, unsigned mutant,
@@ -232,6 +287,8 @@ static const char *one_cut(script_fn script, uint64_t seed, uint64_t cut, unsign
 	find_files();
 	for (unsigned i = 0; i < FILES && !wrong && script != delete_script; i++)
 		wrong = judge(i);
+	for (unsigned i = 0; i < FILES && !wrong && script != delete_script; i++)
+		wrong = grown(i);
 	namei_unlink(world.root, DOOMED, strlen(DOOMED), NULL);
 	if (!wrong) {
 		world.free_empty = empty;
@@ -304,6 +361,11 @@ static void random_operations_survive_power_cuts(void **state)
 	run_script(random_script, 200, 7);
 }
 
+static void appends_survive_power_cuts(void **state)
+{
+	run_script(append_script, 200, 3);
+}
+
 static void shared_blocks_survive_power_cuts(void **state)
 {
 	run_script(share_script, 200, 3);
@@ -329,6 +391,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(random_operations_survive_power_cuts, setup,
 						teardown),
+		cmocka_unit_test_setup_teardown(appends_survive_power_cuts, setup, teardown),
 		cmocka_unit_test_setup_teardown(shared_blocks_survive_power_cuts, setup, teardown),
 		cmocka_unit_test_setup_teardown(cut_tails_survive_power_cuts, setup, teardown),
 		cmocka_unit_test_setup_teardown(deletion_cut_anywhere_leaks_nothing, setup,
