@@ -296,6 +296,11 @@ class Mounted:
     def is_mounted(self) -> bool:
         return any(m.mountpoint == self.mountpoint for m in rundir.mounts_below(self.mountpoint))
 
+    def is_ready(self) -> bool:
+        """The daemon says that it is mounted. It mounts before it listens for NFS, so an entry in
+        /proc/self/mountinfo alone does not mean that it serves."""
+        return " is mounted on " in self.log.read_text(errors="replace")
+
     def unmount(self, timeout: float = UNMOUNT_SECONDS) -> None:
         """Unmount through `extfs umount` and wait for the daemon; fail the test on a hang."""
         try:
@@ -379,7 +384,7 @@ def mount_extfs(
         mounted = Mounted(Path(os.fspath(device)), target, daemon, log)
         mounts.append(mounted)
         deadline = time.monotonic() + MOUNT_SECONDS
-        while not mounted.is_mounted():
+        while not (mounted.is_mounted() and mounted.is_ready()):
             if daemon.poll() is not None:
                 pytest.fail(f"extfs mount: exit {daemon.returncode}\n{mounted.log_tail()}")
             if time.monotonic() > deadline:
