@@ -2,7 +2,7 @@
 
 Equal conditions: the backing files are of one size and wholly allocated beforehand; the loop
 devices use direct I/O and report the same block size; every FUSE daemon runs in a memory cgroup
-with the same limit (MEMORY_LIMIT). The limit counts the daemon's own memory and the pages of the
+with the same limit (MEMORY_LIMIT); all read ahead equally far (READ_AHEAD_KIB). The limit counts the daemon's own memory and the pages of the
 device that the host caches on its behalf, so a peer that reads its device through the page cache
 cannot hold more of it than extfs can hold in its own caches.
 """
@@ -21,6 +21,8 @@ from pathlib import Path
 EXTFS = Path(__file__).resolve().parents[2] / ".venv/bin/extfs"
 MEMORY_LIMIT = 256 << 20
 """Bytes that a daemon and its cached device pages may take."""
+READ_AHEAD_KIB = 1024
+"""What extfs sets for its mount; set for every other target too."""
 
 
 def run(*command: str | Path) -> str:
@@ -93,11 +95,19 @@ class Target:
         self.device = free_loop(backing)
         self.undo.append(lambda: run("losetup", "--detach", self.device))
         if self.name == "raw":
+            self._read_ahead(os.stat(self.device).st_rdev)
             return
         self.mountpoint = self.work / f"{self.name}.mnt"
         self.mountpoint.mkdir()
         self.undo.append(self.mountpoint.rmdir)
         getattr(self, "_mount_" + self.name)()
+        self._read_ahead(os.stat(self.mountpoint).st_dev)
+
+    def _read_ahead(self, device: int) -> None:
+        number = f"{os.major(device)}:{os.minor(device)}"
+        for bdi in Path("/sys/class/bdi").iterdir():
+            if bdi.name in (number, f"{number}-fuseblk"):
+                (bdi / "read_ahead_kb").write_text(str(READ_AHEAD_KIB))
 
     def tear_down(self) -> None:
         """Undo what set_up did, as far as it came; the last step first."""
