@@ -21,6 +21,17 @@
  *     segment.
  *  5. The size grows in the transaction that converts, after the data is on the device.
  *
+ * At the same time: operations on overlapping ranges have the effect of one after the other, for all of
+ * their bytes and of both files; for their segments (segment.h) are held from the first look to the last
+ * change. But two read beside WRITEs of the range: READ, and a COPY between two files whose offsets disagree
+ * within a block (it moves bytes, piece by piece, and locks no writer out for as long as that takes). What
+ * they see of each WRITE that is under way while they are:
+ *  a. each byte is the old or the new one, by itself, and of several WRITEs perhaps those of a later one only;
+ *  b. EOF is where it was before or afterwards, or (a WRITE of many extents) on its way, where they look for it
+ *     once; who finds it moved sees all bytes of that WRITE up to there, and zeros in front of them.
+ * COPY's own destination, and all that is not WRITE, comes before or after the whole of them. (Beside holders
+ * of layouts, who write by themselves, they read in the same way.)
+ *
  * FILE_F_NOWAIT, of READ, WRITE, TRUNCATE, FALLOCATE, COPY, DEDUPE, EXCHANGE, COLLAPSE and INSERT:
  * the operation waits for the device, the journal and other operations that wait for no more than
  * these, and never for a holder of grants. Where it would, it asks the holders in its way to return

@@ -3,9 +3,10 @@
  * file_copy.c - copy_file_range: whole blocks are shared where both offsets have the same place in
  * a block, the rest is read and written.
  *
- * Segments: SHARE on the source (its blocks become shared: no write in place may be under way, by
- * nobody), or READ_IO where no block can be shared; MAP on the destination; in order of inode
- * number; one MAP over both ranges when the files are the same.
+ * Segments, from the first piece to the last: SHARE on the source (its blocks become shared: no write in
+ * place may be under way, by nobody), or READ_IO where no block can be shared, beside which others write
+ * (file.h, "At the same time"); MAP on the destination; in order of inode number; one MAP over both ranges
+ * when the files are the same.
  *
  * Each step replaces one run of destination blocks in one transaction (unmap, share, size), so
  * after a crash every block holds what it held before or what was to be copied.
@@ -107,7 +108,8 @@ static enum step copy_locked(struct file_run *r)
 	enum step s;
 
 	fs_rdlock(r->fs);
-	src_size = fop->in->core.size;
+	/* Our segment of the source may be older than the answer of a write there, whose bytes we would not find. */
+	src_size = early_visible_size(fop->in, fop->offset, fop->offset + fop->len);
 	dst_size = fop->dst->core.size;
 	fs_unlock(r->fs);
 	if (fop->dst_offset > dst_size &&
