@@ -17,20 +17,20 @@
 #include "buffer.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 
+#include "buffer_pages.h"
 #include "crc32c.h"
 #include "device.h"
 #include "fs.h"
 #include "log.h"
 #include "trans_pool.h"
 
-#define SLAB_PAGES 64u
-
-struct slab {
-	struct slab *next;
-	void *pages;
-};
+#define LIMIT_MIN 64u
+/* Steps of the clock at one hold of the mutex: when a block is wanted, and when the cache shrinks. */
+#define EVICT_STEPS 256u
+#define SHRINK_STEPS 512u
 
 struct buf_cache {
 	struct fs *fs;
@@ -38,12 +38,11 @@ struct buf_cache {
 	pthread_cond_t loaded;
 	struct buf **hash;
 	uint64_t hash_mask;
-	uint64_t limit; /* bufs */
+	uint64_t limit, asked; /* bufs; limit <= asked: less while memory is short */
 	uint64_t bufs, dirty, logged;
 	uint64_t ring_count;
 	struct buf *hand; /* of the clock; NULL: ring empty */
-	struct slab *slabs;
-	void *free_pages; /* linked through their first word */
+	struct page_pool pages;
 	uint64_t hits, misses, evictions;
 };
 
@@ -51,50 +50,6 @@ static uint64_t block_hash(const struct buf_cache *c, fsblock_t block)
 {
 	return (block * 0x9e3779b97f4a7c15ULL >> 20) & c->hash_mask;
 }
-
-/* ---- pages. Mutex held. ---- */
-
-#if defined(__SANITIZE_ADDRESS__)
-/* One allocation each, so that a use after free is seen. */
-static void *page_get(struct buf_cache *c)
-{
-	return io_alloc(BLOCK_SIZE);
-}
-
-static void page_put(struct buf_cache *c, void *page)
-{
-	io_free(page);
-}
-#else
-static void *page_get(struct buf_cache *c)
-{
-	if (!c->free_pages) {
-		struct slab *s = malloc(sizeof(*s));
-		char *pages = io_alloc((size_t)SLAB_PAGES * BLOCK_SIZE);
-		if (!s || !pages) {
-			free(s);
-			io_free(pages);
-			return NULL;
-		}
-		s->pages = pages;
-		s->next = c->slabs;
-		c->slabs = s;
-		for (unsigned i = 0; i < SLAB_PAGES; i++) {
-			*(void **)(pages + (size_t)i * BLOCK_SIZE) = c->free_pages;
-			c->free_pages = pages + (size_t)i * BLOCK_SIZE;
-		}
-	}
-	void *page = c->free_pages;
-	c->free_pages = *(void **)page;
-	return page;
-}
-
-static void page_put(struct buf_cache *c, void *page)
-{
-	*(void **)page = c->free_pages;
-	c->free_pages = page;
-}
-#endif
 
 /* ---- clock ring and hash table. Mutex held. ---- */
 
@@ -162,7 +117,7 @@ static void hash_del(struct buf_cache *c, struct buf *b)
 static void buf_free(struct buf_cache *c, struct buf *b)
 {
 	xassert(b->pins == 0 && !b->ring_next && !b->list_next);
-	page_put(c, b->data);
+	pages_put(&c->pages, b->slab, b->data);
 	free(b);
 	c->bufs--;
 }
@@ -175,13 +130,14 @@ static void detach_locked(struct buf_cache *c, struct buf *b)
 	b->detached = true;
 }
 
-/* Make room for one more. Gives up after two turns of the clock: then everything is pinned, and the
- * cache grows by what is needed at once. */
-static void evict(struct buf_cache *c)
+/* Make room for one more, in so many steps of the clock; where that was not enough, the cache grows,
+ * and whoever comes next goes on. What the journal keeps may fill the limit alone: an eighth of it
+ * remains for the others, else each new block would push out the one before. */
+static uint64_t evict(struct buf_cache *c, uint64_t steps)
 {
-	uint64_t steps = 2 * c->ring_count;
+	uint64_t before = c->evictions;
 
-	while (c->bufs >= c->limit && c->hand && steps--) {
+	while (c->bufs >= c->limit && c->ring_count > c->limit / 8 && steps--) {
 		struct buf *b = c->hand;
 
 		c->hand = b->ring_next;
@@ -196,15 +152,16 @@ static void evict(struct buf_cache *c)
 		buf_free(c, b);
 		c->evictions++;
 	}
+	return c->evictions - before;
 }
 
 static struct buf *buf_create(struct buf_cache *c, fsblock_t block, const struct buf_type *type)
 {
-	evict(c);
+	evict(c, EVICT_STEPS);
 	struct buf *b = calloc(1, sizeof(*b));
 	if (!b)
 		return NULL;
-	b->data = page_get(c);
+	b->data = pages_get(&c->pages, &b->slab);
 	if (!b->data) {
 		free(b);
 		return NULL;
@@ -229,7 +186,7 @@ int buf_cache_create(struct fs *fs, uint64_t limit)
 	if (!c)
 		return -ENOMEM;
 	c->fs = fs;
-	c->limit = MAX(limit / BLOCK_SIZE, 64);
+	c->limit = c->asked = MAX(limit / BLOCK_SIZE, LIMIT_MIN);
 	while (slots < c->limit && slots < (1u << 24))
 		slots *= 2;
 	c->hash = calloc(slots, sizeof(*c->hash));
@@ -262,17 +219,52 @@ void buf_cache_destroy(struct fs *fs)
 		}
 	}
 	xassert(c->bufs == 0); /* a detached buf is still pinned: somebody lost a pin */
-	while (c->slabs) {
-		struct slab *s = c->slabs;
-		c->slabs = s->next;
-		io_free(s->pages);
-		free(s);
-	}
+	pages_destroy(&c->pages);
 	pthread_cond_destroy(&c->loaded);
 	pthread_mutex_destroy(&c->mutex);
 	free(c->hash);
 	free(c);
 	fs->cache = NULL;
+}
+
+/* ---- shrinking ---- */
+
+/* Whoever waits for the mutex gets it between two steps. */
+static void step_aside(struct buf_cache *c)
+{
+	pthread_mutex_unlock(&c->mutex);
+	sched_yield();
+	pthread_mutex_lock(&c->mutex);
+}
+
+uint64_t buf_cache_limit(struct fs *fs, uint64_t bytes)
+{
+	struct buf_cache *c = fs->cache;
+	struct page_slab *slab;
+	uint64_t left = 0, taken, steps, slabs;
+
+	pthread_mutex_lock(&c->mutex);
+	c->limit = MIN(MAX(bytes / BLOCK_SIZE, LIMIT_MIN), c->asked);
+	/* Two turns: the first may only clear what tells that blocks are used. */
+	for (steps = 2 * c->ring_count; steps && c->bufs >= c->limit;) {
+		uint64_t now = MIN(steps, SHRINK_STEPS);
+
+		left += evict(c, now);
+		steps -= now;
+		step_aside(c);
+	}
+	/* Others free pages meanwhile: no more turns than there are slabs. */
+	for (slabs = c->pages.slabs; slabs; slabs--) {
+		slab = pages_take_warm(&c->pages, &taken);
+		if (!slab)
+			break;
+		pthread_mutex_unlock(&c->mutex);
+		pages_return(slab, taken);
+		pthread_mutex_lock(&c->mutex);
+		pages_put_cold(&c->pages, slab, taken);
+	}
+	pthread_mutex_unlock(&c->mutex);
+	return left;
 }
 
 /* ---- verification ---- */
@@ -552,6 +544,8 @@ void buf_get_stats(struct fs *fs, struct buf_stats *st)
 
 	pthread_mutex_lock(&c->mutex);
 	*st = (struct buf_stats){.bufs = c->bufs, .dirty = c->dirty, .logged = c->logged,
-				 .hits = c->hits, .misses = c->misses, .evictions = c->evictions};
+				 .hits = c->hits, .misses = c->misses, .evictions = c->evictions,
+				 .limit = c->limit, .asked = c->asked,
+				 .resident = pages_resident(&c->pages, c->bufs)};
 	pthread_mutex_unlock(&c->mutex);
 }

@@ -21,6 +21,7 @@
 #include "format.h"
 
 struct buf_cache;
+struct page_slab;
 struct fs;
 struct trans;
 
@@ -40,6 +41,7 @@ struct buf {
 	struct buf_cache *cache;
 	fsblock_t block;
 	void *data; /* BLOCK_SIZE bytes, aligned for I/O */
+	struct page_slab *slab; /* where that memory came from */
 	const struct buf_type *type;
 	enum buf_state state;
 	unsigned pins;     /* under the cache mutex */
@@ -59,8 +61,13 @@ struct buf {
 };
 
 /* limit: bytes of block data that the cache may hold; dirty and logged blocks may exceed it up to
- * the journal's size. */
+ * the journal's size, and then others may have an eighth of it beside them. */
 int buf_cache_create(struct fs *fs, uint64_t limit);
+/* From now on hold no more than so many bytes: never above the limit of creation, nor below 64
+ * blocks. Clean unpinned blocks above it leave now, and the memory of whatever is free goes back to
+ * the kernel; dirty, logged and pinned ones stay. Returns how many blocks left. Takes the mutex for
+ * short steps, so others are not held up; milliseconds in all. No locks held. */
+uint64_t buf_cache_limit(struct fs *fs, uint64_t bytes);
 void buf_cache_destroy(struct fs *fs); /* drops everything, dirty or not */
 
 /* Pinned buf of a block; read and verified when not cached. owner is compared with meta_hdr.owner.
@@ -98,7 +105,11 @@ void buf_set_state(struct buf *b, enum buf_state state);
  * exclusively. */
 void buf_detach(struct buf *b);
 
-struct buf_stats { uint64_t bufs, dirty, logged, hits, misses, evictions; };
+/* limit, asked: blocks; now, and at creation. resident: bytes that blocks and free pages take. */
+struct buf_stats {
+	uint64_t bufs, dirty, logged, hits, misses, evictions;
+	uint64_t limit, asked, resident;
+};
 void buf_get_stats(struct fs *fs, struct buf_stats *st);
 
 #endif

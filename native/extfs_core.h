@@ -131,6 +131,19 @@ struct extfs_stats {
 };
 void extfs_get_stats(struct fs *fs, struct extfs_stats *out);
 
+/* Memory of the two caches. Bytes of metadata blocks: resident counts free pages, too; kept: dirty or only in the log,
+ * so not evictable. Inodes: unused ones are what the limit is about. A limit is what holds now, asked what the mount
+ * asked for. */
+struct extfs_memory {
+	uint64_t cache_bytes, cache_kept, cache_resident, cache_limit, cache_asked;
+	uint64_t inodes, inodes_unused, inode_limit, inode_asked, inode_bytes; /* inode_bytes: of one */
+	uint64_t lookup_bytes; /* of what the kernel knows of inodes: it forgets when it is short of memory itself */
+};
+void extfs_get_memory(struct fs *fs, struct extfs_memory *out);
+/* New limits, never above those asked for, nor below 256 KiB. What is above leaves, if it is clean and unused, and its memory
+ * goes back to the kernel: milliseconds, without I/O. Returns how many bytes left the caches. */
+uint64_t extfs_limit_caches(struct fs *fs, uint64_t cache_bytes, uint64_t inodes);
+
 /* ---- durability (these wait, except extfs_durable_now) ---- */
 int extfs_sync(struct fs *fs);       /* everything done so far is durable */
 int extfs_wait_space(struct fs *fs); /* until the journal has room */

@@ -124,8 +124,12 @@ void inode_lookup_add(struct fs *fs, inum_t ino, uint64_t n);
 bool inode_lookup_forget(struct fs *fs, inum_t ino, uint64_t n);
 void inode_lookup_forget_all(struct fs *fs); /* at unmount */
 uint64_t inode_lookup_entries(struct fs *fs);
-/* Memory and content of the inode table, for status and tests. */
-struct inode_stats { uint64_t cached, unused, lazy, lookups, lookup_bytes; };
+/* From now on keep no more than so many inodes without users, at most those that the mount asked
+ * for. What is above leaves now, the longest unused first; lazy ones stay. Returns how many left.
+ * Takes the table's mutex for short steps. No locks held. */
+uint64_t inode_cache_limit(struct fs *fs, uint64_t inodes);
+/* Memory and content of the inode table, for status and tests. limit: of unused, now. */
+struct inode_stats { uint64_t cached, unused, lazy, lookups, lookup_bytes, limit; };
 void inode_get_stats(struct fs *fs, struct inode_stats *st);
 
 /* Inside a transaction. New inode, referenced, joined, record inserted; nlink as given; times =

@@ -31,6 +31,10 @@
 #include "segment.h"
 
 #define BUCKETS_MIN 1024u
+/* Objects that leave at one hold of the mutex: when a reference is given back, and when the cache
+ * shrinks. */
+#define EVICT_AT_ONCE 16u
+#define SHRINK_AT_ONCE 256u
 
 struct inode *inode_alloc(struct fs *fs, inum_t ino)
 {
@@ -59,14 +63,17 @@ void inode_free(struct inode *in)
 	free(in);
 }
 
-static void free_list(struct inode *in)
+static uint64_t free_list(struct inode *in)
 {
-	while (in) {
+	uint64_t n = 0;
+
+	for (; in; n++) {
 		struct inode *next = in->hash_next;
 
 		inode_free(in);
 		in = next;
 	}
+	return n;
 }
 
 /* ---- lists; all with the mutex held ---- */
@@ -187,13 +194,13 @@ static void use(struct inode_table *it, struct inode *in)
 	in->refs++;
 }
 
-/* Take evicted objects out of the table; the caller frees the list (by hash_next) without the
- * mutex. */
-static struct inode *evict(struct inode_table *it)
+/* Take evicted objects out of the table, at most so many; the caller frees the list (by hash_next)
+ * without the mutex. */
+static struct inode *evict(struct inode_table *it, unsigned most)
 {
 	struct inode *victims = NULL;
 
-	while (it->lru_count > it->fs->opt.inode_cache) {
+	while (it->lru_count > it->limit && most--) {
 		struct inode *in = it->lru_tail;
 
 		xassert(in->refs == 0 && !in->lazy);
@@ -236,6 +243,7 @@ int inode_table_create(struct fs *fs)
 	if (!it)
 		return -ENOMEM;
 	it->fs = fs;
+	it->limit = fs->opt.inode_cache;
 	it->buckets = BUCKETS_MIN;
 	it->hash = calloc(it->buckets, sizeof(*it->hash));
 	if (!it->hash) {
@@ -445,7 +453,7 @@ static void put_counted(struct inode *in)
 			orphan = claim_orphan(it, in);
 		} else if (!in->lazy) {
 			lru_add(it, in);
-			victims = evict(it);
+			victims = evict(it, EVICT_AT_ONCE);
 		}
 	}
 	pthread_mutex_unlock(&it->mutex);
@@ -457,6 +465,22 @@ static void put_counted(struct inode *in)
 void inode_put(struct inode *in)
 {
 	put_counted(in);
+}
+
+uint64_t inode_cache_limit(struct fs *fs, uint64_t inodes)
+{
+	struct inode_table *it = fs->inodes;
+	struct inode *victims;
+	uint64_t left = 0;
+
+	do {
+		pthread_mutex_lock(&it->mutex);
+		it->limit = MIN(inodes, fs->opt.inode_cache);
+		victims = evict(it, SHRINK_AT_ONCE);
+		pthread_mutex_unlock(&it->mutex);
+		left += free_list(victims);
+	} while (victims);
+	return left;
 }
 
 void inode_open(struct inode *in)
@@ -624,6 +648,7 @@ void inode_get_stats(struct fs *fs, struct inode_stats *st)
 		.lazy = it->lazy_count,
 		.lookups = it->lookups.entries,
 		.lookup_bytes = it->lookups.capacity * sizeof(struct lookup_slot),
+		.limit = it->limit,
 	};
 	pthread_mutex_unlock(&it->mutex);
 }

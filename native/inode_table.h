@@ -17,7 +17,7 @@ struct inode_table {
 	struct inode **hash;
 	uint64_t buckets, count; /* buckets: a power of two */
 	struct inode *lru_head, *lru_tail; /* head: used last */
-	uint64_t lru_count;
+	uint64_t lru_count, limit; /* limit: of lru_count; at most fs->opt.inode_cache */
 	struct inode *lazy_head, *lazy_tail; /* head: lazy first */
 	uint64_t lazy_count;
 	struct lookup_table lookups;

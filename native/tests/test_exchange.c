@@ -185,7 +185,7 @@ static void the_same_when_the_inode_was_out_of_memory(void **state)
 	OK(do_fsync(0));
 	OK(do_fsync(1));
 	assert_int_equal(do_exchange(0, 0, 1, 0, BS), 0);
-	world.fs->opt.inode_cache = 0;
+	inode_cache_limit(world.fs, 0);
 	put_files();
 	find_files();
 	/* One block's part: not the way of aligned whole writes. */
