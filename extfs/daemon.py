@@ -397,8 +397,33 @@ def _log_counters(filesystem: Filesystem, bridge: Bridge) -> None:
     log.info("counters: %s", json.dumps(counters))
 
 
-async def _obey_signals(filesystem: Filesystem, bridge: Bridge, mountpoint: str) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+_OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[list[int]]:
+    """While there is a mount but nobody to unmount it yet, or any more: the signals that came.
+
+    From the mount on a signal means to unmount. One that ended the process before it can
+    would leave a mount without a daemon.
+    """
+    kept: list[int] = []
+    before = {number: signal.getsignal(number) for number in _OBEYED}
+    for number in _OBEYED:
+        signal.signal(number, lambda number, frame: kept.append(number))
+    try:
+        yield kept
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+async def _obey_signals(
+    filesystem: Filesystem, bridge: Bridge, mountpoint: str, kept: list[int]
+) -> None:
+    with trio.open_signal_receiver(*_OBEYED) as signals:
+        for number in kept:
+            signal.raise_signal(number)
         first = True
         async for number in signals:
             if number == signal.SIGUSR1:
@@ -488,6 +513,7 @@ async def _serve(
     server: Server | None,
     reserved: ReservedMount | None,
     mountpoint: str,
+    kept: list[int],
 ) -> None:
     """Until unmounted."""
 
@@ -500,7 +526,7 @@ async def _serve(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_pass_log_on)
-        nursery.start_soon(_obey_signals, filesystem, bridge, mountpoint)
+        nursery.start_soon(_obey_signals, filesystem, bridge, mountpoint, kept)
         if fencing is not None:
             nursery.start_soon(fencing.run)
         if reserved is not None:
@@ -519,6 +545,7 @@ def _run_mounted(
     bridge: Bridge,
     options: MountOptions,
     reserved: ReservedMount | None,
+    kept: list[int],
     ready: Callable[[], None],
 ) -> None:
     """From the mount to the unmount."""
@@ -543,7 +570,9 @@ def _run_mounted(
         log.info("%s is mounted on %s", options.device, options.mountpoint)
         for host, port in server.listening if server is not None else ():
             log.info("serving NFS on %s:%d", host, port)
-        trio.run(_serve, filesystem, bridge, session, fencing, server, reserved, options.mountpoint)
+        trio.run(
+            _serve, filesystem, bridge, session, fencing, server, reserved, options.mountpoint, kept
+        )
         log.info("%s is unmounted", options.mountpoint)
     finally:
         if session is not None:
@@ -566,11 +595,12 @@ def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None
             if reserved is not None:
                 reserved.filesystem = filesystem
             try:
-                bridge = _start_bridge(filesystem, options)
-                try:
-                    _run_mounted(filesystem, bridge, options, reserved, ready)
-                finally:
-                    bridge.stop()
+                with _signals_kept() as kept:
+                    bridge = _start_bridge(filesystem, options)
+                    try:
+                        _run_mounted(filesystem, bridge, options, reserved, kept, ready)
+                    finally:
+                        bridge.stop()
             finally:
                 if reserved is not None:
                     reserved.let_go()

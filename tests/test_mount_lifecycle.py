@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import rundir
-from conftest import ExtfsRunner, Mounted
+from conftest import ExtfsRunner, Mounted, extfs_command
 
 fuse = pytest.mark.fuse
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +61,32 @@ def test_a_signal_unmounts(mounted: Mounted, number: signal.Signals) -> None:
     mounted.daemon.send_signal(number)
     assert mounted.daemon.wait(20) == 0
     assert not mounted.is_mounted()
+
+
+@fuse
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_right_after_the_mount_unmounts(
+    scratch_image: Path,
+    extfs: ExtfsRunner,
+    run_directory: rundir.RunDirectory,
+    number: signal.Signals,
+) -> None:
+    """Before the daemon is ready, and says so."""
+    extfs("mkfs", scratch_image)
+    target = run_directory.new_mountpoint()
+    for _ in range(5):
+        daemon = subprocess.Popen(
+            extfs_command("mount", scratch_image, target, "--foreground"),
+            env=run_directory.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not rundir.mounts_below(target):
+            assert daemon.poll() is None
+        daemon.send_signal(number)
+        assert daemon.wait(20) == 0
+        assert not rundir.mounts_below(target)
 
 
 @fuse

@@ -2,9 +2,10 @@
 
 Equal conditions: the backing files are of one size and wholly allocated beforehand; the loop
 devices use direct I/O and report the same block size; every FUSE daemon runs in a memory cgroup
-with the same limit (MEMORY_LIMIT); all read ahead equally far (READ_AHEAD_KIB). The limit counts the daemon's own memory and the pages of the
-device that the host caches on its behalf, so a peer that reads its device through the page cache
-cannot hold more of it than extfs can hold in its own caches.
+with the same limit (MEMORY_LIMIT); all read ahead equally far (READ_AHEAD_KIB). The limit counts
+the daemon's own memory and the pages of the device that the host caches on its behalf, so a peer
+that reads its device through the page cache cannot hold more of it than extfs can hold in its own
+caches.
 """
 
 from __future__ import annotations
