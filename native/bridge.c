@@ -37,8 +37,11 @@
 #define LINGER_NS 100000
 #define LINGER_INFLIGHT 2u
 #define CALL_AT 4u
-/* Tags of our completions in the thread's ring; bit 0 says that they are ours (device.h). */
-enum { TAG_FUSE = 1, TAG_FORWARD = 3, TAG_LAST = TAG_FORWARD }; /* above: entries (bridge_uring.c) */
+/* For how long FORGETs may gather. What waits for them: space of files that nobody has any more. */
+#define PAUSE_NS 1000000
+/* Tags of our completions in the thread's ring; bit 0 says that they are ours (device.h). Above them:
+ * entries (bridge_uring.c). */
+enum { TAG_FUSE = 1, TAG_FORWARD = 3, TAG_PAUSE = 5, TAG_LAST = TAG_PAUSE };
 
 /* ---- reading ---- */
 
@@ -156,6 +159,13 @@ void bridge_gone(struct bridge_thread *t)
 	uring_gone(t);
 }
 
+static bool is_forget(const void *message)
+{
+	const struct fuse_in_header *in = message;
+
+	return in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET;
+}
+
 /* Read and serve one request; false: there is none. */
 static bool serve_one(struct bridge_thread *t)
 {
@@ -171,6 +181,7 @@ static bool serve_one(struct bridge_thread *t)
 	buf = request_buffer(r, &room);
 	n = read(t->fd, buf, room);
 	if (n >= (ssize_t)sizeof(struct fuse_in_header)) {
+		t->only_forgets = t->only_forgets && is_forget(buf);
 		request_begin(r, buf, (size_t)n);
 		return true;
 	}
@@ -196,9 +207,11 @@ static unsigned read_batch(struct bridge_thread *t)
 {
 	unsigned n = 0;
 
+	t->only_forgets = true;
 	while (n < BRIDGE_BATCH && serve_one(t))
 		if (++n == CALL_AT)
 			call_others(t);
+	t->only_forgets = t->only_forgets && n;
 	return n;
 }
 
@@ -229,6 +242,9 @@ static void completed(void *arg, uint64_t tag, int res, unsigned flags)
 			t->not_exclusive = true; /* older kernels: all idle threads wake up */
 		else
 			t->readable = true;
+	} else if (tag == TAG_PAUSE) {
+		t->pausing = false;
+		t->readable = true;
 	} else {
 		t->forward_armed = false;
 		t->forward_open = forward_receive(t->b);
@@ -253,6 +269,27 @@ static void arm(struct bridge_thread *t, int fd, unsigned events, uint64_t tag, 
 	*armed = true;
 }
 
+/* Over io_uring nearly all that comes by /dev/fuse are FORGETs, one for each file that is removed. To be
+ * woken by each cost those who removed them half of their time. Nobody waits for its effect, and
+ * the kernel hands over all that it has in one message: so after one with nothing else they may gather. */
+static void pause_reading(struct bridge_thread *t)
+{
+	static struct __kernel_timespec time = {.tv_nsec = PAUSE_NS};
+	struct io_uring_sqe *sqe = io_uring_get_sqe(t->ring);
+
+	if (!sqe)
+		return; /* polls instead */
+	io_uring_prep_timeout(sqe, &time, 0, 0);
+	io_uring_sqe_set_data64(sqe, TAG_PAUSE);
+	t->pausing = true;
+}
+
+static bool wants_pause(const struct bridge_thread *t)
+{
+	return t->only_forgets && !t->pausing && !t->gone && !t->readable &&
+	       atomic_load(&t->b->transport) == TRANSPORT_URING;
+}
+
 static void arm_forward(struct bridge_thread *t)
 {
 	if (t->ring && t->forward_open && !t->gone)
@@ -263,7 +300,9 @@ static void sleep_in_ring(struct bridge_thread *t)
 {
 	bool rest = !t->gone && !t->readable && !t->armed && may_rest(t);
 
-	if (!t->gone && !t->readable && !rest && !t->deaf)
+	if (wants_pause(t))
+		pause_reading(t);
+	if (!t->gone && !t->readable && !rest && !t->deaf && !t->pausing)
 		arm(t, t->fd, POLLIN | (t->not_exclusive ? 0 : EPOLLEXCLUSIVE), TAG_FUSE,
 		    &t->armed);
 	arm_forward(t);

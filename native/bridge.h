@@ -247,6 +247,8 @@ struct bridge_thread {
 	struct io_uring *ring; /* NULL: poll(2) */
 	bool readable;         /* there may be requests */
 	bool armed;            /* a poll of fd is out */
+	bool only_forgets;     /* what was read last */
+	bool pausing;          /* it does not look at fd until the timer ends */
 	bool not_exclusive;    /* the kernel refused an exclusive poll */
 	bool gone;             /* ENODEV: unmounted */
 	bool lingering;        /* it is the one that b->lingering speaks of */
