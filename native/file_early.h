@@ -4,7 +4,8 @@
  * cache would.
  *
  * A WRITE with FILE_F_EARLY is answered as soon as nothing can go wrong any more but the device: it
- * holds its segment, its blocks are allocated, and a copy of its data is in memory of our own. Then
+ * holds its segment, its blocks are allocated, a copy of its data is in memory of our own, and so is all the
+ * memory that writing it takes. Then
  * the operation goes on without its caller. From the answer on
  *  - its segment is of kind MAP: whoever touches these bytes through a segment waits for it, readers
  *    too;
@@ -19,8 +20,8 @@
  * logged, counted (inode->early_errors, for fsync and close to tell), and the bytes are what they
  * were, or zeros where nothing was.
  *
- * Answered late, as if the flag were not there: when memory or the number of those under way is at its
- * bound; when space is so low that the conversion might not find a tree node; on shared blocks; where a
+ * Answered late, as if the flag were not there: when there is no memory, or that of copies or the number of those
+ * under way is at its bound; when space is so low that the conversion might not find a tree node; on shared blocks; where a
  * client of a layout reads the blocks by itself; when bytes behind EOF in its block are not known to
  * be zero, which a write that fails would show; when a client's commit has moved EOF since it looked.
  *

@@ -191,6 +191,45 @@ static enum step write_look(struct file_run *r)
 
 static enum step write_leave(struct file_run *r, int rc);
 
+static bool bounce_get(struct write_body *w)
+{
+	if (w->bounce)
+		return true;
+	w->bounce_len = (w->b1 - w->b0) << BLOCK_SHIFT;
+	w->bounce = run_mem_get(w->bounce_len);
+	return w->bounce;
+}
+
+static bool merges(const struct write_body *w);
+
+/* Transfers of a write that stages nothing. */
+static int count_parts(struct file_run *r, nblocks_t *n)
+{
+	struct write_body *w = &r->wr;
+	struct extent ext;
+	int rc = 0;
+
+	*n = 0;
+	fs_rdlock(r->fs);
+	for (fileblk_t at = w->b0; at < w->b1 && !rc; at += ext.len) {
+		rc = extmap_lookup(w->in, FORK_DATA, at, w->b1 - at, &ext);
+		*n += rc ? 0 : run_pieces(r, ext.len << BLOCK_SHIFT);
+	}
+	fs_unlock(r->fs);
+	return rc;
+}
+
+/* All the memory that the data needs on its way: it is not to be missing after the answer. */
+static bool memory_get(struct file_run *r)
+{
+	struct write_body *w = &r->wr;
+	nblocks_t n = (w->b1 - w->b0) * run_pieces(r, BLOCK_SIZE);
+
+	if (n > r->parts_cap && count_parts(r, &n))
+		return false;
+	return run_parts_room(r, n) && (!merges(w) || bounce_get(w));
+}
+
 /* Where every block goes is decided. What is durable may still need the bytes that we would
  * overwrite in place: file.h rule 3, and fs.h unshare_xid. A block may have lost its other user
  * after write_look(), while others were staged, so this comes last; and it asks once, or whoever
@@ -207,7 +246,7 @@ static enum step write_settle(struct file_run *r)
 		fs_unlock(r->fs);
 		w->settling = true;
 		/* From here on nothing can go wrong but the device. */
-		if (w->early && !w->cow &&
+		if (w->early && !w->cow && memory_get(r) &&
 		    early_answer(r, w->off, w->end, grows(w), &w->buf)) {
 			w->touch = 0;
 			w->touched = true;
@@ -394,6 +433,11 @@ static bool tail_partial(const struct write_body *w)
 	return (w->end & BLOCK_MASK) && w->end < w->size;
 }
 
+static bool merges(const struct write_body *w)
+{
+	return head_partial(w) || tail_partial(w);
+}
+
 /* Transfer of one old block into the bounce buffer, or zeros. fs->lock shared. */
 static int merge_read(struct file_run *r, fileblk_t at)
 {
@@ -449,7 +493,7 @@ static enum step write_merge(struct file_run *r)
 		return STEP_NEXT;
 	}
 	/* Our own copy is of whole blocks: when nothing old is to be kept, zeros behind it do. */
-	if (r->early && !head_partial(w) && !tail_partial(w)) {
+	if (r->early && !merges(w)) {
 		uint64_t len = w->end - w->off;
 
 		memset((uint8_t *)(uintptr_t)w->buf + len, 0, ((w->b1 - w->b0) << BLOCK_SHIFT) - len);
@@ -457,9 +501,7 @@ static enum step write_merge(struct file_run *r)
 		r->step = write_out;
 		return STEP_NEXT;
 	}
-	w->bounce_len = (w->b1 - w->b0) << BLOCK_SHIFT;
-	w->bounce = run_mem_get(w->bounce_len);
-	if (!w->bounce)
+	if (!bounce_get(w))
 		return write_leave(r, -ENOMEM);
 	fs_rdlock(r->fs);
 	if (head_partial(w))

@@ -11,6 +11,7 @@
  */
 #include "file_run.h"
 
+#include <limits.h>
 #include <string.h>
 
 #include "layout.h"
@@ -248,6 +249,28 @@ static struct part *part_new(struct file_run *r)
 		r->parts_cap *= 2;
 	}
 	return &r->parts[r->nparts++];
+}
+
+nblocks_t run_pieces(const struct file_run *r, uint64_t len)
+{
+	uint64_t piece = r->fs->dev->piece;
+
+	return piece ? (len + piece - 1) / piece : 1;
+}
+
+bool run_parts_room(struct file_run *r, nblocks_t n)
+{
+	struct part *more;
+
+	if (likely(n <= r->parts_cap))
+		return true;
+	xassert(!r->nparts);
+	more = n <= UINT_MAX / sizeof(*more) ? realloc(r->parts, n * sizeof(*more)) : NULL;
+	if (!more)
+		return false;
+	r->parts = more;
+	r->parts_cap = (unsigned)n;
+	return true;
 }
 
 static void part_done(struct dev_io *io)

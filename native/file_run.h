@@ -227,6 +227,9 @@ void run_release(struct file_run *r, unsigned i);
  * once. */
 int run_part(struct file_run *r, enum io_kind kind, uint64_t dev_offset, void *mem, uint64_t len);
 int run_part_zero(struct file_run *r, void *mem, uint64_t len);
+/* How many transfers a run_part() of so many bytes is, and room for so many when none is listed: then run_part() does not fail. */
+nblocks_t run_pieces(const struct file_run *r, uint64_t len);
+bool run_parts_room(struct file_run *r, nblocks_t n);
 enum step run_submit(struct file_run *r, step_fn then);
 
 enum step run_end(struct file_run *r, int64_t result);

@@ -200,7 +200,7 @@ static enum step write_in_place(struct file_run *r, uint64_t dev_offset)
 
 	r->wr.off = off;
 	r->wr.end = end;
-	if (may_be_early(r) && early_answer(r, off, end, false, &buf))
+	if (may_be_early(r) && run_parts_room(r, run_pieces(r, end - off)) && early_answer(r, off, end, false, &buf))
 		r->wr.touched = true;
 	rc = run_part(r, IO_WRITE, dev_offset, (void *)(uintptr_t)buf, end - off);
 	if (rc) {
