@@ -46,6 +46,7 @@ from extfs.fuse import Session
 from extfs.layout import CoreTable, FenceChoice, Fencing, Host, parse_fence
 from extfs.layout.reservation_fence import SCHEME
 from extfs.layout.reserved_mount import ReservedMount, why_refused
+from extfs.memory import Shrinker, find_limit, find_sources
 
 if TYPE_CHECKING:  # a mount that serves nobody does not load it
     from extfs.nfs.exports import Export
@@ -512,6 +513,7 @@ async def _serve(
     fencing: Fencing | None,
     server: Server | None,
     reserved: ReservedMount | None,
+    shrinker: Shrinker,
     mountpoint: str,
     kept: list[int],
 ) -> None:
@@ -527,6 +529,7 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_pass_log_on)
         nursery.start_soon(_obey_signals, filesystem, bridge, mountpoint, kept)
+        nursery.start_soon(shrinker.run)
         if fencing is not None:
             nursery.start_soon(fencing.run)
         if reserved is not None:
@@ -554,6 +557,8 @@ def _run_mounted(
     try:
         on_event = server.layout_event if server is not None else lambda event: None
         fencing = _fencing(filesystem, options, reserved, on_event)
+        sources, why = find_sources()
+        shrinker = Shrinker(filesystem, sources, why=why, limit=find_limit())
         status = Status(
             filesystem,
             device=options.device,
@@ -563,6 +568,7 @@ def _run_mounted(
             fencing=fencing,
             bridge=bridge.stats,
             nfs=server.status if server is not None else None,
+            pressure=shrinker.status,
         )
         session = Session(bridge.forward_fd, status.json)
         core.drain_log(log)  # what there was to say is said to whoever mounts
@@ -571,7 +577,16 @@ def _run_mounted(
         for host, port in server.listening if server is not None else ():
             log.info("serving NFS on %s:%d", host, port)
         trio.run(
-            _serve, filesystem, bridge, session, fencing, server, reserved, options.mountpoint, kept
+            _serve,
+            filesystem,
+            bridge,
+            session,
+            fencing,
+            server,
+            reserved,
+            shrinker,
+            options.mountpoint,
+            kept,
         )
         log.info("%s is unmounted", options.mountpoint)
     finally:

@@ -104,6 +104,7 @@ def document() -> dict[str, Any]:
         "read_only": False,
         "recall_ms": 10000,
         "uptime": 75.0,
+        "time": 1000.0,
         "error": None,
         "space": {"total": 1 << 30, "free": 1 << 29, "quarantined": 8192, "inodes": 12},
         "layouts": {
@@ -148,6 +149,17 @@ def document() -> dict[str, Any]:
             "driver": "observe",
             "waiting": [{"holder": 7, "seconds": 61, "attempts": 2, "last_failure": "not empty"}],
         },
+        "memory": {
+            "metadata": {"bytes": 7 << 20, "limit": 64 << 20, "effective_limit": 8 << 20},
+            "inodes": {"unused": 2000, "limit": 16384, "effective_limit": 2048},
+            "pressure": {
+                "watched": [],
+                "why": "no such file",
+                "shrinks": 3,
+                "given_back": 56 << 20,
+                "last": 940.0,
+            },
+        },
         "core": {"commits": 1, "checkpoints": 2},
         "bridge": {
             "requests": 1000,
@@ -166,6 +178,14 @@ def test_status_for_people(extfs: ExtfsRunner, tmp_path: Path) -> None:
     assert "mounted on /mnt, writable, for 1 min" in lines
     assert "quarantine 8 KiB wait for a fence" in lines
     assert "transport /dev/fuse; FUSE over io_uring: the kernel has none" in lines
+    assert (
+        "memory 7 MiB of 64 MiB for metadata, 2,000 of 16,384 unused inodes; while memory is short,"
+        " at most 8 MiB and 2,048"
+    ) in lines
+    assert (
+        "memory pressure caches shrank 3 times, gave back 56 MiB, last 1 min ago; the kernel does"
+        " not tell of it: no such file"
+    ) in lines
     assert "holders 1 live, 1 lost; 10 s to answer a recall" in lines
     assert "7 lost 3 8 KiB 2 1 99 writer cgroup:/a" in lines
     assert "and 1 more holders" in lines

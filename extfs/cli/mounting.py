@@ -164,7 +164,8 @@ def mount(
       relatime, noatime, strictatime, nodiratime
       nosuid, nodev, noexec
       cache=SIZE                    memory for metadata (64M)
-      inode_cache=N                 unused inodes kept in memory (16384)
+      inode_cache=N                 unused inodes kept in memory (16384); both shrink to an eighth
+                                    while memory is short
       early_writes=SIZE             memory for data of buffered writes that are answered before it
                                     is on the device, as a page cache does; 0: none are (16M)
       commit=SECONDS                changes are durable after at most this long (1)

@@ -57,6 +57,34 @@ def transport_text(bridge: dict[str, Any]) -> str:
     return f"/dev/fuse; FUSE over io_uring: {bridge['transport_why']}"
 
 
+def memory_text(memory: dict[str, Any]) -> str:
+    """What the caches hold of what they may, and what pressure did; of ``memory``."""
+    metadata, inodes = memory["metadata"], memory["inodes"]
+    text = (
+        f"{size_text(metadata['bytes'])} of {size_text(metadata['limit'])} for metadata, "
+        f"{inodes['unused']:,} of {inodes['limit']:,} unused inodes"
+    )
+    if any(part["effective_limit"] < part["limit"] for part in (metadata, inodes)):
+        text += (
+            f"; while memory is short, at most {size_text(metadata['effective_limit'])} and "
+            f"{inodes['effective_limit']:,}"
+        )
+    return text
+
+
+def pressure_text(pressure: dict[str, Any], now: float) -> str:
+    """How often the caches shrank, and who tells; of ``pressure`` in the status."""
+    text = "caches never shrank"
+    if pressure["shrinks"]:
+        text = (
+            f"caches shrank {pressure['shrinks']:,} times, gave back "
+            f"{size_text(pressure['given_back'])}, last {duration_text(now - pressure['last'])} ago"
+        )
+    if not pressure["watched"]:
+        text += f"; the kernel does not tell of it: {pressure['why']}"
+    return text
+
+
 def _fields(status: dict[str, Any]) -> dict[str, str]:
     space = status["space"]
     used = space["total"] - space["free"]
@@ -72,6 +100,8 @@ def _fields(status: dict[str, Any]) -> dict[str, str]:
         "requests": f"{status['bridge']['requests']:,}, "
         f"{status['bridge']['forwarded']:,} of them served in Python",
         "transport": transport_text(status["bridge"]),
+        "memory": memory_text(status["memory"]),
+        "memory pressure": pressure_text(status["memory"]["pressure"], status["time"]),
         "journal": f"{status['core']['commits']:,} commits, "
         f"{status['core']['checkpoints']:,} checkpoints",
         "holders": f"{status['holders']['live']:,} live, {status['holders']['lost']:,} lost; "

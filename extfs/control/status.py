@@ -18,6 +18,11 @@ name says otherwise. No keys of holders are in it: anybody may read it.
                 mount), driver, state (waiting, decided, issued, failed), attempts, when it began
                 and the seconds since; history: the last 256 that are over, oldest first, with
                 their outcome (confirmed, confirmed elsewhere, returned, came back, gone)
+    memory      metadata: bytes that cached blocks hold, resident (free pages, too), kept (dirty or
+                only in the log), limit (of the mount), effective_limit (now); inodes: cached,
+                unused, their limits (of unused), bytes; lookups: bytes of what the kernel knows of;
+                pressure: what is watched (or why nothing is), cgroup_limit, events, near_limit (the
+                cgroup was found nearly full), shrinks, given_back in all, and when last
     core, bridge    counters of both
     nfs         the layout server: where it listens, its clients, sessions, opens, locks, layouts,
                 counters; null: none runs
@@ -122,7 +127,7 @@ def _fence(fence: FenceStatus | PastFence) -> dict[str, Any]:
 
 
 class Status:
-    """Makes the document, in any thread. `bridge` and `nfs` are asked each time for theirs."""
+    """Makes the document, in any thread. `bridge`, `nfs`, `pressure` are asked each time."""
 
     def __init__(
         self,
@@ -135,6 +140,7 @@ class Status:
         fencing: Fencing | None,
         bridge: Callable[[], BridgeStats],
         nfs: Callable[[], dict[str, Any]] | None = None,
+        pressure: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self._filesystem = filesystem
         self._device = device
@@ -144,6 +150,7 @@ class Status:
         self._fencing = fencing
         self._bridge = bridge
         self._nfs = nfs
+        self._pressure = pressure
         self._began = time.monotonic()
 
     def document(self) -> dict[str, Any]:
@@ -183,6 +190,7 @@ class Status:
             "grants": grants,
             "recalls": recalls,
             "fences": self._fences(),
+            "memory": self._memory(),
             "core": asdict(fs.stats()),
             "bridge": asdict(self._bridge()),
             "nfs": None if self._nfs is None else self._nfs(),
@@ -191,6 +199,27 @@ class Status:
     def json(self) -> bytes:
         """The document as text, with a newline at its end."""
         return json.dumps(self.document(), indent=1).encode() + b"\n"
+
+    def _memory(self) -> dict[str, Any]:
+        memory = self._filesystem.memory()
+        return {
+            "metadata": {
+                "bytes": memory.cache_bytes,
+                "resident": memory.cache_resident,
+                "kept": memory.cache_kept,
+                "limit": memory.cache_asked,
+                "effective_limit": memory.cache_limit,
+            },
+            "inodes": {
+                "cached": memory.inodes,
+                "unused": memory.inodes_unused,
+                "limit": memory.inode_asked,
+                "effective_limit": memory.inode_limit,
+                "bytes": memory.inodes * memory.inode_bytes,
+            },
+            "lookups": memory.lookup_bytes,
+            "pressure": None if self._pressure is None else self._pressure(),
+        }
 
     def _holders(self) -> dict[str, Any]:
         holders = self._filesystem.layouts.holders()

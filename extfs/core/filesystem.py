@@ -12,6 +12,7 @@ from extfs.core.locks import Locks
 from extfs.core.native import Closing, CoreError, JournalFullError, checked, ffi, lib
 from extfs.core.records import Records
 from extfs.core.values import (
+    MEMORY_FIELDS,
     ROOT_INODE,
     STATS_FIELDS,
     Atime,
@@ -19,6 +20,7 @@ from extfs.core.values import (
     Dirent,
     Extent,
     ExtentState,
+    Memory,
     Mutant,
     Space,
     Stat,
@@ -218,6 +220,17 @@ class Filesystem(Closing):
         out = ffi.new("struct extfs_stats *")
         lib.extfs_get_stats(self.raw, out)
         return Stats(*[getattr(out, name) for name in STATS_FIELDS])
+
+    def memory(self) -> Memory:
+        """What the caches hold now."""
+        out = ffi.new("struct extfs_memory *")
+        lib.extfs_get_memory(self.raw, out)
+        return Memory(*[getattr(out, name) for name in MEMORY_FIELDS])
+
+    def limit_caches(self, cache_bytes: int, inodes: int) -> int:
+        """Set how much the caches may hold: at most what the mount asked for. What is above, clean
+        and unused leaves, and its memory goes back to the kernel: milliseconds. Returns bytes."""
+        return int(lib.extfs_limit_caches(self.raw, cache_bytes, inodes))
 
     def sync(self) -> None:
         """Everything done so far is durable when this returns; blocks."""

@@ -111,6 +111,28 @@ class Stats:
     early_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the caches hold, and their limits: those of now, and those the mount asked for.
+
+    `cache_*` are bytes of metadata blocks: `kept` is dirty or only in the log, `resident` counts
+    free pages, too. `inode_limit` bounds `inodes_unused`; an inode takes `inode_bytes`.
+    `lookup_bytes`: of the table of what the kernel knows of, which is its own to shrink.
+    """
+
+    cache_bytes: int
+    cache_kept: int
+    cache_resident: int
+    cache_limit: int
+    cache_asked: int
+    inodes: int
+    inodes_unused: int
+    inode_limit: int
+    inode_asked: int
+    inode_bytes: int
+    lookup_bytes: int
+
+
 class Stat(NamedTuple):
     """Attributes of an inode. `size` in bytes (a directory: entries), `blocks` in device blocks.
 
@@ -145,6 +167,7 @@ _STAT = struct.Struct("=Q6I2Q4q4I3Q2I")
 if ffi.sizeof("struct extfs_stat") != _STAT.size:
     raise ImportError("struct extfs_stat is not what extfs.core.Stat says")
 STATS_FIELDS = tuple(Stats.__dataclass_fields__)
+MEMORY_FIELDS = tuple(Memory.__dataclass_fields__)
 
 
 def stat_of(raw: Any) -> Stat:
