@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from extfs.control.client import Descriptor, Iomode, Layout, LayoutState
 from .mount import DIRECT, machine
 from .targets import EXTFS, Target
 from .targets import run as command
+from .wide import wide_console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import fio_engine  # beside this package, shared with scripts/fio-layout
@@ -264,7 +264,7 @@ def calls_table(
 
 def run(*, rounds: int, seconds: float, extents: int, segments: int, output: Path) -> None:
     """Measure, print the tables, write OUTPUT.json and OUTPUT.png."""
-    console = Console()
+    console = wide_console()
     work = Path(tempfile.mkdtemp(prefix="extfs-bench-", dir="/dev/shm"))
     target = Target("extfs", work, DEVICE_BYTES)
     try:

@@ -11,13 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from . import targets
 from .mount import machine
 from .targets import EXTFS, Target
 from .targets import run as command
+from .wide import wide_console
 
 DEVICE_BYTES = 2 << 30
 SPARSE_GIB = 100
@@ -238,7 +238,7 @@ def measure(
 
 def run(*, rounds: int, seconds: float, sparse_seconds: float, gib: int, output: Path) -> None:
     """Measure, print the table, write OUTPUT.json and OUTPUT.png."""
-    console = Console()
+    console = wide_console()
     work = Path(tempfile.mkdtemp(prefix="extfs-bench-", dir="/dev/shm"))
     ready: list[Target] = []
     try:

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from rich.console import Console
 from rich.progress import Progress
 
 from . import report, targets
 from .targets import Target
 from .targets import run as command
+from .wide import wide_console
 
 DEVICE_BYTES = 2 << 30
 
@@ -191,7 +191,7 @@ def run(
     jobs: list[str], output: Path,
 ) -> None:  # fmt: skip
     """Measure, print the table, write OUTPUT.json and OUTPUT.png."""
-    console = Console()
+    console = wide_console()
     chosen = [job for job in JOBS if not jobs or job.name in jobs]
     work = Path(tempfile.mkdtemp(prefix="extfs-bench-", dir="/dev/shm"))
     systems = [

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from nfs import wire
-from rich.console import Console
 from rich.table import Table
 
 from extfs.nfs import constants as n
@@ -32,6 +31,7 @@ from . import nfs_guest, nfs_plot, nfs_where
 from .mount import machine
 from .targets import EXTFS, free_loop
 from .targets import run as command
+from .wide import wide_console
 
 DEVICE_BYTES = 2 << 30
 BLOCK = 4096
@@ -445,7 +445,7 @@ def run(*, rounds: int, calls: int, guest_seconds: float, output: Path) -> None:
             finally:
                 server.stop()
                 shutil.rmtree(work, ignore_errors=True)
-    guests = nfs_guest.run(rounds, guest_seconds, Console().print) if guest_seconds else None
+    guests = nfs_guest.run(rounds, guest_seconds, wide_console().print) if guest_seconds else None
     report(results, layouts, idle, guests, output)
 
 
@@ -478,10 +478,10 @@ def report(
     for name, (title, bar) in LAYOUT_CALLS.items():
         table.add_row(title, text(statistics.median(layouts[name])), "-", bar)
     table.add_row("memory of an idle client, KiB", f"{idle / 1024:.1f}", "-", "< 64")
-    Console().print(table)
+    wide_console().print(table)
     if guests is not None:
-        Console().print(nfs_guest.table(guests))
-        Console().print(nfs_where.table(guests["where"]))
+        wide_console().print(nfs_guest.table(guests))
+        wide_console().print(nfs_where.table(guests["where"]))
     found = {
         "machine": machine(),
         "getattr": results,

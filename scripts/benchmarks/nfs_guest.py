@@ -32,6 +32,8 @@ COLD_BYTES = 64 * MIB
 SLOW_BYTES = 400 * MIB
 SLOW_OPERATIONS = 2000
 """A second, of disks that are held back."""
+MEMORY = 1024
+"""MiB of a guest. With 512 fio was once killed for want of it."""
 WWN = 0x5000C5000E87F600
 TITLES = {
     "seq-read": "1 MiB sequential read",
@@ -57,11 +59,13 @@ def run(rounds: int, seconds: float, say: Callable[[str], None]) -> dict[str, An
         guest = stack.enter_context(
             Guest(
                 image, directory.path, name="client",
-                disks=[Disk(served.image, WWN), Disk(raw, WWN + 1)],
+                disks=[Disk(served.image, WWN), Disk(raw, WWN + 1)], memory=MEMORY,
             )
         )  # fmt: skip
         peer = stack.enter_context(
-            Guest(image, directory.path, name="peer", disks=[Disk(peer_disk, WWN + 2)])
+            Guest(
+                image, directory.path, name="peer", disks=[Disk(peer_disk, WWN + 2)], memory=MEMORY
+            )
         )
         client = Client(guest)
         client.prepare()
@@ -104,7 +108,7 @@ def _costs(
         image, directory.path, name="counting",
         disks=[Disk(served.image, WWN + 3), Disk(raw, WWN + 4)],
         shares={nfs_where.SHARE: nfs_where.build(directory.path / "share")},
-        instruction_ns=nfs_where.INSTRUCTION_NS, wait=False,
+        instruction_ns=nfs_where.INSTRUCTION_NS, wait=False, memory=MEMORY,
     ) as guest:  # fmt: skip
         guest.wait_booted(nfs_where.BOOT_SECONDS)
         nfs_where.prepare(guest)

@@ -20,11 +20,12 @@ from nfs.calls import Call, link, mkdir, path, putrootfh, remove, rename, savefh
 from nfs.handshake import PERSIST
 from nfs.persistence import Host, Persistent
 from nfs.wire import make_service
-from rich.console import Console
 from rich.table import Table
 
 from extfs.core import Device, Filesystem, mkfs
 from extfs.nfs import constants as n
+
+from .wide import wide_console
 
 DEVICE_BYTES = 1 << 30
 CLIENTS = {"persistent": PERSIST, "without": n.CREATE_SESSION4_FLAG_CONN_BACK_CHAN}
@@ -72,7 +73,7 @@ def measure(host: Memory, calls: int) -> None:
         ratio = statistics.median(a / b for a, b in zip(*pairs, strict=True))
         logged = [f"{images[what][name] / calls:.2f}" for name in CLIENTS]
         table.add_row(what, f"{one:.0f} us", f"{two:.0f} us", f"{ratio:.2f}", *logged)
-    Console().print(table)
+    wide_console().print(table)
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from nfs import wire
-from rich.console import Console
 from rich.table import Table
 
 from extfs.core import Calls, Device, Filesystem, Prepared, mkfs
@@ -32,6 +31,7 @@ from extfs.nfs.rpc import FRAGMENT_HEADER
 from extfs.nfs.xdr import Reader
 
 from .nfs import BLOCK, Client, getattr_operations, layoutcommit, layoutget
+from .wide import wide_console
 
 DEVICE_BYTES = 2 << 30
 _FIRST = 1 << 30
@@ -147,7 +147,7 @@ def measure(loop: Loop, client: InProcess, calls: int, top: int) -> None:
             loop.run(record[FRAGMENT_HEADER:])
             loop.profile = None
         functions[kind] = pstats.Stats(profile)
-    Console().print(times)
+    wide_console().print(times)
     for kind, stats in functions.items():
         shown = Table("function", "%", title=f"{kind}, own time under cProfile")
         rows = {where: entry[2] for where, entry in stats.stats.items()}  # type: ignore[attr-defined]
@@ -156,7 +156,7 @@ def measure(loop: Loop, client: InProcess, calls: int, top: int) -> None:
             file, _, name = where
             module = "" if file == "~" else f"{Path(file).stem}."
             shown.add_row(f"{module}{name}", f"{rows[where] / total:.0%}")
-        Console().print(shown)
+        wide_console().print(shown)
 
 
 def main() -> None:

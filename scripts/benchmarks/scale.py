@@ -11,11 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from .targets import EXTFS, Target
 from .targets import run as command
+from .wide import wide_console
 
 HUGE_BYTES = 16 << 40
 
@@ -80,7 +80,7 @@ def many_files(work: Path, count: int) -> dict[str, float]:
 
 def run(*, files: int, output: Path) -> None:
     """Measure, print, write OUTPUT.json."""
-    console = Console()
+    console = wide_console()
     work = Path(tempfile.mkdtemp(prefix="extfs-bench-", dir="/dev/shm"))
     try:
         results = {"16 TiB": huge(work), "files": many_files(work, files)}
