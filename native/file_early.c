@@ -455,8 +455,7 @@ bool early_answer(struct file_run *r, uint64_t off, uint64_t end, bool grows, co
 	*buf = e->fop.buf;
 	r->early = e;
 	r->fop = &e->fop;
-	fop->run = NULL;
-	fop->early = true;
+	fop->early = true; /* fop->run stays: file_cancel() may look at it until done() has returned, and finds nothing parked */
 	fop->result = (int64_t)(end - off);
 	fop->done(fop);
 	return true;

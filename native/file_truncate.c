@@ -177,14 +177,15 @@ static int truncate_down(struct file_run *r, fileblk_t *end, uint64_t *intent)
 	struct inode *in = r->fop->in;
 	uint64_t size = r->fop->offset;
 	struct extent tail = { 0 };
-	bool shrinks = size < in->core.size;
 	struct trans t;
+	bool shrinks;
 	xid_t xid;
 	int rc;
 
 	rc = trans_begin(r->fs, &t, REMOVE_TRANS_BLOCKS);
 	if (rc)
 		return rc;
+	shrinks = size < in->core.size;
 	t.alloc_flags |= ALLOC_USE_RESERVE;
 	rc = trans_join_inode(&t, in);
 	if (!rc && shrinks && (size & BLOCK_MASK))
