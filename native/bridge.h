@@ -23,8 +23,8 @@
  * of their own, because the kernel may answer one only after we served a request (bridge_notify.c).
  *
  * Locks: pending table mutexes, forward mutex, open files mutex, notification mutex, those of open
- * files' events: leaves all, except that ioctx_wake() may be called with a pending table's mutex,
- * that of events or that of notifications held.
+ * files' events, that of event sockets: leaves all, except that ioctx_wake() may be called with a
+ * pending table's mutex, that of events, of event sockets or of notifications held.
  *
  * Errors: negative codes of errors.h inside; request_fail() maps them for the kernel.
  */
@@ -106,7 +106,7 @@ static inline struct open_file *open_file_of(uint64_t fh)
 /* ---- requests ---- */
 
 enum request_wait { WAIT_NONE, WAIT_FILE, WAIT_LOCK, WAIT_JOURNAL, WAIT_REAPER, WAIT_TURN,
-		    WAIT_EVENT, WAIT_CACHE, WAIT_DELEGATION, WAIT_FORWARD };
+		    WAIT_EVENT, WAIT_CACHE, WAIT_DELEGATION, WAIT_FORWARD, WAIT_SOCKET };
 
 /* Uses (delegation.h) of a request, each with a reference of its inode. */
 #define REQUEST_USES 3u
@@ -158,6 +158,8 @@ struct request {
 	bool answered;             /* the answer is in it */
 	bool keeps_large;          /* counted in large_free */
 	struct forwarded *forwarded; /* WAIT_FORWARD: the answer of pyfuse3; NULL: none will come */
+	struct fetch *fetch;       /* WAIT_SOCKET: what it waits for */
+	int fetched;               /* its end: a descriptor of ours, or a negative code */
 	uint8_t *memory;
 	size_t touched; /* bytes of the payload that are resident, at most; rounded up */
 };
@@ -301,6 +303,7 @@ enum transport_state {
 };
 
 struct drops;
+struct fetch;
 struct forward;
 struct forwarded;
 struct notifier;
@@ -396,9 +399,6 @@ int bridge_notify_pages(struct bridge *b, inum_t ino, const struct page_range *r
 /* A name did. */
 int bridge_notify_entry(struct bridge *b, inum_t dir, const char *name, size_t len,
 			struct op *done);
-/* The kernel is told to poll the open file `kh` again: here and now, as that waits for nothing, and
- * whoever is told must not wait behind pages. */
-void bridge_notify_poll(struct bridge *b, uint64_t kh);
 /* A notification as it is, header included; copied. */
 int bridge_notify_raw(struct bridge *b, const void *message, size_t len);
 
@@ -430,7 +430,6 @@ void serve_fallocate(struct request *r);
 void serve_lseek(struct request *r);
 void serve_copy_file_range(struct request *r);
 void serve_ioctl(struct request *r);
-void serve_poll(struct request *r);
 void serve_opendir(struct request *r);
 void serve_readdir(struct request *r);
 void serve_readdirplus(struct request *r);

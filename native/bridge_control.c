@@ -7,10 +7,10 @@
  * handlers that know only the core's inodes: their `fh` is not what those expect. Nobody can make,
  * remove, rename or change one. ".extfs" is not listed in the root.
  *
- * No answer here is ENOSYS: the kernel would stop to send that opcode for all files.
+ * No answer here is ENOSYS, for which the kernel would stop to send that opcode for all files, but
+ * that to POLL, where it is to stop.
  */
 #include <fcntl.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -181,6 +181,8 @@ static int same_for_all(uint32_t opcode)
 	case FUSE_SETLK:
 	case FUSE_SETLKW:
 		return -ENOLCK;
+	case FUSE_POLL:
+		return -ENOSYS;
 	case FUSE_FSYNCDIR:
 		return 0;
 	case FUSE_IOCTL:
@@ -208,13 +210,6 @@ static void list_no_xattrs(struct request *r)
 		request_reply(r, &out, sizeof(out));
 }
 
-static void always_ready(struct request *r)
-{
-	struct fuse_poll_out out = {.revents = POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM};
-
-	request_reply(r, &out, sizeof(out));
-}
-
 static void serve_any(struct request *r, enum control_node node)
 {
 	int same = same_for_all(r->head.opcode);
@@ -229,7 +224,6 @@ static void serve_any(struct request *r, enum control_node node)
 	case FUSE_STATX: reply_statx(r, node); return;
 	case FUSE_FORGET: request_end(r); return; /* they stay anyway: nobody counts */
 	case FUSE_LISTXATTR: list_no_xattrs(r); return;
-	case FUSE_POLL: always_ready(r); return;
 	case FUSE_STATFS: serve_statfs(r); return;
 	default: request_fail(r, -EINVAL);
 	}
@@ -272,7 +266,6 @@ static void serve_control(struct request *r)
 	case FUSE_READ: serve_events_read(r); return;
 	case FUSE_WRITE: serve_control_write(r); return;
 	case FUSE_IOCTL: serve_ioctl(r); return;
-	case FUSE_POLL: serve_poll(r); return;
 	case FUSE_FLUSH: request_fail(r, 0); return;
 	case FUSE_RELEASE: serve_release(r); return;
 	default: serve_any(r, CONTROL_FILE);

@@ -47,8 +47,22 @@ struct event_sink *open_events_sink(struct open_events *ev);
 /* Up to n events, oldest first; how many. ev may be NULL. */
 unsigned open_events_take(struct open_events *ev, struct extfs_event *out, unsigned n);
 void serve_events_read(struct request *r); /* READ of the control file */
+/* What is told of events, by one byte where there was none; ours, whoever gave it. */
+struct event_socket {
+	int fd; /* -1: none */
+	uint32_t uid;
+};
+#define NO_EVENT_SOCKET ((struct event_socket){.fd = -1})
+/* In the place of the one before, and told at once if there are events. */
+void open_events_set_socket(struct open_events *ev, struct event_socket s);
 /* WAIT_EVENT is over by an interrupt: true: the request is in no list any more. */
 bool open_events_cancel(struct request *r);
+
+/* ---- bridge_socket.c ---- */
+void event_socket_close(struct event_socket s); /* waits for nobody */
+/* WAIT_SOCKET is over: because it is done; because the connection is: true: nothing comes of it. */
+void event_socket_finish(struct request *r);
+bool event_socket_cancel(struct request *r);
 
 /* ---- bridge_ioctl.c ---- */
 /* WRITE of the control file: a commit. */
@@ -73,7 +87,11 @@ void call_reply(struct request *r, size_t len);
 
 /* One handler for each call. arg: the whole struct, its size, flags and reserved fields checked. */
 void call_map(struct request *r, const void *arg);
+/* bridge_socket.c */
+void call_event_socket(struct request *r, const void *arg);
 /* bridge_holder.c */
+/* The process of a thread; 0: it cannot be told. */
+uint32_t call_process(uint32_t tid);
 void call_holder_register(struct request *r, const void *arg);
 void call_holder_gone(struct request *r, const void *arg);
 void call_fenced(struct request *r, const void *arg);

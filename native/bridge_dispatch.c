@@ -54,7 +54,7 @@
 	NONE(BMAP)            /* fuseblk only; blocks move, so no number would stay true */     \
 	C(DESTROY,            serve_destroy,         0)                                         \
 	C(IOCTL,              serve_ioctl,           ARG(fuse_ioctl_in))                        \
-	C(POLL,               serve_poll,            ARG(fuse_poll_in))                         \
+	NONE(POLL)            /* else every io_uring read and write would ask first: EVENT_SOCKET */ \
 	NONE(NOTIFY_REPLY)    /* answers FUSE_NOTIFY_RETRIEVE, which is never sent */           \
 	C(BATCH_FORGET,       serve_batch_forget,    ARG(fuse_batch_forget_in))                 \
 	C(FALLOCATE,          serve_fallocate,       ARG(fuse_fallocate_in))                    \

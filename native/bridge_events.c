@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * bridge_events.c - events of the holders that belong to an open file: read(2) of the control file,
- * the call EVENTS, and poll(2) of everything.
+ * the call EVENTS, and telling a socket that there are some (bridge_socket.c).
  *
  * A read that finds no event is parked on the list of its open file (struct open_events); the
  * sink's wake() takes all from the list and has them look again, in their threads. So a parked
@@ -9,11 +9,14 @@
  * it.
  *
  * No event is missed between the look and the parking: a reader looks once more after it is on the
- * list, a poll after it has left its notification. Both may then be woken for nothing.
+ * list, and whoever gives a socket after it is in its place. Both may then be woken for nothing.
+ *
+ * wake() is called when the first event comes where there was none, and only then; so a socket is
+ * told once until all events were taken.
  */
 #include <fcntl.h>
-#include <poll.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "bridge_control.h"
 
@@ -22,31 +25,42 @@ struct open_events {
 	_Atomic(struct event_sink *) sink; /* NULL until the first holder; then constant */
 	pthread_mutex_t mutex;
 	struct request *readers;    /* parked */
-	bool polled;                /* the kernel is to be told of the next event, as: */
-	uint64_t poll_kh;
+	struct event_socket socket;
 };
 
 /* ---- the sink ---- */
+
+/* mutex held. What is returned is for event_socket_close(). */
+static struct event_socket tell(struct open_events *ev)
+{
+	struct event_socket s = ev->socket;
+
+	if (s.fd < 0 || send(s.fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+		return NO_EVENT_SOCKET;
+	/* Full: there is something to be read in it. */
+	if (errno == EAGAIN)
+		return NO_EVENT_SOCKET;
+	/* The other end is gone. Or memory is short: then its end of file says that there is something
+	 * to look at. */
+	ev->socket = NO_EVENT_SOCKET;
+	return s;
+}
 
 /* layouts->mutex is held. */
 static void wake(void *arg)
 {
 	struct open_events *ev = arg;
+	struct event_socket dropped;
 	struct request *r;
-	uint64_t kh;
-	bool polled;
 
 	pthread_mutex_lock(&ev->mutex);
-	polled = ev->polled;
-	kh = ev->poll_kh;
-	ev->polled = false;
+	dropped = tell(ev);
 	while ((r = ev->readers)) {
 		ev->readers = r->event_next;
 		ioctx_wake(&r->op);
 	}
 	pthread_mutex_unlock(&ev->mutex);
-	if (polled)
-		bridge_notify_poll(ev->b, kh);
+	event_socket_close(dropped);
 }
 
 struct open_events *open_events_get(struct bridge *b, struct open_file *of)
@@ -57,6 +71,7 @@ struct open_events *open_events_get(struct bridge *b, struct open_file *of)
 	ev = of->events;
 	if (!ev && (ev = made = calloc(1, sizeof(*ev)))) {
 		ev->b = b;
+		ev->socket = NO_EVENT_SOCKET;
 		pthread_mutex_init(&ev->mutex, NULL);
 		of->events = ev;
 	}
@@ -90,6 +105,7 @@ void open_events_destroy(struct open_events *ev)
 	if (sink)
 		event_sink_destroy(ev->b->fs, sink);
 	xassert(!ev->readers); /* a reader keeps its file open */
+	event_socket_close(ev->socket);
 	pthread_mutex_destroy(&ev->mutex);
 	free(ev);
 }
@@ -191,43 +207,21 @@ void serve_events_read(struct request *r)
 		wait_for_event(r, ev);
 }
 
-/* ---- poll(2) ---- */
+/* ---- the socket ---- */
 
-/* Leave word that the kernel wants to hear of the next event. */
-static void schedule(struct open_events *ev, uint64_t kh)
+void open_events_set_socket(struct open_events *ev, struct event_socket s)
 {
+	struct event_socket old;
+
 	pthread_mutex_lock(&ev->mutex);
-	ev->polled = true;
-	ev->poll_kh = kh; /* always the same: the kernel has one for each open file */
+	old = ev->socket;
+	ev->socket = s;
 	pthread_mutex_unlock(&ev->mutex);
-}
-
-/* The control file is readable when there are events. Other files are always ready, as if nobody
- * served this opcode; events are what is exceptional about them. (ENOSYS would end polling of all
- * files of the mount.) */
-void serve_poll(struct request *r)
-{
-	const struct fuse_poll_in *in = r->arg;
-	bool control = request_on_control(r), later = in->flags & FUSE_POLL_SCHEDULE_NOTIFY;
-	uint32_t on_event = control ? POLLIN | POLLRDNORM : POLLPRI;
-	struct fuse_poll_out out = {.revents = POLLOUT | POLLWRNORM};
-	struct open_file *of;
-	struct open_events *ev;
-	int err = 0;
-
-	if (!control)
-		out.revents |= POLLIN | POLLRDNORM;
-	if (in->events & on_event) {
-		of = open_file_of(in->fh);
-		ev = open_events_get(r->t->b, of);
-		err = ev ? 0 : -ENOMEM;
-		if (!err && later)
-			schedule(ev, in->kh);
-		if (!err && any(ev))
-			out.revents |= on_event;
-	}
-	if (err)
-		request_fail(r, err);
-	else
-		request_reply(r, &out, sizeof(out));
+	event_socket_close(old);
+	if (s.fd < 0 || !any(ev))
+		return;
+	pthread_mutex_lock(&ev->mutex);
+	old = tell(ev); /* of another one, perhaps: that has been given meanwhile */
+	pthread_mutex_unlock(&ev->mutex);
+	event_socket_close(old);
 }

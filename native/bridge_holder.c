@@ -32,6 +32,18 @@ static ssize_t read_text(const char *path, char *text, size_t room)
 	return n;
 }
 
+uint32_t call_process(uint32_t tid)
+{
+	char path[40], text[4096];
+	const char *at;
+
+	snprintf(path, sizeof(path), "/proc/%u/status", tid);
+	if (!tid || read_text(path, text, sizeof(text)) < 0)
+		return 0;
+	at = strstr(text, "\nTgid:");
+	return at ? (uint32_t)strtoul(at + 6, NULL, 10) : tid;
+}
+
 /* The process of a thread, and when it began, in clock ticks since the boot. What cannot be told is
  * 0: the holder then counts as possibly alive. */
 static void identify(uint32_t tid, uint32_t *pid, uint64_t *start)
@@ -39,15 +51,10 @@ static void identify(uint32_t tid, uint32_t *pid, uint64_t *start)
 	char path[40], text[4096];
 	const char *at;
 
-	*pid = 0;
 	*start = 0;
-	snprintf(path, sizeof(path), "/proc/%u/status", tid);
-	if (!tid || read_text(path, text, sizeof(text)) < 0)
-		return;
-	at = strstr(text, "\nTgid:");
-	*pid = at ? (uint32_t)strtoul(at + 6, NULL, 10) : tid;
+	*pid = call_process(tid);
 	snprintf(path, sizeof(path), "/proc/%u/stat", *pid);
-	if (read_text(path, text, sizeof(text)) < 0)
+	if (!*pid || read_text(path, text, sizeof(text)) < 0)
 		return;
 	/* Field 22; the second is a name in brackets, which may contain anything. */
 	at = strrchr(text, ')');

@@ -41,6 +41,7 @@ _Static_assert(sizeof(struct extfs_ioc_extent) == 32 &&
 		       sizeof(struct extfs_ioc_list) == 56 + 40 * EXTFS_LIST_GRANTS &&
 		       sizeof(struct extfs_ioc_watch) == 56 &&
 		       sizeof(struct extfs_event) == 80 &&
+		       sizeof(struct extfs_ioc_event_socket) == 24 &&
 		       sizeof(struct extfs_ioc_pair) == 88 && sizeof(struct extfs_ioc_shift) == 56,
 	       "layout of the interface");
 _Static_assert((int)EXTFS_IOC_UNWRITTEN == (int)EXT_UNWRITTEN &&
@@ -382,6 +383,7 @@ static const struct call_row calls[] = {
 	ROW(0xf1, extfs_ioc_shift, 0, CALL_WRITES, call_collapse),
 	ROW(0xf2, extfs_ioc_shift, 0, CALL_WRITES, call_insert),
 	ROW(0xf3, extfs_ioc_handle, 0, ROOT_CONTROL, call_shutdown),
+	ROW(0xf4, extfs_ioc_event_socket, 0, 0, call_event_socket),
 };
 /* clang-format on */
 

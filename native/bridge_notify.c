@@ -378,16 +378,6 @@ int bridge_notify_pages(struct bridge *b, inum_t ino, const struct page_range *r
 	return send_list(b, list, n, &waiting);
 }
 
-void bridge_notify_poll(struct bridge *b, uint64_t kh)
-{
-	struct fuse_notify_poll_wakeup_out out = {.kh = kh};
-	struct fuse_out_header head = notify_head(FUSE_NOTIFY_POLL, sizeof(out));
-	struct iovec parts[] = {{&head, sizeof(head)}, {&out, sizeof(out)}};
-
-	if (writev(b->threads[0].fd, parts, ARRAY_LEN(parts)) < 0 && !bridge_nobody_waits(errno))
-		log_msg(LOG_WARN, "the kernel refused a notification: %s", strerror(errno));
-}
-
 int bridge_notify_raw(struct bridge *b, const void *message, size_t len)
 {
 	struct iovec part = {(void *)(uintptr_t)message, len};

@@ -471,7 +471,8 @@ static bool gives_up(const struct request *r, enum request_wait what)
 
 	if (any_signal || r->t->gone)
 		return true;
-	return what != WAIT_FORWARD && interrupt_is_fatal(r->head.pid);
+	/* Whose descriptor is being fetched has to be there until it is: its number must mean it. */
+	return what != WAIT_FORWARD && what != WAIT_SOCKET && interrupt_is_fatal(r->head.pid);
 }
 
 /* A signal of which the kernel does not tell us: one that comes after a thread of ours was woken for the
@@ -498,7 +499,8 @@ bool request_park(struct request *r, enum request_wait what)
 	xassert(r->waiting == WAIT_NONE && what != WAIT_NONE);
 	if (!r->registered)
 		pending_add(r);
-	if (unlikely((what == WAIT_LOCK || what == WAIT_EVENT) && !uring_may_wait(r))) {
+	if (unlikely((what == WAIT_LOCK || what == WAIT_EVENT || what == WAIT_SOCKET) &&
+		     !uring_may_wait(r))) {
 		pending_del(r);
 		request_fail(r, what == WAIT_LOCK ? -ENOLCK : -ENOMEM);
 		return false;
@@ -638,6 +640,8 @@ static void wait_over(struct op *op)
 		r->done(r, r->fop.result);
 	else if (what == WAIT_FORWARD)
 		forward_finish(r);
+	else if (what == WAIT_SOCKET)
+		event_socket_finish(r);
 	else if (what == WAIT_DELEGATION && r->admitted)
 		r->admitted(r);
 	else if (what == WAIT_DELEGATION)
@@ -684,6 +688,9 @@ static void interrupt(struct request *r)
 		break;
 	case WAIT_FORWARD:
 		out = forward_cancel(r);
+		break;
+	case WAIT_SOCKET:
+		out = event_socket_cancel(r);
 		break;
 	}
 	if (!out)

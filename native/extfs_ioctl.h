@@ -4,9 +4,10 @@
  * need.
  *
  * Two kinds of descriptors take them as ioctl(2). /.extfs/control in the root of the mount (not
- * listed; root only): calls on it name a file by its handle, poll(2) says when there are events,
- * read(2) returns them, write(2) takes commits that are longer than an ioctl. And any regular file
- * or directory: calls on it are about that file; the handle is zero, or the file's own.
+ * listed; root only): calls on it name a file by its handle, read(2) returns events, write(2) takes
+ * commits that are longer than an ioctl. And any regular file or directory: calls on it are about
+ * that file; the handle is zero, or the file's own. On none of them poll(2) says anything: they are
+ * always ready. Who wants to poll for events gives a socket (EVENT_SOCKET).
  *
  * Every struct begins with its own size in bytes, what follows in an array included (that is
  * _IOC_SIZE of the command), and with flags. Unknown flags and reserved fields that are not zero
@@ -32,7 +33,7 @@
  *                                      control              own descriptor
  *   INFO                               anybody              anybody
  *   HANDLE                             -                    anybody
- *   EVENTS                             anybody              anybody
+ *   EVENTS, EVENT_SOCKET               anybody              anybody
  *   MAP, LIST                          owner                anybody
  *   WATCH                              key, owner           key
  *   HOLDER_REGISTER                    anybody              owner
@@ -349,8 +350,9 @@ enum extfs_event_type {
 };
 
 /* read(2) on a control descriptor returns as many as fit, whole and in order; it blocks until there
- * is one, or EAGAIN with O_NONBLOCK; EINVAL: no room for one. poll(2) says POLLIN. On a file's own
- * descriptor, where read(2) reads the file, EVENTS returns them and poll(2) says POLLPRI. */
+ * is one (the whole thread, with io_uring too, unless IOSQE_ASYNC), or EAGAIN with O_NONBLOCK;
+ * EINVAL: no room for one. On a file's own descriptor, where read(2) reads the file, EVENTS returns
+ * them. */
 struct extfs_event {
 	uint32_t size;
 	uint32_t type;        /* enum extfs_event_type */
@@ -375,6 +377,30 @@ struct extfs_ioc_events {
 	struct extfs_event events[EXTFS_EVENTS_MAX];
 };
 #define EXTFS_IOC_EVENTS _IOWR('X', 0xed, struct extfs_ioc_events)
+
+/* EVENT_SOCKET: from now on the other end of this socket says when there are events of the open
+ * file. `fd` is one end of a socketpair(AF_UNIX, SOCK_SEQPACKET) of the caller, which then closes
+ * it and polls the other end. A datagram of one byte, 0, arrives there when there is an event where
+ * there was none, and at once if there are events already. Whoever finds it readable takes the
+ * datagrams first and then the events, until there are none (EAGAIN, or fewer than there was room
+ * for): until then no other datagram is sent, and afterwards the next event sends one. In this order
+ * no event is missed; a datagram without an event is possible. An open file has one socket, which
+ * the next one replaces; -1: none. The other end sees the end of file (POLLHUP) when it was
+ * replaced, taken away, or the mount is gone.
+ *
+ * The end that was given can only be written from then on; what there was to be read in it is lost.
+ *
+ * ENOTSOCK, EINVAL, ENOTCONN: not a connected socket of this kind. EBADF: not a descriptor of the
+ * caller's. EAGAIN: this user has too many, or the server all that it can have. EOPNOTSUPP: the
+ * server cannot reach descriptors of the caller: it runs in a pid namespace in which the caller is
+ * not, without CAP_SYS_PTRACE, on a kernel before 5.6, or kernel.yama.ptrace_scope is 3. */
+struct extfs_ioc_event_socket {
+	uint32_t size;
+	uint32_t flags;       /* 0 */
+	int32_t fd;
+	uint32_t reserved[3];
+};
+#define EXTFS_IOC_EVENT_SOCKET _IOWR('X', 0xf4, struct extfs_ioc_event_socket)
 
 /* ---- changes of maps that FUSE has no call for ---- */
 

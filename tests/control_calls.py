@@ -10,6 +10,8 @@ import errno
 import fcntl
 import mmap
 import os
+import select
+import socket
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +21,7 @@ TO_THE_END = (1 << 64) - 1
 
 MAP, INFO, HANDLE, HOLDER_REGISTER, HOLDER_GONE, FENCED = range(0xE1, 0xE7)
 GET, COMMIT, RETURN, RECALL, LIST, WATCH, EVENTS = range(0xE7, 0xEE)
-EXCHANGE, CLONE, DEDUPE, COLLAPSE, INSERT, SHUTDOWN = range(0xEE, 0xF4)
+EXCHANGE, CLONE, DEDUPE, COLLAPSE, INSERT, SHUTDOWN, EVENT_SOCKET = range(0xEE, 0xF5)
 
 READ, RW, ANY, PIN = 1, 2, 3, 4
 READ_WRITE_DATA, READ_DATA, INVALID_DATA, NONE_DATA = range(4)
@@ -27,7 +29,7 @@ RESUME, CLIENT = 1, 2
 WAIT, RECALL_FLAG, ATOMIC, LAZY, MTIME, ALL = 1, 2, 4, 8, 16, 32
 EVENT_RECALL, EVENT_REVOKED, EVENT_MAP_CHANGED, EVENT_PIN_EXPIRED, EVENT_OVERFLOW = range(1, 6)
 
-U64, U32, I64 = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int64
+U64, U32, I64, I32 = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int64, ctypes.c_int32
 
 
 def _struct(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
@@ -134,6 +136,7 @@ Event = _struct(
 EventsCall = _struct(
     "EventsCall", *_HEAD, ("count", U32), ("reserved", U32 * 3), ("events", Event * 100)
 )
+EventSocketCall = _struct("EventSocketCall", *_HEAD, ("fd", I32), ("reserved", U32 * 3))
 PairCall = _struct(
     "PairCall",
     *_HEAD,
@@ -224,6 +227,22 @@ def as_user(uid: int, function: Callable[[], str | None]) -> str | None:
         answer = answers.read().decode()
     os.waitpid(child, 0)
     return answer or None
+
+
+def event_socket(fd: int) -> socket.socket:
+    """EVENT_SOCKET: the end that is polled; it does not block."""
+    ours, theirs = socket.socketpair(
+        socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    )
+    with theirs:
+        call(fd, EVENT_SOCKET, EventSocketCall(fd=theirs.fileno()))
+    return ours
+
+
+def has_events(fd: int, seconds: float) -> bool:
+    """Are there events within this time? With a socket for this one question."""
+    with event_socket(fd) as end:
+        return bool(select.select([end], [], [], seconds)[0]) and end.recv(1) != b""
 
 
 def handle_of(fd: int) -> Any:

@@ -3,11 +3,11 @@ understands, against a kernel that the test plays."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
 import re
+import select
 import socket
 import subprocess
 import threading
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from control_calls import refusal
 
 from extfs.control import client, structures
 from extfs.control.client import (
@@ -397,30 +398,69 @@ def entry(seq: int, kind: int = 1, iomode: int = 2) -> structures.EventEntry:
     )
 
 
-def test_events_of_a_files_own_descriptor(kernel: Kernel) -> None:
-    """poll(2) says POLLPRI there; a socket with urgent bytes does too."""
-    events: list[structures.EventEntry] = []
+class Teller:
+    """What serves EVENTS and EVENT_SOCKET, and tells of events as the header says."""
 
-    def serve(command: int, memory: ctypes.Array[ctypes.c_char]) -> int:
-        call = structures.Events.from_buffer_copy(memory.raw)
-        call.count = len(events)
-        for index, event in enumerate(events):
-            call.events[index] = event
-        fill(memory, call)
+    def __init__(self, kernel: Kernel) -> None:
+        self.waiting: list[structures.EventEntry] = []
+        self.socket: socket.socket | None = None
+        self.sockets = 0
+        self.refuses = 0
+        kernel.serve = self.serve
+
+    def serve(self, command: int, memory: ctypes.Array[ctypes.c_char]) -> int:
+        if command == structures.IOC_EVENT_SOCKET and not self.refuses:
+            given = structures.EventSocket.from_buffer_copy(memory.raw)
+            assert (given.size, given.flags, *given.reserved) == (24, 0, 0, 0, 0)
+            self.drop()
+            self.socket = socket.socket(fileno=os.dup(given.fd))
+            self.sockets += 1
+            assert (self.socket.family, self.socket.type) == (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            if self.waiting:
+                self.tell()
+        elif command == structures.IOC_EVENTS:
+            call = structures.Events.from_buffer_copy(memory.raw)
+            call.count = min(len(self.waiting), structures.EVENTS_MAX)
+            for index in range(call.count):
+                call.events[index] = self.waiting.pop(0)
+            fill(memory, call)
+        else:
+            return self.refuses
         return 0
 
-    kernel.serve = serve
-    with urgent() as (descriptor, tell):
-        begin = time.monotonic()
-        assert descriptor.wait_events(0.1) == []
-        assert 0.09 < time.monotonic() - begin < 5
+    def happen(self, *events: structures.EventEntry) -> None:
+        first = not self.waiting
+        self.waiting.extend(events)
+        if first:
+            self.tell()
 
-        def happen() -> None:
-            events.extend([entry(1), entry(2, kind=5, iomode=0)])
-            tell()
+    def tell(self) -> None:
+        assert self.socket is not None
+        self.socket.send(bytes(1))
 
-        threading.Timer(0.05, happen).start()
-        recall, overflow = descriptor.wait_events(10)
+    def drop(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+        self.socket = None
+
+
+@pytest.fixture
+def teller(kernel: Kernel) -> Iterator[Teller]:
+    teller = Teller(kernel)
+    yield teller
+    teller.drop()
+
+
+def readable(fd: int) -> bool:
+    return bool(select.select([fd], [], [], 0)[0])
+
+
+def test_events_of_a_files_own_descriptor(teller: Teller, file: Descriptor) -> None:
+    begin = time.monotonic()
+    assert file.wait_events(0.1) == []
+    assert 0.09 < time.monotonic() - begin < 5
+    threading.Timer(0.05, teller.happen, (entry(1), entry(2, kind=5, iomode=0))).start()
+    recall, overflow = file.wait_events(10)
     assert (recall.type, recall.seq, recall.holder, recall.file) == (
         EventType.RECALL,
         1,
@@ -430,71 +470,110 @@ def test_events_of_a_files_own_descriptor(kernel: Kernel) -> None:
     assert (recall.offset, recall.length, recall.grant_seq, recall.left_ms) == (4096, 8192, 3, 9000)
     assert recall.iomode is Iomode.RW
     assert (overflow.type, overflow.length, overflow.iomode) == (EventType.OVERFLOW, 8192, None)
+    assert teller.sockets == 1
 
 
-async def test_trio_waits_for_events_of_a_files_own_descriptor(kernel: Kernel) -> None:
-    events: list[structures.EventEntry] = []
-
-    def serve(command: int, memory: ctypes.Array[ctypes.c_char]) -> int:
-        call = structures.Events.from_buffer_copy(memory.raw)
-        call.count = len(events)
-        for index, event in enumerate(events):
-            call.events[index] = event
-        fill(memory, call)
-        return 0
-
-    kernel.serve = serve
-    with urgent() as (descriptor, tell):
-        waiting = TrioDescriptor(descriptor)
-        with trio.move_on_after(0.05) as scope:
-            await waiting.wait_events()
-        assert scope.cancelled_caught
-        async with trio.open_nursery() as nursery:
-            seen: list[int] = []
-
-            async def wait() -> None:
-                seen.extend(event.seq for event in await waiting.wait_events())
-
-            nursery.start_soon(wait)
-            await trio.sleep(0.02)
-            events.append(entry(7))
-            tell()
-        assert seen == [7]
+def test_a_program_that_polls_by_itself(teller: Teller, file: Descriptor) -> None:
+    teller.waiting = [entry(1)]
+    fd = file.event_fd()
+    assert file.event_fd() == fd
+    assert readable(fd)
+    assert [event.seq for event in file.events()] == [1]
+    for number in (2, 3):
+        assert not readable(fd)
+        teller.happen(entry(number))
+        assert readable(fd)
+        assert [event.seq for event in file.events()] == [number]
+    teller.happen(*(entry(number) for number in range(250)))
+    assert [event.seq for event in file.events()] == list(range(250))
+    assert not readable(fd)
+    assert teller.sockets == 1
 
 
-@contextlib.contextmanager
-def urgent() -> Iterator[tuple[Descriptor, Callable[[], None]]]:
-    """A descriptor on which poll(2) says POLLPRI from when the function is called."""
-    with socket.create_server(("localhost", 0)) as server:
-        there = socket.create_connection(server.getsockname())
-        here, _ = server.accept()
-    with there:
-        with Descriptor(here.detach(), "urgent", control=False) as descriptor:
-            yield descriptor, lambda: there.send(b"!", socket.MSG_OOB) and None
+def test_a_socket_that_was_dropped_is_replaced(teller: Teller, file: Descriptor) -> None:
+    file.event_fd()
+    teller.drop()
+    assert readable(file.event_fd())
+    teller.waiting = [entry(1)]
+    assert [event.seq for event in file.wait_events(10)] == [1]
+    threading.Timer(0.05, teller.happen, (entry(2),)).start()
+    assert [event.seq for event in file.wait_events(10)] == [2]
+    assert teller.sockets == 2
+
+
+def test_the_socket_is_closed_with_the_descriptor(teller: Teller, file: Descriptor) -> None:
+    before = os.listdir("/proc/self/fd")
+    file.event_fd()
+    file.close()
+    assert len(os.listdir("/proc/self/fd")) == len(before)  # one less, and the teller's
+    assert teller.socket is not None
+    assert refusal(lambda: teller.tell()) == "EPIPE"
+    with pytest.raises(ValueError, match="closed"):
+        file.event_fd()
+    with pytest.raises(ValueError, match="closed"):
+        file.wait_events(0)
+
+
+def test_a_socket_that_is_refused(teller: Teller, file: Descriptor) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    teller.refuses = errno.EOPNOTSUPP
+    assert refusal(lambda: file.wait_events(10)) == "EOPNOTSUPP"
+    assert len(os.listdir("/proc/self/fd")) == before
+    teller.refuses = 0
+    assert file.wait_events(0.01) == []
+
+
+async def test_trio_waits_for_events_of_a_files_own_descriptor(
+    teller: Teller, file: Descriptor
+) -> None:
+    waiting = TrioDescriptor(file)
+    with trio.move_on_after(0.05) as scope:
+        await waiting.wait_events()
+    assert scope.cancelled_caught
+    seen: list[int] = []
+
+    async def wait() -> None:
+        while 8 not in seen:
+            seen.extend(event.seq for event in await waiting.wait_events())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.sleep(0.02)
+        teller.happen(entry(7))
+        await trio.sleep(0.02)
+        teller.drop()
+        await trio.sleep(0.02)
+        teller.happen(entry(8))
+    assert seen == [7, 8]
 
 
 @pytest.fixture
-def piped() -> Iterator[tuple[Descriptor, int]]:
-    """A control descriptor whose events the test writes."""
+def piped(teller: Teller) -> Iterator[tuple[Descriptor, Callable[..., None]]]:
+    """A control descriptor, and what writes events to it."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def happen(*events: structures.EventEntry) -> None:
+        os.write(writer, b"".join(map(bytes, events)))
+        teller.tell()
+
     with Descriptor(reader, "control", control=True) as control:
-        yield control, writer
+        yield control, happen
     os.close(writer)
 
 
-def test_events_of_the_control_file(piped: tuple[Descriptor, int]) -> None:
-    control, writer = piped
+def test_events_of_the_control_file(piped: tuple[Descriptor, Callable[..., None]]) -> None:
+    control, happen = piped
     assert control.events() == []
     assert control.wait_events(0.01) == []
-    threading.Timer(0.05, os.write, (writer, bytes(entry(1)) + bytes(entry(2)))).start()
+    threading.Timer(0.05, happen, (entry(1), entry(2))).start()
     assert [event.seq for event in control.wait_events(10)] == [1, 2]
-    os.write(writer, bytes(entry(3)) * 150)
-    assert len(control.events()) == structures.EVENTS_MAX
-    assert len(control.events()) == 50
+    happen(*[entry(3)] * 150)
+    assert len(control.events()) == 150
+    assert control.events() == []
 
 
-async def test_trio_waits_for_events(piped: tuple[Descriptor, int]) -> None:
-    control, writer = piped
+async def test_trio_waits_for_events(piped: tuple[Descriptor, Callable[..., None]]) -> None:
+    control, happen = piped
     waiting = TrioDescriptor(control)
     with trio.move_on_after(0.05) as scope:
         await waiting.wait_events()
@@ -508,9 +587,9 @@ async def test_trio_waits_for_events(piped: tuple[Descriptor, int]) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(collect)
         await trio.sleep(0.02)
-        os.write(writer, bytes(entry(1)))
+        happen(entry(1))
         await trio.sleep(0.02)
-        os.write(writer, bytes(entry(2)) + bytes(entry(3)))
+        happen(entry(2), entry(3))
     assert seen == [1, 2, 3]
 
 

@@ -1,4 +1,4 @@
-"""The control file of a mount: its names, calls about the filesystem, holders and their events."""
+"""The control file of a mount: its names, calls about the filesystem, holders."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ import errno
 import json
 import os
 import re
-import select
-import signal
 import stat
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import rundir
@@ -26,9 +21,7 @@ from control_calls import (
     ALL,
     BLOCK,
     CLIENT,
-    EVENT_MAP_CHANGED,
-    EVENT_OVERFLOW,
-    EVENTS,
+    EVENT_SOCKET,
     EXCHANGE,
     FENCED,
     HANDLE,
@@ -40,10 +33,7 @@ from control_calls import (
     RETURN,
     SHUTDOWN,
     WATCH,
-    Event,
-    EventsCall,
     HandleCall,
-    Holder,
     HolderCall,
     MapCall,
     PairCall,
@@ -57,15 +47,12 @@ from control_calls import (
     refusal,
     refused,
     register,
-    take_events,
 )
 
 pytestmark = [pytest.mark.fuse, pytest.mark.timeout(90)]
 
 NATIVE = Path(__file__).resolve().parent.parent / "native"
 USER = 12345
-EVENT_RING = 1024
-"""Events that are kept for a reader, native/layout.h."""
 
 
 @pytest.fixture
@@ -420,237 +407,6 @@ def test_resume_needs_a_lost_holder_and_its_key(control: int) -> None:
     assert refused(control, HOLDER_REGISTER, missing) == "ENOENT"
 
 
-# ---- events: read(2) ---------------------------------------------------------------------------
-
-
-class Changes:
-    """Events on demand: a watched file whose map changes."""
-
-    def __init__(self, control: int, file: int) -> None:
-        self.holder = Holder(control)
-        self.file = file
-        self.handle = handle_of(file)
-        self.at = 1 << 20
-
-    def happen(self, times: int = 1) -> None:
-        for _ in range(times):
-            self.holder.watch(self.handle)
-            self.at += 2 * BLOCK
-            os.pwrite(self.file, b"x", self.at)
-
-
-@pytest.fixture
-def changes(control: int, file: int) -> Changes:
-    return Changes(control, file)
-
-
-def test_read_returns_whole_events_in_order(control: int, changes: Changes) -> None:
-    changes.happen(5)
-    size = ctypes.sizeof(Event)
-    assert refusal(lambda: os.read(control, size - 1)) == "EINVAL"
-    first = os.read(control, 2 * size + size // 2)
-    assert len(first) == 2 * size
-    events = [Event.from_buffer_copy(first, at) for at in (0, size)] + take_events(control)
-    assert [event.type for event in events] == [EVENT_MAP_CHANGED] * 5
-    assert [event.seq - events[0].seq for event in events] == list(range(5))
-    for event in events:
-        assert (event.size, event.holder) == (size, changes.holder.id)
-        assert (event.file.ino, event.file.generation) == (
-            changes.handle.ino,
-            changes.handle.generation,
-        )
-
-
-def test_read_does_not_wait_when_asked_not_to(root: Path, changes: Changes, control: int) -> None:
-    os.set_blocking(control, False)
-    assert refusal(lambda: os.read(control, 1000)) == "EAGAIN"
-    changes.happen()
-    assert len(take_events(control)) == 1
-    assert refusal(lambda: os.read(control, 1000)) == "EAGAIN"
-    without_holder = os.open(root / ".extfs/control", os.O_RDONLY | os.O_NONBLOCK)
-    assert refusal(lambda: os.read(without_holder, 1000)) == "EAGAIN"
-    os.close(without_holder)
-
-
-def test_a_blocked_read_returns_with_the_event(control: int, changes: Changes) -> None:
-    got: list[Any] = []
-    readers = [threading.Thread(target=lambda: got.extend(take_events(control, 1)))]
-    readers += [threading.Thread(target=lambda: got.extend(take_events(control, 1)))]
-    for reader in readers:
-        reader.start()
-    time.sleep(0.1)
-    assert not got
-    changes.happen()
-    changes.happen()
-    for reader in readers:
-        reader.join(10)
-    assert len(got) == 2
-    assert all(not reader.is_alive() for reader in readers)
-
-
-class InterruptedTestError(Exception):
-    pass
-
-
-def test_a_signal_ends_a_blocked_read(control: int, changes: Changes) -> None:
-    def handler(*_: object) -> None:
-        raise InterruptedTestError
-
-    old = signal.signal(signal.SIGALRM, handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(InterruptedTestError):
-            os.read(control, 1000)
-    finally:
-        signal.signal(signal.SIGALRM, old)
-    changes.happen()
-    assert len(take_events(control)) == 1  # nothing was taken by the read that was interrupted
-
-
-BLOCKED = """
-import os, sys
-fd = os.open(sys.argv[1], os.O_RDWR)
-print("reading", flush=True)
-os.read(fd, 1000)
-"""
-
-
-def test_a_blocked_reader_can_be_killed(root: Path, file: int) -> None:
-    for _ in range(3):
-        reader = subprocess.Popen(
-            [sys.executable, "-c", BLOCKED, root / ".extfs/control"], stdout=subprocess.PIPE
-        )
-        assert reader.stdout is not None
-        assert reader.stdout.readline() == b"reading\n"
-        time.sleep(0.05)
-        reader.kill()
-        assert reader.wait(5) == -signal.SIGKILL
-        reader.stdout.close()
-    os.pwrite(file, b"still served", 0)
-
-
-def test_a_dying_mount_lets_readers_go(mounted: Mounted) -> None:
-    reader = subprocess.Popen(
-        [sys.executable, "-c", BLOCKED, mounted.mountpoint / ".extfs/control"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert reader.stdout is not None
-    assert reader.stdout.readline() == b"reading\n"
-    time.sleep(0.05)
-    (found,) = rundir.mounts_below(mounted.mountpoint)
-    rundir.abort_fuse(found.device_minor)
-    assert reader.wait(10) == 1
-    reader.stdout.close()
-    assert mounted.daemon.wait(30) is not None
-
-
-def test_an_overflow_says_how_many_were_lost(control: int, changes: Changes) -> None:
-    os.set_blocking(control, False)
-    changes.happen(EVENT_RING + 100)
-    events: list[Any] = []
-    while refusal(lambda: events.extend(take_events(control, 50))) is None:
-        pass
-    assert EVENT_RING // 2 < len(events) <= EVENT_RING + 1
-    overflows = [event for event in events if event.type == EVENT_OVERFLOW]
-    assert overflows
-    told = sum(event.type == EVENT_MAP_CHANGED for event in events)
-    assert told + sum(event.length for event in overflows) == EVENT_RING + 100
-    numbers = [event.seq for event in events]
-    assert numbers == sorted(numbers)
-    changes.happen()
-    assert [event.type for event in take_events(control)] == [EVENT_MAP_CHANGED]
-
-
-# ---- events: poll(2), EVENTS -------------------------------------------------------------------
-
-
-def ready(fd: int, events: int, milliseconds: int) -> int:
-    """What poll(2) says."""
-    poller = select.poll()
-    poller.register(fd, events)
-    return dict(poller.poll(milliseconds)).get(fd, 0)
-
-
-def later(function: Callable[[], object]) -> threading.Timer:
-    timer = threading.Timer(0.1, function)
-    timer.start()
-    return timer
-
-
-def test_poll_wakes_with_an_event(control: int, changes: Changes) -> None:
-    assert ready(control, select.POLLIN, 0) == 0
-    assert ready(control, select.POLLIN, 50) == 0
-    assert ready(control, select.POLLIN | select.POLLOUT, 0) == select.POLLOUT
-    for _ in range(3):
-        timer = later(changes.happen)
-        assert ready(control, select.POLLIN, 5000) == select.POLLIN
-        timer.join()
-        assert len(take_events(control)) == 1
-    assert ready(control, select.POLLIN, 0) == 0
-
-
-@pytest.mark.parametrize("edge", [0, select.EPOLLET], ids=["level", "edge"])
-def test_epoll_wakes_with_every_first_event(control: int, changes: Changes, edge: int) -> None:
-    os.set_blocking(control, False)
-    with select.epoll() as epoll:
-        epoll.register(control, select.EPOLLIN | edge)
-        assert epoll.poll(0.05) == []
-        for _ in range(5):
-            timer = later(changes.happen)
-            assert epoll.poll(5) == [(control, select.EPOLLIN)]
-            timer.join()
-            assert len(take_events(control)) == 1
-            assert epoll.poll(0) == []
-
-
-def test_two_who_poll_are_both_woken(control: int, changes: Changes) -> None:
-    woken: list[int] = []
-    pollers = [
-        threading.Thread(target=lambda: woken.append(ready(control, select.POLLIN, 5000)))
-        for _ in range(2)
-    ]
-    for poller in pollers:
-        poller.start()
-    time.sleep(0.1)
-    changes.happen()
-    for poller in pollers:
-        poller.join(10)
-    assert woken == [select.POLLIN] * 2
-
-
-def test_files_are_ready_always_and_exceptional_with_events(root: Path, file: int) -> None:
-    everything = select.POLLIN | select.POLLOUT | select.POLLPRI
-    always = select.POLLIN | select.POLLOUT
-    assert ready(file, everything, 0) == always
-    status = os.open(root / "file", os.O_RDONLY)
-    assert ready(status, everything, 0) == always
-    os.close(status)
-    holder = register(file)
-
-    def change() -> None:
-        call(file, WATCH, WatchCall(holder=holder.id, key=holder.key))
-        os.pwrite(file, b"x", 1 << 20)
-
-    timer = later(change)
-    assert ready(file, select.POLLPRI, 5000) == select.POLLPRI
-    timer.join()
-    answer = call(file, EVENTS, EventsCall())
-    assert [event.type for event in answer.events[: answer.count]] == [EVENT_MAP_CHANGED]
-    assert call(file, EVENTS, EventsCall()).count == 0
-    assert ready(file, everything, 0) == always
-
-
-def test_events_arrive_where_the_holder_was_registered(
-    root: Path, control: int, changes: Changes
-) -> None:
-    other = os.open(root / ".extfs/control", os.O_RDONLY | os.O_NONBLOCK)
-    changes.happen()
-    assert refusal(lambda: os.read(other, 1000)) == "EAGAIN"
-    assert call(control, EVENTS, EventsCall()).count == 1
-    os.close(other)
-
-
 # ---- mounts without layouts --------------------------------------------------------------------
 
 
@@ -687,4 +443,4 @@ def test_mounts_without_layouts_say_so(
 def test_unknown_commands_are_not_ours(control: int, file: int) -> None:
     for fd in (control, file):
         assert refused(fd, 0xDF, HandleCall()) == errno.errorcode[errno.ENOTTY]
-        assert refused(fd, SHUTDOWN + 1, HandleCall()) == "ENOTTY"
+        assert refused(fd, EVENT_SOCKET + 1, HandleCall()) == "ENOTTY"

@@ -28,6 +28,7 @@ from control_calls import (
     COLLAPSE,
     COMMIT,
     DEDUPE,
+    EVENT_SOCKET,
     EVENTS,
     EXCHANGE,
     FENCED,
@@ -51,6 +52,7 @@ from control_calls import (
     WAIT,
     WATCH,
     EventsCall,
+    EventSocketCall,
     Handle,
     HandleCall,
     Holder,
@@ -176,6 +178,7 @@ def every_call(world: World) -> dict[int, Any]:
         COLLAPSE: ShiftCall(**target),
         INSERT: ShiftCall(**target),
         SHUTDOWN: HandleCall(),
+        EVENT_SOCKET: EventSocketCall(fd=-1),
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -54,6 +53,7 @@ from control_calls import (
     call,
     command,
     handle_of,
+    has_events,
     layout_call,
     refusal,
     refused,
@@ -236,7 +236,7 @@ def test_atomic_swaps_all_at_once(world: World) -> None:
 def answer_recalls(holder: Holder, handle: Any, stop: threading.Event, seen: list[Any]) -> None:
     """Return whatever is asked for."""
     while not stop.is_set():
-        if not select.select([holder.control], [], [], 0.05)[0]:
+        if not has_events(holder.control, 0.05):
             continue
         for event in take_events(holder.control):
             seen.append(event)
@@ -334,7 +334,7 @@ def test_who_waits_for_a_holder_can_be_killed(world: World, operation: str) -> N
     )
     assert waiter.stdout is not None
     assert waiter.stdout.readline() == b"waiting\n"
-    assert select.select([world.control], [], [], 10)[0]
+    assert has_events(world.control, 10)
     assert take_events(world.control)[0].type == EVENT_RECALL
     waiter.kill()
     assert waiter.wait(3) == -signal.SIGKILL

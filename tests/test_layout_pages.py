@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import mmap
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from control_calls import (
     RecallCall,
     call,
     handle_of,
+    has_events,
     take_events,
 )
 
@@ -100,7 +100,7 @@ def at_once() -> Iterator[None]:
 
 
 def hears_a_recall(holder: Holder) -> None:
-    assert select.select([holder.control], [], [], AT_ONCE)[0], "the recall is not heard of"
+    assert has_events(holder.control, AT_ONCE), "the recall is not heard of"
     assert [event.type for event in take_events(holder.control)] == [EVENT_RECALL]
 
 
@@ -153,7 +153,7 @@ def test_nobody_else_waits_behind_such_a_page(world: World) -> None:
     time.sleep(0.1)
     with at_once():
         layout = third.get(handle, 0, BLOCK, RW, WAIT)
-        assert not select.select([third.control], [], [], 0)[0]
+        assert not has_events(third.control, 0)
         call(
             world.descriptor(world.root / ".extfs/control", os.O_RDWR),
             RECALL,

@@ -21,6 +21,8 @@ import enum
 import errno
 import os
 import select
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -241,6 +243,9 @@ class Descriptor:
     def __init__(self, fd: int, name: str, *, control: bool) -> None:
         """Take `fd` over. `name` is for messages; `control`: it is /.extfs/control."""
         self._fd = fd
+        self._told: socket.socket | None = None  # what says that there are events
+        self._told_ended = False  # the mount has dropped it
+        self._telling = threading.Lock()  # of these two
         self.name = name
         self.is_control = control
 
@@ -272,6 +277,10 @@ class Descriptor:
             # Closed it is in any case; what may fail is a dead mount, and nothing depends on it.
             with contextlib.suppress(OSError):
                 os.close(fd)
+        with self._telling:
+            if self._told is not None:
+                self._told.close()
+                self._told = None
 
     def __enter__(self) -> Self:
         return self
@@ -417,16 +426,54 @@ class Descriptor:
 
     # -- events --
 
-    @property
-    def event_mask(self) -> int:
-        """What poll(2) says while there are events: POLLIN, or POLLPRI where reads are the file's.
+    def event_fd(self) -> int:
+        """A descriptor that is readable when there are events; for poll(2) and its like only.
 
-        The numbers are those of epoll(7) too.
+        `events` makes it quiet again. It is made when it is asked for, and belongs to this
+        `Descriptor`; ask each time, as it is another one after the mount has dropped it. An open
+        file has one: what a process forks shares it.
+
+        OSError EAGAIN: this user has too many; EOPNOTSUPP: the mount's daemon cannot reach
+        descriptors of this process, see EVENT_SOCKET.
         """
-        return select.POLLIN if self.is_control else select.POLLPRI
+        with self._telling:
+            if self._told is None or self._told_ended:
+                kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+                ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+                try:
+                    self._call(
+                        c.IOC_EVENT_SOCKET,
+                        c.EventSocket(size=ctypes.sizeof(c.EventSocket), fd=theirs.fileno()),
+                    )
+                except BaseException:
+                    ours.close()
+                    raise
+                finally:
+                    theirs.close()
+                if self._told is not None:
+                    self._told.close()
+                self._told, self._told_ended = ours, False
+            return self._told.fileno()
+
+    def _take_told(self) -> None:
+        """What came to the socket is taken before the events: the next one sends anew."""
+        with self._telling, contextlib.suppress(BlockingIOError):
+            while self._told is not None and not self._told_ended:
+                self._told_ended = not self._told.recv(16)
 
     def events(self) -> list[Event]:
         """The events that there are, in order, without waiting."""
+        self._take_told()
+        found = self._some_events()
+        last = len(found)
+        while last >= c.EVENTS_MAX:
+            more = self._some_events()
+            found += more
+            last = len(more)
+        return found
+
+    def _some_events(self) -> list[Event]:
+        """Up to EVENTS_MAX; fewer: there are none left."""
         if not self.is_control:
             call = c.Events(size=ctypes.sizeof(c.Events))
             self._call(c.IOC_EVENTS, call)
@@ -444,9 +491,10 @@ class Descriptor:
     def wait_events(self, seconds: float | None = None) -> list[Event]:
         """The next events; empty when time is over."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        poll = select.poll()
-        poll.register(self.fileno(), self.event_mask)
         while True:
+            # Before the look: what comes after it is told.
+            poll = select.poll()
+            poll.register(self.event_fd(), select.POLLIN)
             found = self.events()
             left = None if deadline is None else deadline - time.monotonic()
             if found or (left is not None and left <= 0):

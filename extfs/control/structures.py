@@ -7,7 +7,7 @@ host's byte order, as in the header.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_char, c_int64, c_uint8, c_uint32, c_uint64
+from ctypes import c_char, c_int32, c_int64, c_uint8, c_uint32, c_uint64
 
 VERSION = 1
 END = (1 << 64) - 1
@@ -280,6 +280,17 @@ class Events(ctypes.Structure):
     ]
 
 
+class EventSocket(ctypes.Structure):
+    """struct extfs_ioc_event_socket."""
+
+    _fields_ = [
+        ("size", c_uint32),
+        ("flags", c_uint32),
+        ("fd", c_int32),
+        ("reserved", c_uint32 * 3),
+    ]
+
+
 class Pair(ctypes.Structure):
     """struct extfs_ioc_pair."""
 
@@ -327,6 +338,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "extfs_ioc_watch": Watch,
     "extfs_event": EventEntry,
     "extfs_ioc_events": Events,
+    "extfs_ioc_event_socket": EventSocket,
     "extfs_ioc_pair": Pair,
     "extfs_ioc_shift": Shift,
 }
@@ -367,3 +379,4 @@ IOC_DEDUPE = command(0xF0, ctypes.sizeof(Pair))
 IOC_COLLAPSE = command(0xF1, ctypes.sizeof(Shift))
 IOC_INSERT = command(0xF2, ctypes.sizeof(Shift))
 IOC_SHUTDOWN = command(0xF3, ctypes.sizeof(HandleCall))
+IOC_EVENT_SOCKET = command(0xF4, ctypes.sizeof(EventSocket))

@@ -8,7 +8,6 @@ asks for it like for any other; `TrioHolder.give_back` of the range returns it.
 
 from __future__ import annotations
 
-import select
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -53,20 +52,13 @@ class TrioDescriptor:
     async def wait_events(self) -> list[Event]:
         """The next events, at least one."""
         while True:
+            # Before the look: what comes after it is told.
+            told = self.plain.event_fd()
             found = self.plain.events()
             if found:
                 await trio.lowlevel.checkpoint()
                 return found
-            await self._wait()
-
-    async def _wait(self) -> None:
-        if self.plain.is_control:
-            await trio.lowlevel.wait_readable(self.plain.fileno())
-            return
-        # trio does not wait for POLLPRI, but for an epoll descriptor that does.
-        with select.epoll() as epoll:
-            epoll.register(self.plain.fileno(), self.plain.event_mask)
-            await trio.lowlevel.wait_readable(epoll.fileno())
+            await trio.lowlevel.wait_readable(told)
 
 
 class TrioHolder:

@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -195,7 +196,7 @@ static void *aligned(size_t len)
 /* ---- recall --------------------------------------------------------------------------------- */
 
 struct responder {
-	int control;
+	int control, told;
 	uint64_t holder, key;
 	volatile bool stop;
 };
@@ -203,16 +204,33 @@ struct responder {
 static void *respond(void *arg)
 {
 	struct responder *r = arg;
-	struct pollfd p = { .fd = r->control, .events = POLLIN };
+	struct pollfd p = { .fd = r->told, .events = POLLIN };
 	struct extfs_event ev;
+	char word;
 
 	while (!r->stop) {
-		if (poll(&p, 1, 100) <= 0 || read(r->control, &ev, sizeof(ev)) != sizeof(ev))
+		if (poll(&p, 1, 100) <= 0 || read(r->told, &word, 1) != 1)
 			continue;
-		if (ev.type == EXTFS_EVENT_RECALL)
-			give_back(r->control, r->holder, r->key, ev.file, ev.offset, ev.length);
+		while (read(r->control, &ev, sizeof(ev)) == sizeof(ev))
+			if (ev.type == EXTFS_EVENT_RECALL)
+				give_back(r->control, r->holder, r->key, ev.file, ev.offset, ev.length);
 	}
 	return NULL;
+}
+
+/* A socket that is readable when there are events. */
+static int event_socket(int fd)
+{
+	struct extfs_ioc_event_socket c = { .size = sizeof(c) };
+	int ends[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) < 0)
+		die("socketpair");
+	c.fd = ends[1];
+	if (ioctl(fd, EXTFS_IOC_EVENT_SOCKET, &c) < 0)
+		die("EVENT_SOCKET");
+	close(ends[1]);
+	return ends[0];
 }
 
 /* A write through the mount that meets a layout, from its beginning to its end; and the same write without one. */
@@ -226,6 +244,7 @@ static void time_recall(const char *path, unsigned rounds, struct series *with, 
 
 	if (r.control < 0)
 		die(path);
+	r.told = event_socket(r.control);
 	r.holder = register_holder(r.control, &r.key);
 	for (unsigned i = 0; i < 64; i++)
 		if (pwrite(fd, buf, PIECE, i * PIECE) != (ssize_t)PIECE)
@@ -251,6 +270,7 @@ static void time_recall(const char *path, unsigned rounds, struct series *with, 
 	}
 	r.stop = true;
 	pthread_join(thread, NULL);
+	close(r.told);
 	close(r.control);
 	free(buf);
 	remove_file("recall", fd);
