@@ -130,14 +130,14 @@ static void detach_locked(struct buf_cache *c, struct buf *b)
 	b->detached = true;
 }
 
-/* Make room for one more, in so many steps of the clock; where that was not enough, the cache grows,
- * and whoever comes next goes on. What the journal keeps may fill the limit alone: an eighth of it
+/* Make room for `more`, in so many steps of the clock; where that was not enough, the cache grows, and
+ * whoever comes next goes on. What the journal keeps may fill the limit alone: an eighth of it
  * remains for the others, else each new block would push out the one before. */
-static uint64_t evict(struct buf_cache *c, uint64_t steps)
+static uint64_t evict(struct buf_cache *c, uint64_t more, uint64_t steps)
 {
 	uint64_t before = c->evictions;
 
-	while (c->bufs >= c->limit && c->ring_count > c->limit / 8 && steps--) {
+	while (c->bufs + more > c->limit && c->ring_count > c->limit / 8 && steps--) {
 		struct buf *b = c->hand;
 
 		c->hand = b->ring_next;
@@ -157,7 +157,7 @@ static uint64_t evict(struct buf_cache *c, uint64_t steps)
 
 static struct buf *buf_create(struct buf_cache *c, fsblock_t block, const struct buf_type *type)
 {
-	evict(c, EVICT_STEPS);
+	evict(c, 1, EVICT_STEPS);
 	struct buf *b = calloc(1, sizeof(*b));
 	if (!b)
 		return NULL;
@@ -246,10 +246,10 @@ uint64_t buf_cache_limit(struct fs *fs, uint64_t bytes)
 	pthread_mutex_lock(&c->mutex);
 	c->limit = MIN(MAX(bytes / BLOCK_SIZE, LIMIT_MIN), c->asked);
 	/* Two turns: the first may only clear what tells that blocks are used. */
-	for (steps = 2 * c->ring_count; steps && c->bufs >= c->limit;) {
+	for (steps = 2 * c->ring_count; steps && c->bufs > c->limit;) {
 		uint64_t now = MIN(steps, SHRINK_STEPS);
 
-		left += evict(c, now);
+		left += evict(c, 0, now);
 		steps -= now;
 		step_aside(c);
 	}

@@ -10,6 +10,8 @@ import os
 import random
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from rundir import LoopDevice
 
 from extfs.core import Filesystem, Memory, SimDevice, mkfs
 from extfs.layout import Host
+from extfs.layout.cgroups import CgroupError, cgroup_root
 from extfs.memory import MemoryLimit, Shrinker, Source, find_limit, find_sources
 from extfs.memory.policy import CALM, CALM_MAX
 
@@ -79,14 +82,21 @@ def bell() -> Iterator[tuple[Source, Callable[[], None]]]:
 
 
 def running(test: Callable[[trio.Nursery], Any]) -> None:
-    """Run it under a clock that jumps."""
+    """Run it under a clock that jumps; what is for a thread is done at once, for a jump does not
+    wait for threads."""
+
+    async def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*arguments)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             await test(nursery)
             nursery.cancel_scope.cancel()
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.02))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trio.to_thread, "run_sync", at_once)
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 # ---- the policy --------------------------------------------------------------------------------
@@ -495,3 +505,82 @@ def test_a_mount_gives_memory_back_while_it_is_used(
     assert again["unused"] <= again["effective_limit"]
     mounted.unmount()
     assert "clean" in extfs("fsck", loop_device).stdout
+
+
+_THRASH = """
+import mmap, os, random, sys
+path, group = sys.argv[1:]
+with open(os.path.join(group, "cgroup.procs"), "w") as procs:
+    procs.write(str(os.getpid()))
+with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    while True:
+        pages[random.randrange(len(pages))]
+"""
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A cgroup with 48 MiB of memory, of either version."""
+    name = f"extfs-test-{os.getpid()}"
+    v1 = Path("/sys/fs/cgroup/memory")
+    try:
+        if (v1 / "memory.limit_in_bytes").exists():
+            group, limit = v1 / name, "memory.limit_in_bytes"
+        else:
+            root = cgroup_root(Host())
+            (root / "cgroup.subtree_control").write_text("+memory")
+            group, limit = root / name, "memory.max"
+        group.mkdir()
+    except (OSError, CgroupError) as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    (group / limit).write_text(str(48 * MIB))
+    yield group
+    for _ in range(100):  # until the last of its processes is gone
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    group.rmdir()
+
+
+@pytest.mark.fuse
+def test_the_kernel_tells_of_real_pressure(
+    loop_device: LoopDevice,
+    extfs: ExtfsRunner,
+    mount_extfs: Callable[..., Mounted],
+    monkeypatch: pytest.MonkeyPatch,
+    small_group: Path,
+) -> None:
+    """Somebody reads more of a file of the mount than its cgroup can hold, over and over."""
+    if not Path("/proc/pressure/memory").exists():
+        pytest.skip("this kernel has no pressure stall information")
+    monkeypatch.setenv("MEMORY_PRESSURE_WATCH", "/proc/pressure/memory")
+    # Any waiting that can be told from none.
+    trigger = base64.b64encode(b"some 2000 2000000\0").decode()
+    monkeypatch.setenv("MEMORY_PRESSURE_WRITE", trigger)
+    extfs("mkfs", loop_device)
+    mounted = mount_extfs(loop_device)
+    path = mounted.mountpoint / "file"
+    path.write_bytes(os.urandom(96 * MIB))
+
+    def pressure() -> dict[str, Any]:
+        text = (mounted.mountpoint / ".extfs/status").read_text()
+        document: dict[str, Any] = json.loads(text)["memory"]["pressure"]
+        return document
+
+    assert pressure()["watched"] == ["/proc/pressure/memory"]
+    before = pressure()["events"]
+    thrashing = subprocess.Popen([sys.executable, "-c", _THRASH, path, small_group])
+    try:
+        deadline = time.monotonic() + 60
+        while pressure()["events"] == before:
+            assert thrashing.poll() is None
+            assert time.monotonic() < deadline, Path("/proc/pressure/memory").read_text()
+            time.sleep(0.1)
+    finally:
+        thrashing.kill()
+        thrashing.wait()
+    assert pressure()["shrinks"] >= 1
