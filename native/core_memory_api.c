@@ -7,6 +7,7 @@
 #include <malloc.h>
 
 #include "buffer.h"
+#include "file_early.h"
 #include "inode.h"
 
 void extfs_get_memory(struct fs *fs, struct extfs_memory *out)
@@ -33,6 +34,7 @@ uint64_t extfs_limit_caches(struct fs *fs, uint64_t cache_bytes, uint64_t inodes
 {
 	uint64_t bytes = buf_cache_limit(fs, cache_bytes) * BLOCK_SIZE;
 
+	bytes += early_drop_kept(fs);
 	bytes += inode_cache_limit(fs, inodes) * sizeof(struct inode);
 	/* Inodes, and what describes a block, lie in the heap: whole pages of it that are free now.
 	 * An allocation of another thread may wait for it, a heap at a time. */

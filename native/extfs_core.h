@@ -140,8 +140,8 @@ struct extfs_memory {
 	uint64_t lookup_bytes; /* of what the kernel knows of inodes: it forgets when it is short of memory itself */
 };
 void extfs_get_memory(struct fs *fs, struct extfs_memory *out);
-/* New limits, never above those asked for, nor below 256 KiB. What is above leaves, if it is clean and unused, and its memory
- * goes back to the kernel: milliseconds, without I/O. Returns how many bytes left the caches. */
+/* New limits, never above those asked for, nor below 256 KiB. What is above leaves, if it is clean and unused, with memory that
+ * is only kept for early writes to come; it goes back to the kernel: milliseconds, without I/O. Returns how many bytes left. */
 uint64_t extfs_limit_caches(struct fs *fs, uint64_t cache_bytes, uint64_t inodes);
 
 /* ---- durability (these wait, except extfs_durable_now) ---- */

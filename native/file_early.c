@@ -119,8 +119,8 @@ static uint64_t class_bytes(unsigned class)
 	return (uint64_t)class_blocks[class] << BLOCK_SHIFT;
 }
 
-/* Memory of other sizes that nobody uses goes, one piece at a time. early->mutex. */
-static struct early_write *kept_of_others(struct early *es)
+/* Memory that nobody uses goes, one piece at a time. early->mutex. */
+static struct early_write *take_kept(struct early *es)
 {
 	for (unsigned i = CLASSES; i-- > 0;) {
 		struct early_write *e = es->kept[i];
@@ -166,7 +166,7 @@ static struct early_write *get(struct early *es, nblocks_t blocks)
 		if (e)
 			es->kept[class] = e->free_next;
 		while (!e && es->bytes + class_bytes(class) > es->limit) {
-			struct early_write *other = kept_of_others(es);
+			struct early_write *other = take_kept(es);
 
 			if (!other)
 				break;
@@ -204,6 +204,25 @@ static void put(struct early *es, struct early_write *e)
 	es->kept[e->class] = e;
 	es->n--;
 	pthread_mutex_unlock(&es->mutex);
+}
+
+uint64_t early_drop_kept(struct fs *fs)
+{
+	struct early *es = fs->early;
+	struct early_write *e;
+	uint64_t bytes = 0, most = es->limit;
+
+	/* Writers keep more meanwhile: there is an end to it. */
+	do {
+		pthread_mutex_lock(&es->mutex);
+		e = take_kept(es);
+		pthread_mutex_unlock(&es->mutex);
+		if (e) {
+			bytes += class_bytes(e->class);
+			release(e);
+		}
+	} while (e && bytes < most);
+	return bytes;
 }
 
 /* ---- the size on disk ----------------------------------------------------------------------- */

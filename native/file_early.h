@@ -55,6 +55,8 @@ void early_sync(struct fs *fs);
 
 struct early_stats { uint64_t writes, waits, errors, bytes; };
 void early_get_stats(struct fs *fs, struct early_stats *st);
+/* Memory that is kept for the next ones goes; returns how many bytes. */
+uint64_t early_drop_kept(struct fs *fs);
 /* How many early writes of this file have failed since it came to memory. */
 static inline uint32_t early_errors(const struct inode *in)
 {

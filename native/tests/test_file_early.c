@@ -586,6 +586,20 @@ static void memory_is_bounded(void **state)
 	assert_int_equal(early, 32);
 	flight_wait(&f);
 	flight_end(&f);
+	/* What is kept may go, and then there is memory again. */
+	early_run_out();
+	early_get_stats(world.fs, &st);
+	assert_true(st.bytes >= 32 * 2 * BLOCK_SIZE);
+	assert_int_equal(early_drop_kept(world.fs), st.bytes);
+	early_get_stats(world.fs, &st);
+	assert_int_equal(st.bytes, 0);
+	assert_int_equal(early_drop_kept(world.fs), 0);
+	t = a_write(0, 0, BLOCK_SIZE, 3);
+	flight_start(&f, &t);
+	assert_true(f.fop.early);
+	assert_int_equal(early_drop_kept(world.fs), 0); /* not what is under way */
+	flight_end(&f);
+	early_run_out();
 }
 
 /* ---- threads -------------------------------------------------------------------------------- */
