@@ -606,6 +606,10 @@ def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None
     _check_service(options)
     _check_mountpoint(options.mountpoint)
     try:
+        core.io_flusher()
+    except CoreError as error:
+        log.info("memory may be slow to come where it is short: PR_SET_IO_FLUSHER: %s", error)
+    try:
         with _reserved(options) as reserved, _opened(options) as filesystem:
             if reserved is not None:
                 reserved.filesystem = filesystem

@@ -349,23 +349,31 @@ static struct fuse_init_out answer_init(struct bridge *b, const struct fuse_init
 	};
 }
 
-/* The kernel starts with 128 KiB of read-ahead; only sysfs raises it. */
-static void raise_read_ahead(const struct bridge *b)
+static void set_bdi(const struct bridge *b, const char *name, unsigned value, const char *otherwise)
 {
-	char path[64], text[16];
+	char path[80], text[16];
 	int fd, len;
 
 	if (!b->dev)
 		return;
-	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(b->dev),
-		 minor(b->dev));
+	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/%s", major(b->dev), minor(b->dev), name);
 	fd = open(path, O_WRONLY | O_CLOEXEC);
 	if (fd < 0)
 		return;
-	len = snprintf(text, sizeof(text), "%u", READ_AHEAD_BYTES >> 10);
+	len = snprintf(text, sizeof(text), "%u", value);
 	if (write(fd, text, (size_t)len) < 0)
-		log_msg(LOG_NOTE, "%s: %s; buffered reads stay slow", path, strerror(errno));
+		log_msg(LOG_NOTE, "%s: %s; %s", path, strerror(errno), otherwise);
 	close(fd);
+}
+
+/* What only sysfs can change. The kernel starts with 128 KiB of read-ahead. And it lets a FUSE mount keep but a hundredth of
+ * the memory dirty, because a daemon that never writes may be anybody's; who asks for the writeback cache trusts
+ * this one, and it is to be held to the limits of any filesystem. */
+static void tell_bdi(const struct bridge *b)
+{
+	set_bdi(b, "read_ahead_kb", READ_AHEAD_BYTES >> 10, "buffered reads stay slow");
+	if (b->writeback_cache)
+		set_bdi(b, "strict_limit", 0, "buffered writes stay slow");
 }
 
 static void serve_init(struct request *r)
@@ -392,7 +400,7 @@ static void serve_init(struct request *r)
 	if (send_message(r, &message, message.head.len, -1))
 		log_msg(LOG_ERROR, "pyfuse3 cannot be told of the mount");
 	request_reply(r, &out, sizeof(out));
-	raise_read_ahead(b);
+	tell_bdi(b);
 	uring_negotiated(b, atomic_load(&b->negotiated) & FUSE_OVER_IO_URING);
 }
 

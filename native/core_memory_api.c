@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * core_memory_api.c - the calls of extfs_core.h about the memory of the caches.
+ * core_memory_api.c - the calls of extfs_core.h about memory: of the caches, and how the process gets it.
  */
 #include "core_api.h"
 
+#include <errno.h>
 #include <malloc.h>
+#include <sys/prctl.h>
 
 #include "buffer.h"
 #include "file_early.h"
@@ -41,4 +43,9 @@ uint64_t extfs_limit_caches(struct fs *fs, uint64_t cache_bytes, uint64_t inodes
 	if (bytes)
 		malloc_trim(0);
 	return bytes;
+}
+
+int extfs_io_flusher(void)
+{
+	return prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0 ? -errno : 0;
 }

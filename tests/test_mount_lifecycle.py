@@ -267,3 +267,38 @@ assert len(os.listdir(base)) == 130, len(os.listdir(base))
         for n in range(8)
     ]
     assert [worker.wait(120) for worker in workers] == [0] * 8
+
+
+@fuse
+@pytest.mark.parametrize(("options", "strict"), [("", "1"), ("writeback_cache", "0")])
+def test_limits_of_dirty_memory(
+    scratch_image: Path,
+    extfs: ExtfsRunner,
+    mount_extfs: Callable[..., Mounted],
+    options: str,
+    strict: str,
+) -> None:
+    """A hundredth of the memory, but with writeback_cache what any filesystem may have."""
+    extfs("mkfs", scratch_image)
+    mounted = mount_extfs(scratch_image, options)
+    number = mounted.mountpoint.stat().st_dev
+    bdi = Path(f"/sys/class/bdi/{os.major(number)}:{os.minor(number)}")
+    if not (bdi / "strict_limit").exists():
+        pytest.skip("this kernel does not tell")
+    (mounted.mountpoint / "file").write_bytes(b"x")  # after INIT was answered
+    assert (bdi / "strict_limit").read_text().strip() == strict
+    assert (bdi / "read_ahead_kb").read_text().strip() == "1024"
+
+
+@fuse
+def test_no_thread_waits_for_file_io_to_get_memory(mounted: Mounted) -> None:
+    (mounted.mountpoint / "file").write_bytes(b"x")
+    status = Path(f"/proc/{mounted.daemon.pid}/status").read_text()
+    effective = int(re.findall(r"^CapEff:\t(\w+)$", status, re.MULTILINE)[0], 16)
+    cap_sys_resource = 24  # include/uapi/linux/capability.h
+    if not effective >> cap_sys_resource & 1:
+        pytest.skip("without CAP_SYS_RESOURCE the kernel refuses PR_SET_IO_FLUSHER")
+    memalloc_noio = 0x80000  # PF_MEMALLOC_NOIO of include/linux/sched.h
+    for task in Path(f"/proc/{mounted.daemon.pid}/task").iterdir():
+        name, _, rest = (task / "stat").read_text().rpartition(")")
+        assert int(rest.split()[6]) & memalloc_noio, name

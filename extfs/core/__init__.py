@@ -45,7 +45,14 @@ from extfs.core.layouts import (
     LostCause,
 )
 from extfs.core.locks import Lock, Locks
-from extfs.core.native import CoreError, JournalFullError, drain_log, log_fd, log_lines
+from extfs.core.native import (
+    CoreError,
+    JournalFullError,
+    drain_log,
+    io_flusher,
+    log_fd,
+    log_lines,
+)
 from extfs.core.records import RECORD_BYTES_MAX, RIDER_BYTES, Records, Rider
 from extfs.core.values import (
     BLOCK_SIZE,
@@ -117,6 +124,7 @@ __all__ = [
     "Transport",
     "TransportError",
     "drain_log",
+    "io_flusher",
     "log_fd",
     "log_lines",
     "mkfs",

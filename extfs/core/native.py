@@ -60,6 +60,15 @@ def log_lines() -> list[tuple[int, str]]:
     return lines
 
 
+def io_flusher() -> None:
+    """Before threads are made: this process serves file I/O. Memory that it waits for does not wait
+    for file I/O then, which may be its own (prctl(2), PR_SET_IO_FLUSHER).
+
+    CoreError: not allowed (CAP_SYS_RESOURCE).
+    """
+    checked(lib.extfs_io_flusher())
+
+
 def drain_log(logger: logging.Logger) -> int:
     """Hand the core's log lines to `logger` at their own levels; returns how many there were."""
     lines = log_lines()
