@@ -132,12 +132,27 @@ int inode_create(struct trans *t, uint32_t mode, uint32_t uid, uint32_t gid, uin
 	return err ? err : trans_join_inode(t, in);
 }
 
+/* Somebody who is no early write has set the size: those before him set no limit any more. */
+static void note_size_set(struct inode *in)
+{
+	pthread_mutex_lock(&in->lock);
+	if (in->core.size != in->early_size) {
+		in->early_size = in->core.size;
+		in->early_limit = UINT64_MAX;
+		in->early_epoch++;
+	}
+	pthread_mutex_unlock(&in->lock);
+}
+
 static void on_write_end(void *arg, xid_t xid)
 {
 	struct inode *in = arg;
 
-	if (xid != 0)
-		in->xid = xid;
+	if (xid == 0)
+		return;
+	in->xid = xid;
+	if (unlikely(atomic_load_explicit(&in->early_n, memory_order_relaxed)))
+		note_size_set(in);
 }
 
 static void on_lazy_write_end(void *arg, xid_t xid)
@@ -154,12 +169,7 @@ static uint64_t size_on_disk(struct inode *in)
 	uint64_t size;
 
 	pthread_mutex_lock(&in->lock);
-	if (in->core.size != in->early_size) {
-		in->early_size = in->core.size;
-		in->early_limit = UINT64_MAX;
-		in->early_epoch++;
-	}
-	size = MIN(in->core.size, in->early_limit);
+	size = in->core.size == in->early_size ? MIN(in->core.size, in->early_limit) : in->core.size;
 	pthread_mutex_unlock(&in->lock);
 	return size;
 }

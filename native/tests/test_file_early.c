@@ -323,6 +323,31 @@ static void a_size_that_was_set_is_the_size(void **state)
 	file_is(0, "after the power cut");
 }
 
+/* A size that was set by a transaction that then failed counts for nothing. */
+static void a_size_that_was_taken_back_is_not(void **state)
+{
+	struct attr_change chmod = { .valid = ATTR_MODE, .mode = 0600 };
+	struct inode *in = world.file[0];
+	struct trans t;
+
+	write_early(0, 0, BLOCK_SIZE, 3);
+	assert_int_equal(do_fsync(0), 0);
+	write_early(0, BLOCK_SIZE, BLOCK_SIZE, 4);
+	OK(trans_begin(world.fs, &t, 16));
+	OK(trans_join_inode(&t, in));
+	in->core.size = 3 * BLOCK_SIZE;
+	OK(inode_write(&t, in));
+	trans_cancel(&t);
+	OK(namei_setattr(in, &chmod));
+	assert_int_equal(look(0)->size, 2 * BLOCK_SIZE);
+	commit();
+	power_cut();
+	assert_int_equal(look(0)->mode & 07777, 0600);
+	assert_int_equal(look(0)->size, BLOCK_SIZE);
+	files[0].size = BLOCK_SIZE;
+	file_is(0, "after the power cut");
+}
+
 /* The power goes after so many turns of the loop; what was behind EOF then does not come back when the file grows. */
 static void cut_and_grow(unsigned turns, uint64_t size)
 {
@@ -712,6 +737,7 @@ int main(void)
 		RULE(written_durably_means_all_before),
 		RULE(a_crash_shows_no_zeros_for_data),
 		RULE(a_size_that_was_set_is_the_size),
+		RULE(a_size_that_was_taken_back_is_not),
 		RULE(later_ones_leave_nothing_behind_eof),
 		RULE(later_ones_wait_for_one_that_fails),
 		RULE(a_fragmented_one_leaves_nothing_behind_eof),
