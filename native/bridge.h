@@ -155,6 +155,7 @@ struct request {
 	struct uring_queue *queue; /* of whose entries it is one; NULL: read from /dev/fuse */
 	bool with_kernel;          /* an entry: it is free */
 	bool registering;          /* it was never completed */
+	bool fixed;                /* ioctx_fix() of its payload */
 	bool answered;             /* the answer is in it */
 	bool keeps_large;          /* counted in large_free */
 	struct forwarded *forwarded; /* WAIT_FORWARD: the answer of pyfuse3; NULL: none will come */

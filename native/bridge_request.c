@@ -41,6 +41,7 @@
 #define POOL_MAX 64u
 #define POOL_LARGE 8u
 #define LARGE_BYTES (64u << 10)
+_Static_assert(LARGE_BYTES >= IOCTX_FIXED_BYTES, "what is fixed is never given back");
 #define REAPER_TRIES 10000u
 
 static struct bridge *bridge_of(const struct request *r) { return r->t->b; }

@@ -100,6 +100,8 @@ static void drop_entry(struct request *r)
 	if (r->queue->probe == r)
 		r->queue->probe = NULL;
 	r->queue->entries--;
+	if (r->fixed)
+		ioctx_unfix(r->t->ctx, r->payload);
 	request_destroy(r);
 }
 
@@ -115,6 +117,8 @@ static bool register_entry(struct bridge_thread *t, struct uring_queue *q)
 	iov[1] = (struct iovec){r->payload, BRIDGE_MAX_IO};
 	r->queue = q;
 	r->registering = true;
+	/* These pages are never given back (request_shrink). */
+	r->fixed = ioctx_fix(t->ctx, r->payload);
 	q->entries++;
 	if (command(r, FUSE_IO_URING_CMD_REGISTER))
 		return true;
@@ -142,6 +146,8 @@ int uring_register_first(struct bridge_thread *t)
 {
 	int err = t->ring ? 0 : -ENOSYS;
 
+	if (t->ring)
+		ioctx_fix_device(t->ctx, t->b->fs->dev);
 	for (unsigned i = 0; i < t->n_queues && !err; i++) {
 		err = register_entry(t, &t->queues[i]) ? 0 : -ENOMEM;
 		if (!err)

@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "device_gate.h"
+#include "ioctx_fixed.h"
 #include "log.h"
 
 #define THREAD_DEPTH 32u
@@ -49,6 +50,7 @@ struct ioctx {
 	struct io_uring ring;
 	bool ring_up, ring_refused, wake_armed;
 	bool long_sqes;
+	struct fixed *fixed; /* NULL: nothing */
 	uint64_t ring_owner;
 	void (*foreign)(void *arg, uint64_t user_data, int res, unsigned cqe_flags);
 	void *foreign_arg;
@@ -161,6 +163,7 @@ void ioctx_destroy(struct ioctx *ctx)
 	xassert(!ctx->wake_head);
 	pthread_mutex_unlock(&ctx->wake_lock);
 	xassert(ctx->pending == 0);
+	fixed_destroy(ctx->fixed, &ctx->ring);
 	if (ctx->ring_up)
 		io_uring_queue_exit(&ctx->ring);
 	if (ctx->epoll_fd >= 0) {
@@ -219,7 +222,7 @@ static bool ring_ready(struct ioctx *ctx)
 		return false;
 	if (ctx->ring_up) {
 		/* The context moved to another thread, which may not use the old thread's ring. */
-		xassert(ctx->in_kernel == 0 && !ctx->foreign);
+		xassert(ctx->in_kernel == 0 && !ctx->foreign && !ctx->fixed);
 		io_uring_queue_exit(&ctx->ring);
 		ctx->ring_up = ctx->wake_armed = false;
 	}
@@ -246,6 +249,24 @@ void ioctx_want_long_sqes(struct ioctx *ctx)
 {
 	xassert(!ctx->ring_up);
 	ctx->long_sqes = true;
+}
+
+void ioctx_fix_device(struct ioctx *ctx, const struct device *dev)
+{
+	xassert(!ctx->fixed);
+	if (ring_ready(ctx))
+		ctx->fixed = fixed_create(&ctx->ring, dev);
+}
+
+bool ioctx_fix(struct ioctx *ctx, void *at)
+{
+	return ctx->fixed && fixed_add(ctx->fixed, &ctx->ring, at);
+}
+
+void ioctx_unfix(struct ioctx *ctx, void *at)
+{
+	if (ctx->fixed)
+		fixed_remove(ctx->fixed, &ctx->ring, at);
 }
 
 struct io_uring *ioctx_ring(struct ioctx *ctx)
@@ -467,6 +488,8 @@ static void fill_ring(struct ioctx *ctx)
 		struct dev_io *io = list_pop(&ctx->queued);
 
 		raw_prep(io, sqe);
+		if (ctx->fixed)
+			fixed_apply(ctx->fixed, &ctx->ring, io->dev, sqe);
 		io_uring_sqe_set_data(sqe, io);
 		ctx->in_kernel++;
 	}
