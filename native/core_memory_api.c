@@ -34,14 +34,19 @@ void extfs_get_memory(struct fs *fs, struct extfs_memory *out)
 
 uint64_t extfs_limit_caches(struct fs *fs, uint64_t cache_bytes, uint64_t inodes)
 {
-	uint64_t bytes = buf_cache_limit(fs, cache_bytes) * BLOCK_SIZE;
+	struct buf_stats before;
+	uint64_t bytes;
 
-	bytes += early_drop_kept(fs);
+	buf_get_stats(fs, &before);
+	bytes = buf_cache_limit(fs, cache_bytes) * BLOCK_SIZE;
 	bytes += inode_cache_limit(fs, inodes) * sizeof(struct inode);
+	if (cache_bytes > before.limit * BLOCK_SIZE)
+		return bytes;
+	/* Memory is short. */
+	bytes += early_drop_kept(fs);
 	/* Inodes, and what describes a block, lie in the heap: whole pages of it that are free now.
 	 * An allocation of another thread may wait for it, a heap at a time. */
-	if (bytes)
-		malloc_trim(0);
+	malloc_trim(0);
 	return bytes;
 }
 

@@ -140,8 +140,9 @@ struct extfs_memory {
 	uint64_t lookup_bytes; /* of what the kernel knows of inodes: it forgets when it is short of memory itself */
 };
 void extfs_get_memory(struct fs *fs, struct extfs_memory *out);
-/* New limits, never above those asked for, nor below 256 KiB. What is above leaves, if it is clean and unused, with memory that
- * is only kept for early writes to come; it goes back to the kernel: milliseconds, without I/O. Returns how many bytes left. */
+/* New limits, never above those asked for, nor below 256 KiB. What is above leaves, if it is clean and unused; unless cache_bytes
+ * rises, so does memory that is only kept for early writes to come, and what is free in the heap. It goes back to the kernel:
+ * milliseconds, without I/O. Returns how many bytes left. */
 uint64_t extfs_limit_caches(struct fs *fs, uint64_t cache_bytes, uint64_t inodes);
 /* Before threads are made: this process serves file I/O, so that memory which it waits for must not in turn wait for file
  * I/O, which may be ours (prctl(2), PR_SET_IO_FLUSHER). Threads and children inherit it. 0, -EPERM, -EINVAL: an old kernel. */
