@@ -345,8 +345,9 @@ void uring_keep(struct bridge_thread *t)
 		look_at_probe(q);
 		if (unlikely(q->free < FREE_MIN && !q->full && q->entries))
 			grow(t, q, ENTRIES_MORE);
-		if (unlikely(q->suspect && !q->kicked && !q->probe && q->free))
-			kick(t, q);
+		if (unlikely(q->suspect && !q->kicked && !q->probe && q->free) &&
+		    atomic_load_explicit(&t->inflight, memory_order_relaxed))
+			kick(t, q); /* somebody may wait */
 	}
 }
 
