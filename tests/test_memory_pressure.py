@@ -205,6 +205,30 @@ def test_a_cgroup_that_is_nearly_full_counts_as_pressure(tmp_path: Path) -> None
     running(test)
 
 
+def test_caches_may_not_fill_their_cgroup(tmp_path: Path) -> None:
+    """Before they are full: pressure and looks would come too late."""
+    caches = FakeCaches()
+    caches.held = 4 * MIB
+    limit = limit_of_v2(tmp_path, use=40 * MIB, pages=0, most=64 * MIB)
+
+    async def test(nursery: trio.Nursery) -> None:
+        shrinker = Shrinker(caches, [], why="a test", limit=limit)
+        nursery.start_soon(shrinker.run)
+        await trio.sleep(0.5)
+        assert caches.cache == 20 * MIB, "what is there, and the room to seven eighths"
+        caches.held = 20 * MIB
+        (tmp_path / "group/a/memory.current").write_text(str(56 * MIB))
+        await trio.sleep(3 * CALM)
+        assert caches.cache == 20 * MIB
+        (tmp_path / "group/a/memory.max").write_text("max")
+        await trio.sleep(40 + 3 * CALM)
+        assert caches.cache == 64 * MIB
+        said = shrinker.status()
+        assert (said["near_limit"], said["shrinks"]) == (0, 0)
+
+    running(test)
+
+
 def test_a_source_that_goes_is_not_pressure() -> None:
     ours, theirs = socket.socketpair()
     caches = FakeCaches()
@@ -263,7 +287,9 @@ def test_limits_above_count_and_pages_of_files_do_not(
     tmp_path: Path, use: int, pages: int, near: bool
 ) -> None:
     limit = limit_of_v2(tmp_path, use=use * MIB, pages=pages * MIB, most=100 * MIB)
-    assert (limit.bytes(), limit.near()) == (100 * MIB, near)
+    room = limit.room()
+    assert room is not None
+    assert (limit.bytes(), room < 0) == (100 * MIB, near)
 
 
 def test_limits_of_version_1(tmp_path: Path) -> None:
@@ -276,9 +302,9 @@ def test_limits_of_version_1(tmp_path: Path) -> None:
     host = host_with(tmp_path, "4:memory:/x\n0::/\n", f"cgroup {group} cgroup rw,memory 0 0\n")
     limit = find_limit(host)
     assert limit is not None
-    assert (limit.bytes(), limit.near()) == (64 * MIB, True)
+    assert (limit.bytes(), limit.room()) == (64 * MIB, (56 - 60 + 1) * MIB)
     (group / "x/memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert (limit.bytes(), limit.near()) == (None, False)
+    assert (limit.bytes(), limit.room()) == (None, None)
 
 
 def test_no_cgroups_no_limit(tmp_path: Path) -> None:

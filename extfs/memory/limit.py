@@ -2,8 +2,9 @@
 
 Pressure comes late there: a daemon's memory is anonymous, its file pages are few, so without swap
 reclaim finds nothing in a full cgroup and the next page kills somebody, before anybody has waited
-for long. So the use is looked at from time to time. Pages of files count in it, but are as good as
-free and fill every cgroup in time: they are left out.
+for long. So the use is looked at from time to time, and caches may not grow beyond what is left.
+Pages of files count in it, but are as good as free and fill every cgroup in time: they are left
+out.
 
 See Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of Linux.
 """
@@ -57,15 +58,14 @@ class _Group:
         found = [self._number(name) for name in self.files.limits]
         return min((number for number in found if number is not None), default=None)
 
-    def used(self, enough: int) -> int:
-        """Bytes without pages of files; these are only looked at when all is above `enough`."""
+    def used(self) -> int:
+        """Bytes without pages of files."""
         used = self._number(self.files.use) or 0
-        if used > enough:
-            with contextlib.suppress(OSError, ValueError):
-                for line in (self.directory / "memory.stat").read_text().splitlines():
-                    name, _, value = line.partition(" ")
-                    if name in self.files.pages:
-                        used -= int(value)
+        with contextlib.suppress(OSError, ValueError):
+            for line in (self.directory / "memory.stat").read_text().splitlines():
+                name, _, value = line.partition(" ")
+                if name in self.files.pages:
+                    used -= int(value)
         return used
 
 
@@ -79,13 +79,16 @@ class MemoryLimit:
         """The least of them; None: there is none."""
         return min((n for group in self.groups if (n := group.limit()) is not None), default=None)
 
-    def near(self) -> bool:
-        """Whether less than an eighth of one of them is left."""
-        for group in self.groups:
-            limit = group.limit()
-            if limit is not None and group.used(limit - limit // 8) > limit - limit // 8:
-                return True
-        return False
+    def room(self) -> int | None:
+        """Bytes until seven eighths of one of them are used, negative above; None: no limit."""
+        return min(
+            (
+                limit - limit // 8 - group.used()
+                for group in self.groups
+                if (limit := group.limit()) is not None
+            ),
+            default=None,
+        )
 
 
 def _up(root: Path, path: str, files: _Files) -> Iterator[_Group]:

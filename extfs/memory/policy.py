@@ -9,6 +9,9 @@ more than the limit, a checkpoint is asked for, and what it lets go leaves a lit
 
 After a time without an event the limits double, and again, until they are what the mount asked for.
 When pressure follows at once, that time is doubled, so that the caches do not swing.
+
+In a cgroup with a limit the caches may also not hold more than there is room for, as looked at once
+a second: they can fill faster than any event comes, and what comes then is the end of the process.
 """
 
 from __future__ import annotations
@@ -72,6 +75,7 @@ class Shrinker:
         self._limit_bytes = limit.bytes() if limit is not None else None
         self._events = self._near_limit = self._shrinks = self._given_back = 0
         self._last: float | None = None
+        self._room: int | None = None
         self._calm = CALM
         # Times of trio's clock; infinite: not planned.
         self._grow_at = self._settle_at = self._look_at = math.inf
@@ -155,9 +159,15 @@ class Shrinker:
         if limit is None:
             return
         self._limit_bytes = await trio.to_thread.run_sync(limit.bytes)
-        if self._limit_bytes is not None and await trio.to_thread.run_sync(limit.near):
+        self._room = await trio.to_thread.run_sync(limit.room)
+        memory = self._caches.memory()
+        ceiling = self._ceiling(memory)
+        if self._room is not None and self._room < 0:
             self._near_limit += 1
             await self._shrink()
+        elif ceiling < memory.cache_limit:
+            await self._set_limits(ceiling, memory.inode_limit)
+            self._grow_at = min(self._grow_at, trio.current_time() + self._calm)
         pause = _LOOK_UNLIMITED if self._limit_bytes is None else _LOOK
         self._look_at = trio.current_time() + pause
 
@@ -192,13 +202,23 @@ class Shrinker:
         self._settle_at = now + _SETTLE
         self._grow_at = now + self._calm
 
+    def _ceiling(self, memory: Memory) -> int:
+        """For metadata, so that neither cache, when full, fills the cgroup: that comes fast."""
+        if self._room is None:
+            return memory.cache_asked
+        inodes = (memory.inode_limit - memory.inodes_unused) * memory.inode_bytes
+        room = memory.cache_bytes + self._room - inodes
+        return min(max(room, memory.cache_asked // FLOOR), memory.cache_asked)
+
     async def _grow(self) -> None:
         memory = self._caches.memory()
-        cache = min(2 * memory.cache_limit, memory.cache_asked)
+        ceiling = max(self._ceiling(memory), memory.cache_limit)
+        cache = min(2 * memory.cache_limit, ceiling)
         inodes = min(2 * memory.inode_limit, memory.inode_asked)
         await self._set_limits(cache, inodes)
         now = trio.current_time()
-        self._grew_at = now
+        if (cache, inodes) != (memory.cache_limit, memory.inode_limit):
+            self._grew_at = now
         if (cache, inodes) == (memory.cache_asked, memory.inode_asked):
             self._grow_at = math.inf
             log.info("memory is no longer short: caches may grow as before")
