@@ -177,9 +177,7 @@ static void call_info(struct request *r, const void *arg)
 	struct alloc_space space;
 
 	_Static_assert(sizeof(out->uuid) == FORMAT_UUID_LEN, "uuid");
-	fs_rdlock(fs);
-	alloc_statfs(fs, &space);
-	fs_unlock(fs);
+	alloc_statfs(fs, &space); /* takes the lock: twice would wait for a writer in between */
 	*out = (struct extfs_ioc_info){
 		.size = sizeof(*out),
 		.block_size = BLOCK_SIZE,
