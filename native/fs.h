@@ -133,9 +133,31 @@ struct fs {
 	_Atomic uint64_t unshare_xid;
 };
 
-static inline void fs_rdlock(struct fs *fs) { pthread_rwlock_rdlock(&fs->lock); }
-static inline void fs_wrlock(struct fs *fs) { pthread_rwlock_wrlock(&fs->lock); }
-static inline void fs_unlock(struct fs *fs) { pthread_rwlock_unlock(&fs->lock); }
+/* Whose lock this thread holds. A second shared hold would wait for a writer who waits for the first: mostly it works, so
+ * it is looked for each time. */
+extern _Thread_local const struct fs *fs_locked;
+
+static inline void fs_rdlock(struct fs *fs)
+{
+	xassert(fs_locked != fs);
+	pthread_rwlock_rdlock(&fs->lock);
+	fs_locked = fs;
+}
+
+static inline void fs_wrlock(struct fs *fs)
+{
+	xassert(fs_locked != fs);
+	pthread_rwlock_wrlock(&fs->lock);
+	fs_locked = fs;
+}
+
+static inline void fs_unlock(struct fs *fs)
+{
+	xassert(fs_locked == fs);
+	fs_locked = NULL;
+	pthread_rwlock_unlock(&fs->lock);
+}
+
 static inline struct root_disk *fs_root(const struct fs *fs) { return fs->root->data; }
 
 /* After an error that makes further changes unsafe (damaged metadata, failed journal write):
