@@ -1,4 +1,4 @@
-"""The README's table of `scripts/bench mount`: `python -m benchmarks.mount_markdown RESULT.json ...`."""
+"""README: tables of `scripts/bench mount`. `python -m benchmarks.mount_markdown RESULT.json ...`"""
 
 from __future__ import annotations
 
