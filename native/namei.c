@@ -29,10 +29,12 @@
 #define SYMLINK_BLOCKS (CREATE_BLOCKS + TRANS_TREE_OP + 3)
 /* A record of the inode tree and one of the orphan tree. */
 #define TMPFILE_BLOCKS (2 * TRANS_TREE_OP + TRANS_ALLOC_OP)
-/* An entry inserted, an orphan record deleted, two inode records overwritten. */
-#define LINK_BLOCKS (2 * TRANS_TREE_OP + 2 + TRANS_ALLOC_OP)
-/* An entry deleted, an orphan record inserted, two inode records overwritten. */
-#define UNLINK_BLOCKS (2 * TRANS_TREE_OP + 2 + TRANS_ALLOC_OP)
+/* An entry inserted, an orphan record deleted, two inode records overwritten. What splits allocate and what
+ * merges free lies apart: in two groups, or far from each other in the free trees of one. */
+#define LINK_BLOCKS (2 * TRANS_TREE_OP + 2 + 2 * TRANS_ALLOC_OP)
+/* An entry deleted, an orphan record inserted, two inode records overwritten; likewise. (With one TRANS_ALLOC_OP one
+ * of a million removals from a directory of a million names once needed more.) */
+#define UNLINK_BLOCKS (2 * TRANS_TREE_OP + 2 + 2 * TRANS_ALLOC_OP)
 
 /* ---- shared with the other namei files ---- */
 

@@ -16,8 +16,8 @@
 #include "namei_priv.h"
 
 /* An entry deleted, one inserted (or overwritten), an orphan record inserted; four inode records
- * overwritten. */
-#define RENAME_BLOCKS (3 * TRANS_TREE_OP + 4 + TRANS_ALLOC_OP)
+ * overwritten. What is allocated and freed lies apart (namei.c). */
+#define RENAME_BLOCKS (3 * TRANS_TREE_OP + 4 + 2 * TRANS_ALLOC_OP)
 
 struct renaming {
 	struct inode *from, *to;
