@@ -269,9 +269,9 @@ static void arm(struct bridge_thread *t, int fd, unsigned events, uint64_t tag, 
 	*armed = true;
 }
 
-/* Over io_uring nearly all that comes by /dev/fuse are FORGETs, one for each file that is removed. To be
- * woken by each cost those who removed them half of their time. Nobody waits for its effect, and
- * the kernel hands over all that it has in one message: so after one with nothing else they may gather. */
+/* Over io_uring nearly all that comes by /dev/fuse are FORGETs, one for each file that is removed, and each
+ * would wake this thread. Nobody waits for its effect, and the kernel hands over all that it has in one message:
+ * so after one with nothing else they may gather. */
 static void pause_reading(struct bridge_thread *t)
 {
 	static struct __kernel_timespec time = {.tv_nsec = PAUSE_NS};
