@@ -136,18 +136,22 @@ struct fs {
 /* Whose lock this thread holds. A second shared hold would wait for a writer who waits for the first: mostly it works, so
  * it is looked for each time. */
 extern _Thread_local const struct fs *fs_locked;
+/* Somebody else has it. */
+void fs_lock_contended(struct fs *fs, bool exclusive);
 
 static inline void fs_rdlock(struct fs *fs)
 {
 	xassert(fs_locked != fs);
-	pthread_rwlock_rdlock(&fs->lock);
+	if (unlikely(pthread_rwlock_tryrdlock(&fs->lock)))
+		fs_lock_contended(fs, false);
 	fs_locked = fs;
 }
 
 static inline void fs_wrlock(struct fs *fs)
 {
 	xassert(fs_locked != fs);
-	pthread_rwlock_wrlock(&fs->lock);
+	if (unlikely(pthread_rwlock_trywrlock(&fs->lock)))
+		fs_lock_contended(fs, true);
 	fs_locked = fs;
 }
 
