@@ -23,7 +23,7 @@
 
 enum { OFFSET_DOT = 1, OFFSET_DOTDOT = 2 };
 
-static uint64_t version_of(struct inode *dir)
+uint64_t listing_version(struct inode *dir)
 {
 	uint64_t version;
 
@@ -41,7 +41,7 @@ static struct listed *listed_slot(struct bridge *b, inum_t ino)
 
 static bool was_listed(struct bridge *b, struct inode *dir)
 {
-	uint64_t version = version_of(dir);
+	uint64_t version = listing_version(dir);
 	const struct listed *last;
 	bool same;
 
@@ -54,7 +54,7 @@ static bool was_listed(struct bridge *b, struct inode *dir)
 
 static void listed_to_its_end(struct bridge *b, struct inode *dir)
 {
-	struct listed now = {dir->ino, version_of(dir)};
+	struct listed now = {dir->ino, listing_version(dir)};
 
 	pthread_mutex_lock(&b->open_mutex);
 	*listed_slot(b, dir->ino) = now;
@@ -87,26 +87,24 @@ void serve_releasedir(struct request *r)
 }
 
 /* An answer under construction. */
-struct listing {
+struct filling {
 	struct inode *dir;
-	uint8_t *out;
-	size_t cap, len;
+	struct listing l;
 	bool plus;
 };
 
 /* Place for one entry, to be filled but for the padding at its end; NULL: full. */
-static struct fuse_dirent *listing_place(struct listing *l, size_t name_len,
-					 struct fuse_entry_out **entry)
+static struct fuse_dirent *place(struct filling *f, size_t name_len, struct fuse_entry_out **entry)
 {
-	size_t head = l->plus ? sizeof(struct fuse_entry_out) : 0;
+	size_t head = f->plus ? sizeof(struct fuse_entry_out) : 0;
 	size_t need = FUSE_DIRENT_ALIGN(head + FUSE_NAME_OFFSET + name_len);
-	uint8_t *at = l->out + l->len;
+	uint8_t *at = f->l.data + f->l.len;
 
-	if (need > l->cap - l->len)
+	if (need > f->l.cap - f->l.len)
 		return NULL;
 	memset(at + need - 8, 0, 8);
-	l->len += need;
-	*entry = l->plus ? (void *)at : NULL;
+	f->l.len += need;
+	*entry = f->plus ? (void *)at : NULL;
 	return (void *)(at + head);
 }
 
@@ -129,13 +127,13 @@ static void fill_entry(struct fs *fs, inum_t ino, struct fuse_entry_out *entry)
 
 static int add_entry(void *arg, const struct dirent_view *ent)
 {
-	struct listing *l = arg;
+	struct filling *f = arg;
 	struct fuse_entry_out *entry;
 	struct fuse_dirent *d;
 
-	if (control_hides(l->dir, ent->name, ent->name_len))
+	if (control_hides(f->dir, ent->name, ent->name_len))
 		return 0;
-	d = listing_place(l, ent->name_len, &entry);
+	d = place(f, ent->name_len, &entry);
 	if (!d)
 		return 1;
 	*d = (struct fuse_dirent){
@@ -145,16 +143,17 @@ static int add_entry(void *arg, const struct dirent_view *ent)
 		.type = ent->type,
 	};
 	memcpy(d->name, ent->name, ent->name_len);
+	f->l.last = ent->cookie;
 	if (entry)
-		fill_entry(l->dir->fs, ent->ino, entry);
+		fill_entry(f->dir->fs, ent->ino, entry);
 	return 0;
 }
 
 /* "." and ".." carry no lookup, so no attributes either. */
-static bool add_dot(struct listing *l, inum_t ino, uint64_t offset)
+static bool add_dot(struct filling *f, inum_t ino, uint64_t offset)
 {
 	struct fuse_entry_out *entry;
-	struct fuse_dirent *d = listing_place(l, (size_t)offset, &entry);
+	struct fuse_dirent *d = place(f, (size_t)offset, &entry);
 
 	if (!d)
 		return false;
@@ -165,31 +164,45 @@ static bool add_dot(struct listing *l, inum_t ino, uint64_t offset)
 		.type = S_IFDIR >> 12,
 	};
 	memcpy(d->name, "..", (size_t)offset);
+	f->l.last = offset;
 	if (entry)
 		*entry = (struct fuse_entry_out){0};
 	return true;
 }
 
-static int list(struct listing *l, uint64_t after)
+/* *version: of the directory, then. A removed directory is empty. */
+static int fill(struct filling *f, uint64_t after, uint64_t *version)
 {
-	struct fs *fs = l->dir->fs;
+	struct fs *fs = f->dir->fs;
+	uint64_t misses = buf_thread_misses;
 	int err = 0;
 
 	fs_rdlock(fs);
-	if ((after >= OFFSET_DOT || add_dot(l, l->dir->ino, OFFSET_DOT)) &&
-	    (after >= OFFSET_DOTDOT || add_dot(l, l->dir->core.parent, OFFSET_DOTDOT)))
-		err = dir_iterate(l->dir, MAX(after, OFFSET_DOTDOT), add_entry, l);
+	*version = f->dir->core.change;
+	if ((after >= OFFSET_DOT || add_dot(f, f->dir->ino, OFFSET_DOT)) &&
+	    (after >= OFFSET_DOTDOT || add_dot(f, f->dir->core.parent, OFFSET_DOTDOT)))
+		err = dir_iterate(f->dir, MAX(after, OFFSET_DOTDOT), add_entry, f);
 	fs_unlock(fs);
-	return MIN(err, 0);
+	f->l.cold = buf_thread_misses != misses;
+	return err == -ENOENT ? 0 : MIN(err, 0);
+}
+
+int listing_make(struct inode *dir, uint64_t after, struct listing *out, uint64_t *version)
+{
+	struct filling f = {.dir = dir, .l = {.data = out->data, .cap = out->cap}};
+	int err = fill(&f, after, version);
+
+	*out = f.l;
+	return err;
 }
 
 /* Take back the lookups of an answer that did not arrive. */
-static void forget_listing(struct fs *fs, const struct listing *l)
+static void forget_listing(struct fs *fs, const struct filling *f)
 {
 	size_t at = 0;
 
-	while (l->plus && at < l->len) {
-		const struct fuse_direntplus *d = (const void *)(l->out + at);
+	while (f->plus && at < f->l.len) {
+		const struct fuse_direntplus *d = (const void *)(f->l.data + at);
 
 		if (d->entry_out.nodeid)
 			inode_lookup_forget(fs, d->entry_out.nodeid, 1);
@@ -209,32 +222,47 @@ static void touch_atime(struct inode *dir)
 	fs_unlock(fs);
 }
 
+/* Names only: made ahead, or now. *here: may this thread make the next (bridge_ahead.h)? Whether it will. */
+static int list_names(struct bridge *b, struct filling *f, uint64_t after, bool *here)
+{
+	uint64_t version;
+	int err = 0;
+
+	if (!ahead_take(b->ahead, f->dir, after, &f->l))
+		err = fill(f, after, &version);
+	if (err)
+		return err;
+	/* The kernel asks for the first with attributes, so after these there is more than one answer. */
+	*here = ahead_expect(b->ahead, f->dir, &f->l, *here && !f->l.cold);
+	return 0;
+}
+
 static void read_directory(struct request *r, bool plus)
 {
 	const struct fuse_read_in *in = r->arg;
-	struct fs *fs = r->t->b->fs;
-	struct listing l = {
+	struct bridge *b = r->t->b;
+	struct filling f = {
 		.dir = open_file_of(in->fh)->in,
-		.out = r->payload,
-		.cap = MIN(in->size, BRIDGE_MAX_IO),
+		.l = {.data = r->payload, .cap = MIN(in->size, BRIDGE_MAX_IO)},
 		.plus = plus,
 	};
-	int err = list(&l, in->offset);
+	uint64_t version, after = in->offset;
+	bool here = !plus && !r->queue;
+	int err = plus ? fill(&f, after, &version) : list_names(b, &f, after, &here);
 
-	/* A removed directory is empty. */
-	if (err == -ENOENT)
-		err = 0;
 	if (err) {
-		forget_listing(fs, &l);
+		forget_listing(b->fs, &f);
 		request_fail(r, err);
 		return;
 	}
-	touch_atime(l.dir);
-	if (!l.len && in->offset)
-		listed_to_its_end(r->t->b, l.dir);
-	if (!request_send_payload(r, l.len))
-		forget_listing(fs, &l);
+	touch_atime(f.dir);
+	if (!f.l.len && after)
+		listed_to_its_end(b, f.dir);
+	if (!request_send_payload(r, f.l.len))
+		forget_listing(b->fs, &f);
 	request_end(r);
+	if (here)
+		ahead_make(b->ahead);
 }
 
 void serve_readdir(struct request *r)

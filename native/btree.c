@@ -145,7 +145,7 @@ int bt_node_get(struct tree tree, fsblock_t block, unsigned level, struct buf **
 void bt_cursor_init(struct bt_cursor *c, struct tree tree)
 {
 	c->tree = tree;
-	c->height = 0;
+	c->height = c->turns = 0;
 }
 
 void bt_cursor_release(struct bt_cursor *c)
@@ -198,6 +198,26 @@ int bt_descend(struct bt_cursor *c, struct key key, bool *exact)
 	return 0;
 }
 
+/* path[1].slot leads to the next leaf. Whoever came from leaf to leaf before is likely to want those behind it, too, as far
+ * as they are of the same file or directory. */
+static void read_ahead(struct bt_cursor *c)
+{
+	const struct node_disk *parent = buf_node(c->path[1].buf);
+	unsigned slot = c->path[1].slot, n = node_count(parent) - slot;
+	fsblock_t blocks[BUF_MANY];
+
+	if (!buf_reads_ahead || !c->turns++)
+		return;
+	n = MIN(n, BUF_MANY);
+	for (unsigned i = 0; i < n; i++) {
+		if (node_key(parent, slot + i).hi != node_key(parent, slot).hi)
+			n = i;
+		else
+			blocks[i] = branch_child(parent, slot + i);
+	}
+	buf_get_ready(c->tree.fs, blocks, n, &buf_type_node, OWNER_NODE(c->tree.type, c->tree.agno));
+}
+
 /* To the neighbouring leaf: its first record (forward) or its last. */
 static int cursor_turn(struct bt_cursor *c, bool forward)
 {
@@ -223,6 +243,8 @@ static int cursor_turn(struct bt_cursor *c, bool forward)
 
 		buf_put(p->buf);
 		p->buf = NULL;
+		if (forward && level == 1)
+			read_ahead(c);
 		err = cursor_down(c, level);
 		if (err)
 			return cursor_fail(c, err);

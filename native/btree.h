@@ -43,6 +43,7 @@ struct bt_path { struct buf *buf; unsigned slot; };
 struct bt_cursor {
 	struct tree tree;
 	unsigned height; /* 0: not positioned */
+	unsigned turns;  /* leaves that it came to from a neighbour */
 	struct bt_path path[BT_MAX_HEIGHT]; /* [0] is the leaf; pinned */
 };
 

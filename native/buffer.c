@@ -309,15 +309,21 @@ static void report_damage(struct fs *fs, fsblock_t block, const struct buf_type 
 			   (unsigned long long)block, type->name);
 }
 
+static int verify(struct fs *fs, const struct buf *b, uint64_t owner)
+{
+	int err = meta_verify(b->data, b->type->magic, b->block, fs->super.uuid, owner);
+
+	if (!err && b->type->verify)
+		err = b->type->verify(fs, b->data);
+	return err;
+}
+
 static int buf_load(struct fs *fs, struct buf *b, uint64_t owner)
 {
 	int err = dev_read(fs->dev, b->block << BLOCK_SHIFT, b->data, BLOCK_SIZE);
 
-	if (!err)
-		err = meta_verify(b->data, b->type->magic, b->block, fs->super.uuid, owner);
-	if (!err && b->type->verify)
-		err = b->type->verify(fs, b->data);
-	return err;
+	buf_thread_misses++;
+	return err ? err : verify(fs, b, owner);
 }
 
 /* ---- finding ---- */
@@ -351,6 +357,11 @@ static int get_cached(struct buf_cache *c, struct buf *b, const struct buf_type 
 	b->pins++;
 	b->referenced = true;
 	c->hits++;
+	if (b->loading && dev_before_blocking.fn) {
+		pthread_mutex_unlock(&c->mutex);
+		dev_before_blocking.fn(dev_before_blocking.arg);
+		pthread_mutex_lock(&c->mutex);
+	}
 	while (b->loading)
 		pthread_cond_wait(&c->loaded, &c->mutex);
 	err = b->load_error;
@@ -412,6 +423,114 @@ int buf_get(struct fs *fs, fsblock_t block, const struct buf_type *type, uint64_
 	}
 	*out = b;
 	return 0;
+}
+
+/* ---- several at once ---- */
+
+struct load {
+	struct dev_io io;
+	struct buf *b;
+	unsigned *pending;
+	int err;
+	bool wanted; /* somebody waits for it */
+};
+
+static void load_done(struct dev_io *io)
+{
+	struct load *l = container_of(io, struct load, io);
+
+	--*l->pending;
+}
+
+/* Buffers, loading, for those that nobody has. Returns how many. */
+static unsigned create_many(struct buf_cache *c, const fsblock_t *blocks, unsigned n,
+			    const struct buf_type *type, struct load *loads)
+{
+	unsigned m = 0;
+
+	pthread_mutex_lock(&c->mutex);
+	for (unsigned i = 0; i < n; i++) {
+		struct buf *b = hash_find(c, blocks[i]);
+
+		if (b && !i)
+			break;
+		if (b || blocks[i] >= c->fs->super.total_blocks)
+			continue;
+		b = buf_create(c, blocks[i], type);
+		if (!b)
+			break;
+		b->loading = true;
+		c->misses++;
+		loads[m++].b = b;
+	}
+	pthread_mutex_unlock(&c->mutex);
+	return m;
+}
+
+static void read_many(struct fs *fs, struct ioctx *ctx, struct load *loads, unsigned n)
+{
+	unsigned pending = n;
+
+	for (unsigned i = 0; i < n; i++) {
+		struct load *l = &loads[i];
+
+		l->pending = &pending;
+		l->io = (struct dev_io){.kind = IO_READ, .offset = l->b->block << BLOCK_SHIFT,
+					.buf = l->b->data, .len = BLOCK_SIZE, .done = load_done};
+		dev_submit(fs->dev, ctx, &l->io);
+	}
+	while (pending) {
+		int ran = ioctx_run(ctx, true);
+
+		xassert(ran >= 0 || ran == -EINTR);
+	}
+}
+
+static void loaded_many(struct buf_cache *c, struct load *loads, unsigned n)
+{
+	pthread_mutex_lock(&c->mutex);
+	for (unsigned i = 0; i < n; i++) {
+		struct buf *b = loads[i].b;
+
+		b->loading = false;
+		b->load_error = loads[i].err;
+		loads[i].wanted = b->pins > 1;
+		if (b->load_error)
+			detach_locked(c, b);
+		else
+			ring_add(c, b);
+		unpin_locked(c, b);
+	}
+	pthread_cond_broadcast(&c->loaded);
+	pthread_mutex_unlock(&c->mutex);
+}
+
+_Thread_local bool buf_reads_ahead;
+_Thread_local uint64_t buf_thread_misses;
+
+void buf_get_ready(struct fs *fs, const fsblock_t *blocks, unsigned n, const struct buf_type *type,
+		   uint64_t owner)
+{
+	struct ioctx *ctx = buf_reads_ahead ? ioctx_of_thread() : NULL;
+	struct load loads[BUF_MANY] = {0};
+	fsblock_t place[BUF_MANY];
+
+	if (!ctx)
+		return;
+	n = create_many(fs->cache, blocks, MIN(n, BUF_MANY), type, loads);
+	read_many(fs, ctx, loads, n);
+	buf_thread_misses += n;
+	for (unsigned i = 0; i < n; i++) {
+		struct load *l = &loads[i];
+
+		place[i] = l->b->block;
+		l->err = l->io.res ? l->io.res : verify(fs, l->b, owner);
+	}
+	loaded_many(fs->cache, loads, n);
+	/* What nobody has asked for is read again when somebody does. */
+	for (unsigned i = 0; i < n; i++)
+		if (loads[i].err && loads[i].wanted)
+			report_damage(fs, place[i], type, loads[i].err);
 }
 
 void buf_pin(struct buf *b)
