@@ -20,6 +20,7 @@ import logging
 import logging.handlers
 import os
 import re
+import resource
 import signal
 import sys
 import uuid
@@ -42,11 +43,11 @@ from extfs.core import (
     Transport,
     TransportError,
 )
-from extfs.fuse import Session
+from extfs.fuse import IdlePoll, Session, latency_device
 from extfs.layout import CoreTable, FenceChoice, Fencing, Host, parse_fence
 from extfs.layout.reservation_fence import SCHEME
 from extfs.layout.reserved_mount import ReservedMount, why_refused
-from extfs.memory import Shrinker, find_limit, find_sources
+from extfs.memory import Shrinker, cache_size, find_limit, find_sources
 
 if TYPE_CHECKING:  # a mount that serves nobody does not load it
     from extfs.nfs.exports import Export
@@ -99,6 +100,7 @@ class MountOptions:
     threads: int = 0
     writeback_cache: bool = False
     transport: Transport = Transport.AUTO
+    idle_poll: IdlePoll = IdlePoll.AUTO
     early_bytes: int = EARLY_BYTES
     take_over: bool = False
     """Of a reserved unit whose server is not heard of any more."""
@@ -170,6 +172,13 @@ def _transport(value: str) -> Transport:
         raise MountError(f"option transport: {value!r} is not auto, uring or classic") from None
 
 
+def _idle_poll(value: str) -> IdlePoll:
+    try:
+        return IdlePoll(value)
+    except ValueError:
+        raise MountError(f"option idle_poll: {value!r} is not auto, on or off") from None
+
+
 def _apply(options: MountOptions, word: str) -> MountOptions:
     name, equals, value = word.partition("=")
     if word in ("ro", "rw"):
@@ -205,6 +214,8 @@ def _apply(options: MountOptions, word: str) -> MountOptions:
         return replace(options, threads=_number(name, value, 1, 64))
     if equals and name == "transport":
         return replace(options, transport=_transport(value))
+    if equals and name == "idle_poll":
+        return replace(options, idle_poll=_idle_poll(value))
     raise MountError(f"unknown mount option: {word}")
 
 
@@ -214,8 +225,9 @@ def parse_options(device: str, mountpoint: str, words: str = "") -> MountOptions
     Ours: ``cache=SIZE`` (metadata cache), ``inode_cache=N``, ``commit=SECONDS``, ``threads=N``,
     ``early_writes=SIZE`` (memory for buffered writes that are answered before they are on the
     device; 0: none are), ``writeback_cache``, ``transport=auto|uring|classic`` (how requests come
-    from the kernel: FUSE over io_uring or /dev/fuse), ``recall=SECONDS`` (a layout holder's time to
-    answer), ``fence=WAY`` (what confirms that a lost holder cannot reach the device), ``take_over``
+    from the kernel: FUSE over io_uring or /dev/fuse), ``idle_poll=auto|on|off`` (whether idle CPUs
+    poll while requests follow one another), ``recall=SECONDS`` (a layout holder's time to answer),
+    ``fence=WAY`` (what confirms that a lost holder cannot reach the device), ``take_over``
     (a reserved device whose server is not heard of any more); ``allow_other`` is always on.
     MountError: a word that nobody knows, or a number out of its range.
     """
@@ -286,6 +298,7 @@ def _check_mountpoint(path: str) -> None:
 @contextlib.contextmanager
 def _opened(options: MountOptions) -> Iterator[Filesystem]:
     """The core, open. Closed at the end; a failure to close it clean is a MountError."""
+    limit = find_limit()
     try:
         device = Device.open(options.device, read_only=options.read_only)
     except OSError as error:
@@ -294,7 +307,7 @@ def _opened(options: MountOptions) -> Iterator[Filesystem]:
         filesystem = Filesystem.open(
             device,
             read_only=options.read_only,
-            cache_bytes=options.cache_bytes,
+            cache_bytes=options.cache_bytes or cache_size(limit.bytes() if limit else None),
             inode_cache=options.inode_cache,
             commit_ms=options.commit_ms,
             recall_ms=options.recall_ms,
@@ -364,6 +377,20 @@ def _start_bridge(filesystem: Filesystem, options: MountOptions) -> Bridge:
         raise MountError(f"transport=uring: {error.why}") from error
     except CoreError as error:
         raise _explain_bridge(error, options) from error
+
+
+def _poll_when_idle(bridge: Bridge, options: MountOptions) -> None:
+    """As the option says; a mount is as good, only slower, without."""
+    descriptor, why = latency_device(options.idle_poll)
+    try:
+        bridge.poll_when_idle(descriptor, why)
+    except CoreError as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        bridge.poll_when_idle(None, error.text)
+        why = error.text
+    if why and options.idle_poll is IdlePoll.ON:
+        log.warning("idle_poll=on: idle CPUs will halt: %s", why)
 
 
 # ---- running ----------------------------------------------------------------------------------
@@ -596,6 +623,12 @@ def _run_mounted(
             server.close()
 
 
+def _allow_descriptors() -> None:
+    """As many as the administrator allows: clients and holders' sockets are one each."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None:
     """Mount and serve in this process until unmounted. Logs to logger ``extfs``.
 
@@ -603,6 +636,7 @@ def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None
     be closed cleanly.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _allow_descriptors()
     _check_service(options)
     _check_mountpoint(options.mountpoint)
     try:
@@ -617,6 +651,7 @@ def run(options: MountOptions, ready: Callable[[], None] = lambda: None) -> None
                 with _signals_kept() as kept:
                     bridge = _start_bridge(filesystem, options)
                     try:
+                        _poll_when_idle(bridge, options)
                         _run_mounted(filesystem, bridge, options, reserved, kept, ready)
                     finally:
                         bridge.stop()

@@ -489,6 +489,8 @@ static int start_threads(struct bridge *b)
 	if (!err)
 		err = notifier_create(b);
 	if (!err)
+		err = ahead_create(&b->ahead);
+	if (!err)
 		err = drops_create(b->threads[0].fd, DROPS_NAMES_MAX, write, &b->drops);
 	for (unsigned i = 0; i < b->n_threads && !err; i++)
 		err = start_thread(&b->threads[i]);
@@ -501,6 +503,8 @@ static int start_threads(struct bridge *b)
 static void destroy(struct bridge *b)
 {
 	cache_detach(b);
+	ahead_destroy(b->ahead);
+	idle_poll_destroy(atomic_load(&b->idle));
 	while (b->open) { /* the connection was aborted with files open */
 		struct open_file *of = b->open;
 

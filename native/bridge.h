@@ -22,6 +22,8 @@
  * they are; thread 0 receives the answers and passes them on. Notifications are written by threads
  * of their own, because the kernel may answer one only after we served a request (bridge_notify.c).
  *
+ * While requests follow one another idle CPUs are asked to poll (bridge_idle.h).
+ *
  * Locks: pending table mutexes, forward mutex, open files mutex, notification mutex, those of open
  * files' events, that of event sockets: leaves all, except that ioctx_wake() may be called with a
  * pending table's mutex, that of events, of event sockets or of notifications held.
@@ -34,6 +36,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "bridge_ahead.h"
+#include "bridge_idle.h"
 #include "delegation.h"
 #include "file.h"
 #include "file_early.h"
@@ -260,6 +264,7 @@ struct bridge_thread {
 	struct op help;
 	bool forward_open, forward_armed; /* thread 0: pyfuse3's socket */
 	bool yields;           /* there was a request_yield() */
+	struct idle_meter meter;
 	bool deaf;             /* another thread reads /dev/fuse */
 	/* FUSE over io_uring. */
 	struct uring_queue *queues;
@@ -340,6 +345,8 @@ struct bridge {
 	struct forward *forward;
 	struct notifier *notifier;
 	struct drops *drops;
+	struct ahead *ahead;
+	_Atomic(struct idle_poll *) idle; /* set once, or NULL */
 };
 
 /* The connection is gone, as a thread has learned. bridge.c */

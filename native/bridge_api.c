@@ -64,11 +64,33 @@ int extfs_bridge_notify_entry(struct bridge *b, uint64_t dir, const char *name, 
 	return bridge_notify_entry(b, dir, name, len, NULL);
 }
 
+int extfs_bridge_poll_when_idle(struct bridge *b, int fd)
+{
+	struct idle_poll *p;
+	int err = idle_poll_create(fd, &p);
+
+	if (!err)
+		atomic_store_explicit(&b->idle, p, memory_order_release);
+	return err;
+}
+
+static void idle_stats(struct bridge *b, struct extfs_bridge_stats *out)
+{
+	struct idle_stats s;
+
+	idle_poll_stats(atomic_load(&b->idle), &s);
+	out->idle_polls = s.times;
+	out->idle_poll_ns = s.held_ns;
+	out->idle_polling = s.held;
+	out->idle_poll_error = s.error;
+}
+
 void extfs_bridge_get_stats(struct bridge *b, struct extfs_bridge_stats *out)
 {
 	_Static_assert(ARRAY_LEN(out->by_opcode) >= FUSE_ABI_OPCODES, "an opcode has no counter");
 	memset(out, 0, sizeof(*out));
 	out->forwarded = forward_count(b);
+	idle_stats(b, out);
 	for (unsigned i = 0; i < b->n_threads; i++) {
 		const struct bridge_thread *t = &b->threads[i];
 

@@ -185,6 +185,7 @@ void request_begin(struct request *r, const struct fuse_in_header *in, size_t le
 	size_t head = sizeof(*in);
 
 	t->inflight++;
+	idle_poll_count(atomic_load_explicit(&t->b->idle, memory_order_acquire), &t->meter);
 	r->in = in;
 	r->head = *in;
 	r->arg = in + 1;

@@ -497,6 +497,9 @@ int extfs_bridge_event_fd(struct bridge *b);   /* readable once unmounted */
 int extfs_bridge_stop(struct bridge *b);       /* waits for requests under way; frees. Still mounted: detaches, aborts */
 int extfs_bridge_unmount(struct bridge *b, int lazy); /* umount2(2): -EBUSY while files are open, unless lazy */
 int extfs_bridge_abort(struct bridge *b);      /* every request fails from now on, as if unmounted */
+/* While requests follow one another idle CPUs poll, by means of fd: /dev/cpu_dma_latency, open for writing; the bridge's from
+ * then on. Once. -ENOMEM, -EAGAIN (no thread). See bridge_idle.h. */
+int extfs_bridge_poll_when_idle(struct bridge *b, int fd);
 /* A file's bytes (len 0: to the end; offset -1: attributes only) or a name changed behind the kernel's back. */
 int extfs_bridge_notify_inode(struct bridge *b, uint64_t ino, int64_t offset, int64_t len);
 int extfs_bridge_notify_entry(struct bridge *b, uint64_t dir, const char *name, size_t len);
@@ -508,6 +511,10 @@ struct extfs_bridge_stats {
 	uint64_t requests, forwarded, parked, interrupted;
 	uint64_t by_ring; /* of the requests, those that came over io_uring */
 	uint64_t by_opcode[64];
+	uint64_t idle_polls;   /* how often idle CPUs were asked to poll; for how long in all */
+	uint64_t idle_poll_ns;
+	int idle_polling;      /* they do now */
+	int idle_poll_error;   /* 0, or why they no longer will */
 };
 /* EXTFS_TRANSPORT_URING or _CLASSIC; why: what keeps it from io_uring, or "". */
 int extfs_bridge_transport(struct bridge *b, const char **why);

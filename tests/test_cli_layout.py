@@ -166,6 +166,10 @@ def document() -> dict[str, Any]:
             "forwarded": 10,
             "transport": "classic",
             "transport_why": "the kernel has none",
+            "idle_polls": 1200,
+            "idle_poll_seconds": 61.0,
+            "idle_polling": True,
+            "idle_poll_why": "",
         },
     }
 
@@ -178,6 +182,7 @@ def test_status_for_people(extfs: ExtfsRunner, tmp_path: Path) -> None:
     assert "mounted on /mnt, writable, for 1 min" in lines
     assert "quarantine 8 KiB wait for a fence" in lines
     assert "transport /dev/fuse; FUSE over io_uring: the kernel has none" in lines
+    assert "idle CPUs polled 1,200 times, for 1 min in all, now too" in lines
     assert (
         "memory 7 MiB of 64 MiB for metadata, 2,000 of 16,384 unused inodes; while memory is short,"
         " at most 8 MiB and 2,048"

@@ -27,7 +27,14 @@ from rundir import LoopDevice
 from extfs.core import Filesystem, Memory, SimDevice, mkfs
 from extfs.layout import Host
 from extfs.layout.cgroups import CgroupError, cgroup_root
-from extfs.memory import MemoryLimit, Shrinker, Source, find_limit, find_sources
+from extfs.memory import (
+    MemoryLimit,
+    Shrinker,
+    Source,
+    cache_size,
+    find_limit,
+    find_sources,
+)
 from extfs.memory.policy import CALM, CALM_MAX
 
 MIB = 1 << 20
@@ -610,3 +617,28 @@ def test_the_kernel_tells_of_real_pressure(
         thrashing.kill()
         thrashing.wait()
     assert pressure()["shrinks"] >= 1
+
+
+# ---- without a word about it ----
+
+
+@pytest.mark.parametrize(
+    ("memory", "allowed", "expected"),
+    [
+        (1 << 30, None, 64 << 20),
+        (8 << 30, None, 256 << 20),
+        (512 << 30, None, 1 << 30),
+        (512 << 30, 16 << 30, 512 << 20),
+        (512 << 30, 256 << 20, 64 << 20),
+        (4 << 30, 64 << 30, 128 << 20),
+    ],
+)
+def test_the_cache_is_a_share_of_the_memory(
+    memory: int, allowed: int | None, expected: int
+) -> None:
+    assert cache_size(allowed, memory) == expected
+
+
+def test_the_cache_without_cgroups() -> None:
+    assert cache_size(None, 4 << 30) == 128 << 20
+    assert 64 << 20 <= cache_size(None) <= 1 << 30

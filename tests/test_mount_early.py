@@ -233,6 +233,7 @@ def test_fsync_and_close_tell_of_a_device_that_failed(
         try:
             path = mounted.mountpoint / "file"
             fds = [os.open(path, os.O_CREAT | os.O_RDWR) for _ in range(3)]
+            durable = [os.open(path, os.O_RDWR | os.O_DSYNC | more) for more in (0, os.O_DIRECT)]
             os.pwrite(fds[0], b"a" * 5000, 0)
             os.fsync(fds[0])
             with open(ballast, "wb", buffering=0) as file:
@@ -252,6 +253,12 @@ def test_fsync_and_close_tell_of_a_device_that_failed(
             with open(path, "rb") as file:
                 assert errno_of(lambda: os.fsync(file.fileno())) == 0, "after others were told"
             os.close(fds[1])
+            with mmap.mmap(-1, 4096) as block:
+                block[:] = b"a" * 4096
+                for fd in durable:
+                    assert errno_of(lambda fd=fd: os.pwritev(fd, [block], 0)) == errno.EIO
+                    assert errno_of(lambda fd=fd: os.pwritev(fd, [block], 0)) == 0
+                    os.close(fd)
             assert counter(mounted, "errors") > 0
             drop_caches()
             content = path.read_bytes()

@@ -6,6 +6,7 @@ import errno
 import inspect
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -270,6 +271,22 @@ assert len(os.listdir(base)) == 130, len(os.listdir(base))
 
 
 @fuse
+def test_as_many_descriptors_as_are_allowed(
+    loop_device: rundir.LoopDevice, extfs: ExtfsRunner, mount_extfs: Callable[..., Mounted]
+) -> None:
+    extfs("mkfs", loop_device)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    try:
+        mounted = mount_extfs(loop_device)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    limits = Path(f"/proc/{mounted.daemon.pid}/limits").read_text()
+    (line,) = (line for line in limits.splitlines() if line.startswith("Max open files"))
+    soft, hard = line.removeprefix("Max open files").split()[:2]
+    assert soft == hard
+
+
 @pytest.mark.parametrize(("options", "strict"), [("", "1"), ("writeback_cache", "0")])
 def test_limits_of_dirty_memory(
     scratch_image: Path,

@@ -163,7 +163,7 @@ def mount(
       ro, rw                        read-only or not
       relatime, noatime, strictatime, nodiratime
       nosuid, nodev, noexec
-      cache=SIZE                    memory for metadata (64M)
+      cache=SIZE                    memory for metadata (a 32nd of the memory, 64M to 1G)
       inode_cache=N                 unused inodes kept in memory (16384); both shrink to an eighth
                                     while memory is short
       early_writes=SIZE             memory for data of buffered writes that are answered before it
@@ -174,6 +174,9 @@ def mount(
       transport=auto|uring|classic  how requests come from the kernel: over io_uring if it is
                                     switched on (/sys/module/fuse/parameters/enable_uring),
                                     else by /dev/fuse (auto); or only so, or only so
+      idle_poll=auto|on|off         while requests follow one another, idle CPUs poll instead of
+                                    halting, all of them: off, on, or on where a halt leaves a
+                                    virtual machine (cpuidle driver haltpoll) of up to 8 CPUs (auto)
       writeback_cache               let the kernel keep written data for a while; only when
                                     nothing but this mount changes the files; no layouts
       recall=SECONDS                time that layout holders have to answer a recall (10)

@@ -57,6 +57,17 @@ def transport_text(bridge: dict[str, Any]) -> str:
     return f"/dev/fuse; FUSE over io_uring: {bridge['transport_why']}"
 
 
+def idle_text(bridge: dict[str, Any]) -> str:
+    """Whether idle CPUs poll while requests follow one another; of ``bridge`` in the status."""
+    if bridge["idle_poll_why"]:
+        return f"halt: {bridge['idle_poll_why']}"
+    now = ", now too" if bridge["idle_polling"] else ""
+    return (
+        f"polled {bridge['idle_polls']:,} times, for "
+        f"{duration_text(bridge['idle_poll_seconds'])} in all{now}"
+    )
+
+
 def memory_text(memory: dict[str, Any]) -> str:
     """What the caches hold of what they may, and what pressure did; of ``memory``."""
     metadata, inodes = memory["metadata"], memory["inodes"]
@@ -100,6 +111,7 @@ def _fields(status: dict[str, Any]) -> dict[str, str]:
         "requests": f"{status['bridge']['requests']:,}, "
         f"{status['bridge']['forwarded']:,} of them served in Python",
         "transport": transport_text(status["bridge"]),
+        "idle CPUs": idle_text(status["bridge"]),
         "memory": memory_text(status["memory"]),
         "memory pressure": pressure_text(status["memory"]["pressure"], status["time"]),
         "journal": f"{status['core']['commits']:,} commits, "

@@ -23,7 +23,7 @@ name says otherwise. No keys of holders are in it: anybody may read it.
                 unused, their limits (of unused), bytes; lookups: bytes of what the kernel knows of;
                 pressure: what is watched (or why nothing is), cgroup_limit, events, near_limit (the
                 cgroup was found nearly full), shrinks, given_back in all, and when last
-    core, bridge    counters of both
+    core, bridge    counters of both; how requests come, and whether idle CPUs poll meanwhile
     nfs         the layout server: where it listens, its clients, sessions, opens, locks, layouts,
                 counters; null: none runs
 """

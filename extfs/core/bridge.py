@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,14 @@ class BridgeStats:
     """How requests come: "uring" (FUSE over io_uring) or "classic" (/dev/fuse)."""
     transport_why: str = ""
     """What keeps it from "uring"; empty when nothing does."""
+    idle_polls: int = 0
+    """How often idle CPUs were asked to poll."""
+    idle_poll_seconds: float = 0.0
+    """For how long, in all."""
+    idle_polling: bool = False
+    """They do now."""
+    idle_poll_why: str = ""
+    """What keeps them from it; empty when nothing does."""
 
 
 class Transport(enum.IntEnum):
@@ -69,6 +78,7 @@ class Bridge:
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
+        self._idle_why = "not asked for"
 
     @classmethod
     def start(
@@ -135,7 +145,23 @@ class Bridge:
             by_opcode={number: count for number, count in enumerate(out.by_opcode) if count},
             transport=transport.name.lower(),
             transport_why=string(why[0]),
+            idle_polls=out.idle_polls,
+            idle_poll_seconds=out.idle_poll_ns / 1e9,
+            idle_polling=bool(out.idle_polling),
+            idle_poll_why=os.strerror(-out.idle_poll_error)
+            if out.idle_poll_error
+            else self._idle_why,
         )
+
+    def poll_when_idle(self, descriptor: int | None, why: str) -> None:
+        """Let idle CPUs poll while requests follow one another; once.
+
+        `descriptor` is of /dev/cpu_dma_latency, and the bridge's from then on; None: they halt, and
+        `why`. ENOMEM, EAGAIN: it is still the caller's.
+        """
+        if descriptor is not None:
+            checked(lib.extfs_bridge_poll_when_idle(self._raw, descriptor))
+        self._idle_why = why
 
     def unmount(self, *, lazy: bool = False) -> None:
         """Unmount. EBUSY while files are open, unless `lazy`. May wait for requests: blocks."""
