@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import rundir
-from conftest import ExtfsRunner, Mounted, extfs_command
+from conftest import ENABLE_URING, ExtfsRunner, Mounted, extfs_command, why_no_ring
 
 AGENT = Path(__file__).resolve().parent.parent / "scripts" / "ocf" / "extfs"
 PARAMETERS = {
@@ -339,11 +339,29 @@ def test_a_stop_waits_for_who_closes_in_time(resource: Agent) -> None:
     assert (mountpoint / "open").read_bytes() == b"more\n"
 
 
+@pytest.fixture(params=["classic", "uring"])
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """With the kernel's switch for it. Over io_uring nobody can kill who waits for an answer."""
+    if request.param == "classic":
+        yield "classic"
+        return
+    why = why_no_ring()
+    if why is not None:
+        pytest.skip(why)
+    before = ENABLE_URING.read_text()
+    ENABLE_URING.write_text("Y")
+    try:
+        yield "uring"
+    finally:
+        ENABLE_URING.write_text(before)
+
+
 @pytest.mark.fuse
 @pytest.mark.slow
 def test_a_daemon_that_does_not_answer_is_failed_and_killed(
-    resource: Agent, extfs: ExtfsRunner
+    resource: Agent, extfs: ExtfsRunner, transport: str
 ) -> None:
+    resource.parameters["options"] = f"transport={transport}"
     device, mountpoint = resource.parameters["device"], Path(str(resource.parameters["mountpoint"]))
     assert resource("start") == SUCCESS, resource.said
     synced(mountpoint / "file")
