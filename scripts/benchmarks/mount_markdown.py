@@ -13,10 +13,12 @@ from . import report, targets
 HEADINGS = {
     "extfs": "extfs",
     "classic": "by /dev/fuse",
+    "halting": "`idle_poll=off`",
     "writeback": "`writeback_cache`",
     "fuse2fs": "fuse2fs",
     "ntfs3g": "ntfs-3g",
     "xfs": "XFS",
+    "polling": "XFS, polling",
     "raw": "raw",
 }
 RATIOS = {"peer": "/ FUSE peer", "xfs": "/ XFS", "raw": "/ raw"}

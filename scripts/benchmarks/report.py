@@ -79,10 +79,12 @@ def plot(
     colors = {
         "extfs": "#0b6e4f",
         "classic": "#5fae8b",
+        "halting": "#3f8fa6",
         "writeback": "#a9d6c0",
         "fuse2fs": "#c8963e",
         "ntfs3g": "#b5543c",
         "xfs": "#46627f",
+        "polling": "#8fa6bf",
         "raw": "#b8b8b8",
     }
     figure, axes = plt.subplots(figsize=(10, 0.62 * len(jobs) + 1.6))
@@ -109,11 +111,11 @@ def plot(
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yticks(range(len(jobs)), [titles[job][0] for job in jobs])
-    axes.invert_yaxis()
+    axes.set_ylim(len(jobs) - 0.4, -0.6)
     axes.set_xlabel(
         "rate relative to the better of fuse2fs and ntfs-3g (log scale; longer is faster)"
     )
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=5, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

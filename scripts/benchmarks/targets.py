@@ -10,12 +10,14 @@ caches.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,6 +126,19 @@ class Target:
         run("mount", "-t", "xfs", self.device, self.mountpoint)
         self.undo.append(lambda: run("umount", self.mountpoint))
 
+    def _mount_polling(self) -> None:
+        self._mount_xfs()
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[None]:
+        """While something is measured: "polling" has what extfs asks for by itself."""
+        if self.name != "polling":
+            yield
+            return
+        with open("/dev/cpu_dma_latency", "wb", buffering=0) as latency:
+            latency.write(struct.pack("i", 0))
+            yield
+
     def _mount_extfs(self, *options: str) -> None:
         run(EXTFS, "mkfs", "--force", self.device)
         self._serve(
@@ -135,6 +150,9 @@ class Target:
 
     def _mount_writeback(self) -> None:
         self._mount_extfs("-o", "writeback_cache")
+
+    def _mount_halting(self) -> None:
+        self._mount_extfs("-o", "idle_poll=off")
 
     def _mount_fuse2fs(self) -> None:
         run("mkfs.ext4", "-q", "-F", self.device)
@@ -182,18 +200,24 @@ class Target:
         return int(line.split()[1]) << 10
 
 
-NAMES = ["extfs", "classic", "writeback", "fuse2fs", "ntfs3g", "xfs", "raw"]
-"""`classic`: extfs by /dev/fuse, where it would take io_uring; `writeback`: with that option."""
+NAMES = [
+    *("extfs", "classic", "halting", "writeback"),
+    *("fuse2fs", "ntfs3g", "xfs", "polling", "raw"),
+]
+"""`classic`: extfs by /dev/fuse, where it would take io_uring; `halting`: extfs with idle_poll=off;
+`writeback`: with that option; `polling`: XFS while idle CPUs poll, as extfs has it."""
 
 
 def missing(name: str) -> str:
     """Why a target cannot be measured here, or an empty string."""
     needs = {
         "xfs": "mkfs.xfs",
+        "polling": "mkfs.xfs",
         "fuse2fs": "fuse2fs",
         "ntfs3g": "ntfs-3g",
         "extfs": str(EXTFS),
         "classic": str(EXTFS),
+        "halting": str(EXTFS),
         "writeback": str(EXTFS),
     }
     tool = needs.get(name)
