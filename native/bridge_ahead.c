@@ -4,7 +4,7 @@
  *
  * What is kept is keyed by directory, place and size, with the version of the directory (inode_core.change) as of
  * the moment it was made: names that came and went since make it worthless. Numbers of inodes are never used
- * again. One is kept in each of a few slots; who finds another's there replaces it.
+ * again. A few are kept, and the oldest of them makes room.
  *
  * Who makes them: a thread of its own, one at a time, where the scheduler finds a CPU for it, when the reader shares
  * its CPU with the thread that serves it (FUSE over io_uring); else that thread itself, which would wait for the next
@@ -23,12 +23,17 @@
 #define BYTES_MAX 65536u
 
 struct made {
-	inum_t ino;
-	uint64_t after; /* the READDIR's offset */
 	uint64_t version, last;
 	size_t cap, len;
 	bool cold;
 	_Alignas(struct fuse_dirent) uint8_t data[BYTES_MAX];
+};
+
+struct slot {
+	struct made *made; /* NULL: none; the rest means nothing then */
+	inum_t ino;
+	uint64_t after; /* the READDIR's offset */
+	uint64_t turn;  /* of all that were made, which */
 };
 
 struct ahead {
@@ -42,15 +47,33 @@ struct ahead {
 	bool here;     /* by who expects it, not by the thread */
 	inum_t making; /* by the thread; 0: nothing */
 	uint64_t making_after;
-	struct made *slot[SLOTS];
+	struct slot slots[SLOTS];
+	uint64_t turns;
 	struct made *spare;
 	uint64_t used, useless;
 };
 
-/* By place too: there may be many readers of one directory. The low bits of an offset are mostly zero (dir.h). */
-static struct made **slot_of(struct ahead *a, inum_t ino, uint64_t after)
+/* By place too: there may be many readers of one directory. Mutex held. */
+static struct slot *slot_of(struct ahead *a, inum_t ino, uint64_t after)
 {
-	return &a->slot[(ino + (after >> 16)) % SLOTS];
+	for (struct slot *s = a->slots; s < a->slots + SLOTS; s++)
+		if (s->made && s->ino == ino && s->after == after)
+			return s;
+	return NULL;
+}
+
+/* An empty one, or that of the oldest. Mutex held. */
+static struct slot *slot_for_new(struct ahead *a)
+{
+	struct slot *oldest = a->slots;
+
+	for (struct slot *s = a->slots; s < a->slots + SLOTS; s++) {
+		if (!s->made)
+			return s;
+		if (s->turn < oldest->turn)
+			oldest = s;
+	}
+	return oldest;
 }
 
 /* Mutex held. One is enough: it is what the next is made in. */
@@ -78,16 +101,17 @@ static void wait_for(struct ahead *a, inum_t ino, uint64_t after)
 
 bool ahead_take(struct ahead *a, struct inode *dir, uint64_t after, struct listing *out)
 {
-	struct made *m;
+	struct made *m = NULL;
+	struct slot *s;
 	bool good;
 
 	pthread_mutex_lock(&a->mutex);
 	wait_for(a, dir->ino, after);
-	m = *slot_of(a, dir->ino, after);
-	if (m && m->ino == dir->ino && m->after == after)
-		*slot_of(a, dir->ino, after) = NULL;
-	else
-		m = NULL;
+	s = slot_of(a, dir->ino, after);
+	if (s) {
+		m = s->made;
+		s->made = NULL;
+	}
 	pthread_mutex_unlock(&a->mutex);
 	if (!m)
 		return false;
@@ -140,8 +164,6 @@ static struct made *make(struct made *m, struct inode *dir, uint64_t after, size
 		free(m);
 		return NULL;
 	}
-	m->ino = dir->ino;
-	m->after = after;
 	m->cap = cap;
 	m->len = l.len;
 	m->last = l.last;
@@ -149,18 +171,32 @@ static struct made *make(struct made *m, struct inode *dir, uint64_t after, size
 	return m;
 }
 
+/* Mutex held. */
+static void keep(struct ahead *a, struct slot new)
+{
+	struct slot *s = slot_of(a, new.ino, new.after);
+
+	if (!s)
+		s = slot_for_new(a);
+	if (s->made)
+		put_aside(a, s->made);
+	new.turn = ++a->turns;
+	*s = new;
+}
+
 /* Mutex held, and released meanwhile. told: others may wait for it. */
 static void work(struct ahead *a, bool told)
 {
-	struct made *m = a->spare, *old;
+	struct made *m = a->spare;
 	struct inode *dir = a->dir;
+	inum_t ino = dir->ino;
 	uint64_t after = a->after;
 	size_t cap = a->cap;
 
 	a->spare = NULL;
 	a->dir = NULL;
 	if (told) {
-		a->making = dir->ino;
+		a->making = ino;
 		a->making_after = after;
 	}
 	pthread_mutex_unlock(&a->mutex);
@@ -174,12 +210,8 @@ static void work(struct ahead *a, bool told)
 		a->making = 0;
 		pthread_cond_broadcast(&a->done);
 	}
-	if (!m)
-		return;
-	old = *slot_of(a, m->ino, m->after);
-	*slot_of(a, m->ino, m->after) = m;
-	if (old)
-		put_aside(a, old);
+	if (m)
+		keep(a, (struct slot){.made = m, .ino = ino, .after = after});
 }
 
 void ahead_make(struct ahead *a)
@@ -242,7 +274,7 @@ void ahead_destroy(struct ahead *a)
 	if (a->dir)
 		inode_put(a->dir);
 	for (unsigned i = 0; i < SLOTS; i++)
-		free(a->slot[i]);
+		free(a->slots[i].made);
 	free(a->spare);
 	pthread_cond_destroy(&a->work);
 	pthread_cond_destroy(&a->done);

@@ -17,6 +17,7 @@
 #define NAMES 1000u
 #define ANSWERS 9u /* of 128 entries each; the last is empty */
 #define DOTS 2u
+#define KEPT 16u /* answers that are kept (bridge_ahead.c) */
 
 static struct ahead *ahead;
 static struct inode *dir;
@@ -434,20 +435,41 @@ static void a_reader_waits_for_it(void **state)
 	assert_true(told > 0);
 }
 
-static void two_readers_do_not_disturb_each_other(void **state)
+static void many_readers_do_not_disturb_each_other(void **state)
 {
 	_Alignas(8) uint8_t data[CAP];
-	uint64_t after[2] = {0}, before, used, useless;
+	uint64_t after[ANSWERS / 2] = {0}, before, used, useless;
 	bool was;
 
-	for (unsigned i = 0; i < ANSWERS / 2; i++)
-		after[1] = answer(after[1], data, true, &was).last;
+	/* Each at another place, its next one made; the first goes first, for the others take what they pass. */
+	for (unsigned i = ARRAY_LEN(after); i > 0; i--)
+		for (unsigned j = 0; j < i; j++)
+			after[i - 1] = answer(after[i - 1], data, true, &was).last;
 	ahead_counts(ahead, &before, &useless);
-	for (unsigned i = 0; i < 2 * 3; i++)
-		after[i % 2] = answer(after[i % 2], data, true, &was).last;
+	for (unsigned i = ARRAY_LEN(after); i > 0; i--)
+		after[i - 1] = answer(after[i - 1], data, true, &was).last;
 	ahead_counts(ahead, &used, &useless);
 	assert_int_equal(useless, 0);
-	assert_true(used - before >= 5); /* all but the first */
+	assert_int_equal(used - before, ARRAY_LEN(after));
+}
+
+/* What nobody comes back for does not stay in the way. */
+static void the_oldest_makes_room(void **state)
+{
+	struct inode *other = make_dir(world.root, "other");
+	_Alignas(8) uint8_t data[CAP];
+	struct listing first, l = {.data = data, .cap = CAP};
+	bool was;
+
+	first = answer(0, data, true, &was);
+	for (unsigned i = 0; i < KEPT; i++) { /* places that nobody asks for */
+		ahead_expect(ahead, other, &(struct listing){.len = 1, .last = i, .cap = CAP}, true);
+		ahead_make(ahead);
+	}
+	assert_false(ahead_take(ahead, dir, first.last, &l));
+	for (unsigned i = 0; i < KEPT; i++)
+		assert_true(ahead_take(ahead, other, i, &l));
+	inode_put(other);
 }
 
 int main(void)
@@ -462,7 +484,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(as_if_made_now, begin, end),
 		cmocka_unit_test_setup_teardown(many_readers_and_a_writer, begin, end),
 		cmocka_unit_test_setup_teardown(a_reader_waits_for_it, begin, end),
-		cmocka_unit_test_setup_teardown(two_readers_do_not_disturb_each_other, begin, end),
+		cmocka_unit_test_setup_teardown(many_readers_do_not_disturb_each_other, begin, end),
+		cmocka_unit_test_setup_teardown(the_oldest_makes_room, begin, end),
 		cmocka_unit_test_setup_teardown(several_blocks_are_read_at_once, begin, end),
 		cmocka_unit_test_setup_teardown(what_cannot_be_read, begin, end),
 	};
