@@ -5,11 +5,13 @@ rename, wait for locks and list at the same time, and ends the mount under them:
 detached, aborted, its daemon told to end or killed, one of its users frozen. Then everybody must
 have come to an end in time, what was fsynced must be there, and the check must find nothing.
 
-    python -m transport_stress [ROUNDS [FIRST_SEED]]     (scripts/soak transports)
+    python -m transport_stress [--rounds N] [--seed FIRST]     (scripts/soak transports)
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import random
 import signal
 import subprocess
@@ -248,7 +250,14 @@ def stress(directory: rundir.RunDirectory, device: Path, rounds: int, seed: int)
 
 def main(arguments: list[str]) -> int:
     """Rounds with the kernel's switch on; it is as it was afterwards."""
-    rounds, seed = (*map(int, arguments), *(100, 0)[len(arguments) :])[:2]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    rounds, seed = options.rounds, options.seed
+    if os.geteuid() != 0 or not ENABLE_URING.exists():
+        print(f"needs root, and a kernel that has {ENABLE_URING}", file=sys.stderr)
+        return 2
     before = ENABLE_URING.read_text()
     directory = rundir.RunDirectory()
     try:

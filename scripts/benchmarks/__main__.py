@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from . import layout, load, mount, nfs, scale
+from . import layout, load, mount, nfs, scale, sparse
 
 
 @click.group()
@@ -79,6 +79,25 @@ def run_layout(rounds: int, seconds: float, extents: int, segments: int, output:
 def run_load(rounds: int, seconds: float, sparse_seconds: float, gib: int, output: Path) -> None:
     """Growing files, a full device, a sparse file, threads that fsync: beside XFS."""
     load.run(rounds=rounds, seconds=seconds, sparse_seconds=sparse_seconds, gib=gib, output=output)
+
+
+@main.command("sparse")
+@click.option("--minutes", default=2.0, show_default=True, help="For each system.")
+@click.option("--file-gib", default=100, show_default=True, help="Size of the sparse file.")
+@click.option("--memory-mib", default=4096, show_default=True, help="Limit of a daemon's cgroup.")
+@click.option("--only", default="extfs", show_default=True, help="extfs, xfs, or both.")
+@click.option(
+    "--output", default="bench-sparse", show_default=True, type=click.Path(path_type=Path)
+)
+def run_sparse(minutes: float, file_gib: int, memory_mib: int, only: str, output: Path) -> None:
+    """Random 4 KiB writes into a sparse file: does a write's cost stay what it is?"""
+    sparse.run(
+        minutes=minutes,
+        file_gib=file_gib,
+        memory_mib=memory_mib,
+        only=[name for name in only.split(",") if name],
+        output=output,
+    )
 
 
 @main.command("nfs")

@@ -6,7 +6,7 @@
  *   fsync DIR THREADS SECONDS      4 KiB write and fsync, each thread in a file of its own
  *   churn DIR SECONDS              files of 64 KiB are written and deleted
  *   fill DIR PERCENT               files of 4 to 64 KiB, every second one deleted, until so much is in use
- *   sparse FILE GIB SECONDS STEP   random direct 4 KiB writes; a line every STEP seconds
+ *   sparse FILE GIB SECONDS STEP   random direct 4 KiB writes of zeros; a line every STEP seconds
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -183,11 +183,13 @@ static void fill(const char *dir, double percent)
 static void sparse(const char *path, uint64_t bytes, double seconds, double step)
 {
 	int fd = open(path, O_WRONLY | O_CREAT | O_DIRECT, 0644); /* or it is the page cache that is measured */
-	double start = now(), last = start, t = start;
+	double start = now(), last = start, t = start, longest = 0;
 	uint64_t state = 88172645463325252u, ops = 0, before = 0;
+	double begun;
 
 	if (fd < 0 || ftruncate(fd, (off_t)bytes))
 		die(path);
+	memset(memory, 0, BLOCK); /* the device may hold them without memory (thin.py) */
 	while (t < start + seconds) {
 		if (pwrite(fd, memory, BLOCK, (off_t)(random_below(&state, bytes / BLOCK) * BLOCK)) != BLOCK) {
 			if (errno == ENOSPC)
@@ -195,12 +197,16 @@ static void sparse(const char *path, uint64_t bytes, double seconds, double step
 			die("write");
 		}
 		ops++;
+		begun = t;
 		t = now();
+		if (t - begun > longest)
+			longest = t - begun;
 		if (t < last + step)
 			continue;
-		printf("{\"seconds\": %.1f, \"writes\": %lu, \"us\": %.2f}\n", t - start, (unsigned long)ops,
-		       (t - last) * 1e6 / (double)(ops - before));
+		printf("{\"seconds\": %.1f, \"writes\": %lu, \"us\": %.2f, \"longest_us\": %.0f}\n", t - start,
+		       (unsigned long)ops, (t - last) * 1e6 / (double)(ops - before), longest * 1e6);
 		fflush(stdout);
+		longest = 0;
 		last = t;
 		before = ops;
 	}

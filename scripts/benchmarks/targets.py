@@ -83,6 +83,10 @@ class Target:
     name: str
     work: Path
     size: int
+    thin: bool = False
+    """The backing file is sparse: no equal condition, for a device larger than memory."""
+    memory_limit: int = MEMORY_LIMIT
+    """Bytes; of a daemon."""
     device: str = ""
     mountpoint: Path = field(default_factory=Path)
     daemon: subprocess.Popen[bytes] | None = None
@@ -93,7 +97,10 @@ class Target:
         """Make the device, the filesystem, the mount."""
         backing = self.work / f"{self.name}.img"
         with backing.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, self.size)
+            if self.thin:
+                file.truncate(self.size)
+            else:
+                os.posix_fallocate(file.fileno(), 0, self.size)
         self.undo.append(backing.unlink)
         self.device = free_loop(backing)
         self.undo.append(lambda: run("losetup", "--detach", self.device))
@@ -165,7 +172,9 @@ class Target:
         self._serve("ntfs-3g", "-o", "no_detach,allow_other", self.device, str(self.mountpoint))
 
     def _serve(self, *command: str) -> None:
-        group = self.group = MemoryGroup(f"extfs-bench-{os.getpid()}-{self.name}", MEMORY_LIMIT)
+        group = self.group = MemoryGroup(
+            f"extfs-bench-{os.getpid()}-{self.name}", self.memory_limit
+        )
         self.undo.append(group.remove)
         log = (self.work / f"{self.name}.log").open("wb")
         self.daemon = subprocess.Popen(

@@ -29,6 +29,9 @@ SIZE = 8 * MIB
 _PIECE = MIB // 4
 FENCE_SECONDS = RECALL_SECONDS + 60
 _PROGRESS = "/tmp/progress"
+_RETRY_SECONDS = 125
+"""After that a client asks again for a device that it could not use: PNFS_DEVICE_RETRY_TIMEOUT of
+fs/nfs/pnfs_dev.c, 120 s, and some."""
 
 _seeds = itertools.count(0xE0F5_0000_0001)
 
@@ -151,13 +154,18 @@ class Victim:
 
     def wait_over(self, seconds: float = 60) -> None:
         """Wait until it has been refused, or knows better: it was told in time that all its layouts
-        are void, and has registered another key."""
+        are void, and has registered another key, or tried to."""
         deadline = time.monotonic() + seconds
         while self.guest.run("dmesg | grep -q 'reservation conflict'").code != 0:
-            if self._registered() not in (None, self.key):
+            if self._registered() not in (None, self.key) or self._gave_the_disk_up():
                 return
             assert time.monotonic() < deadline, "it is neither refused nor back"
             time.sleep(0.2)
+
+    def _gave_the_disk_up(self) -> bool:
+        """The first command that met the unit attention of its fence was the registration of its new
+        key, which Linux before 6.9 does not repeat: it goes through the server for two minutes."""
+        return self.guest.run("dmesg | grep -q 'failed to register key'").code == 0
 
     def assert_shut_out(self) -> None:
         """Whatever it sends to the disk now is refused."""
@@ -175,6 +183,8 @@ class Victim:
             "while pidof stamp >/dev/null; do usleep 50000; done",
             seconds,
         )
+        if self._gave_the_disk_up():
+            time.sleep(_RETRY_SECONDS)
         name = f"back-{self.seed:x}"
         path = self.client.path(name)
         initiator.attend(self.guest)
