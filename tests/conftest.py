@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import guest.image as guests
 import hypothesis
 import pytest
 import rundir
@@ -37,6 +38,8 @@ hypothesis.settings.load_profile("extfs")
 ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
 TRANSPORT = "EXTFS_TEST_TRANSPORT"
 """Environment of what mounts: how requests come from the kernel, as option transport= has it."""
+FAILED = pytest.StashKey[bool]()
+"""In a test's stash, for fixtures: it has failed so far."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -245,6 +248,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = outcome.get_result()  # type: ignore[attr-defined]
     if report.when in ("setup", "call") and report.skipped:
         item.skipped_in_call = True  # type: ignore[attr-defined]
+    if report.failed:
+        item.stash[FAILED] = True
 
 
 # ---- mounts ------------------------------------------------------------------------------------
@@ -420,3 +425,40 @@ def mounted(
     """A fresh filesystem of 1 GiB, mounted."""
     extfs("mkfs", loop_device)
     return mount_extfs(loop_device)
+
+
+# ---- the control file --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(mounted: Mounted) -> Path:
+    """Where the fresh filesystem is mounted."""
+    return mounted.mountpoint
+
+
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def control(root: Path) -> Iterator[int]:
+    """The control file, open."""
+    yield from _opened(root / ".extfs/control")
+
+
+@pytest.fixture
+def file(root: Path) -> Iterator[int]:
+    """A file of four blocks, open for writing."""
+    (root / "file").write_bytes(b"content!" * 2048)
+    yield from _opened(root / "file")
+
+
+# ---- guests ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> guests.Image:
+    """What guests boot."""
+    return guests.ensure()

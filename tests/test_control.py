@@ -10,7 +10,7 @@ import re
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -53,29 +53,6 @@ pytestmark = [pytest.mark.fuse, pytest.mark.timeout(90)]
 
 NATIVE = Path(__file__).resolve().parent.parent / "native"
 USER = 12345
-
-
-@pytest.fixture
-def root(mounted: Mounted) -> Path:
-    return mounted.mountpoint
-
-
-def opened(path: Path, flags: int) -> Iterator[int]:
-    fd = os.open(path, flags)
-    yield fd
-    os.close(fd)
-
-
-@pytest.fixture
-def control(root: Path) -> Iterator[int]:
-    yield from opened(root / ".extfs/control", os.O_RDWR)
-
-
-@pytest.fixture
-def file(root: Path) -> Iterator[int]:
-    """A file of four blocks, open for writing."""
-    (root / "file").write_bytes(b"content!" * (BLOCK // 2))
-    yield from opened(root / "file", os.O_RDWR)
 
 
 # ---- the header --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -48,29 +48,6 @@ pytestmark = [pytest.mark.fuse, pytest.mark.timeout(90)]
 USER = 12345
 EVENT_RING = 1024
 """Events that are kept for a reader, native/layout.h."""
-
-
-@pytest.fixture
-def root(mounted: Mounted) -> Path:
-    return mounted.mountpoint
-
-
-def opened(path: Path, flags: int) -> Iterator[int]:
-    fd = os.open(path, flags)
-    yield fd
-    os.close(fd)
-
-
-@pytest.fixture
-def control(root: Path) -> Iterator[int]:
-    yield from opened(root / ".extfs/control", os.O_RDWR)
-
-
-@pytest.fixture
-def file(root: Path) -> Iterator[int]:
-    """A file of four blocks, open for writing."""
-    (root / "file").write_bytes(b"content!" * (BLOCK // 2))
-    yield from opened(root / "file", os.O_RDWR)
 
 
 # ---- events: read(2) ---------------------------------------------------------------------------

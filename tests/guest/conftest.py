@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 import pytest
 import rundir
-from conftest import LogWatch, why_no_mount
+from conftest import FAILED, LogWatch, why_no_mount
 
 from guest import image
+from guest.keeping import Keeper, mark, warnings_in
 from guest.machine import Disk, Guest
 from guest.world import World
 
@@ -30,19 +30,7 @@ def new_disk(path: Path, *, read_only: bool = False) -> Disk:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = image.why_no_guest()
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.guest)
-            item.add_marker(pytest.mark.slow)
-            if reason is not None:
-                item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.fixture(scope="session")
-def guest_image() -> image.Image:
-    """What guests boot."""
-    return image.ensure()
+    mark(items, HERE)
 
 
 @pytest.fixture
@@ -69,41 +57,9 @@ def empty_disk(make_image: Callable[..., Path]) -> Disk:
 
 # ---- worlds: our own server and its clients ----------------------------------------------------
 
-_WARNING_LINE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback ")
-_failed = pytest.StashKey[bool]()
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    outcome = yield
-    if outcome.get_result().failed:  # type: ignore[attr-defined]
-        item.stash[_failed] = True
-
-
-class Keeper:
-    """Keeps one world from test to test."""
-
-    def __init__(self, make: Callable[[], World]) -> None:
-        self._make = make
-        self._world: World | None = None
-
-    def world(self) -> World:
-        """The world that is kept, if it is well, or a new one."""
-        if self._world is not None and not self._world.is_healthy():
-            self.discard()
-        if self._world is None:
-            self._world = self._make()
-        return self._world
-
-    def discard(self) -> None:
-        """The next test gets a new world."""
-        if self._world is not None:
-            world, self._world = self._world, None
-            world.close()
-
 
 @pytest.fixture(scope="session")
-def keeper(guest_image: image.Image, run_directory: rundir.RunDirectory) -> Iterator[Keeper]:
+def keeper(guest_image: image.Image, run_directory: rundir.RunDirectory) -> Iterator[Keeper[World]]:
     reason = why_no_mount()
     if reason is not None:
         pytest.skip(reason)
@@ -114,22 +70,19 @@ def keeper(guest_image: image.Image, run_directory: rundir.RunDirectory) -> Iter
 
 def _warnings(world: World) -> list[str]:
     """Those of the daemon since the last call."""
-    return [
-        line
-        for line in world.served.new_log_lines()
-        if _WARNING_LINE.search(line)
-        and not any(re.search(pattern, line) for pattern in world.tolerated)
-    ]
+    return warnings_in(world.served.new_log_lines(), world.tolerated)
 
 
 @pytest.fixture
-def world(request: pytest.FixtureRequest, keeper: Keeper, log_watch: LogWatch) -> Iterator[World]:
+def world(
+    request: pytest.FixtureRequest, keeper: Keeper[World], log_watch: LogWatch
+) -> Iterator[World]:
     """The world that tests share; the daemon's warnings count for `log_watch`."""
-    world = keeper.world()
+    world = keeper.get()
     world.tolerated.clear()
     yield world
     log_watch.lines += _warnings(world)
-    if request.node.stash.get(_failed, False):
+    if request.node.stash.get(FAILED, False):
         print(world.evidence())
         keeper.discard()
 
@@ -156,5 +109,5 @@ def own_world(
         yield make
         for world in made:
             log_watch.lines += _warnings(world)
-            if request.node.stash.get(_failed, False):
+            if request.node.stash.get(FAILED, False):
                 print(world.evidence())

@@ -163,8 +163,8 @@ class Victim:
             time.sleep(0.2)
 
     def _gave_the_disk_up(self) -> bool:
-        """The first command that met the unit attention of its fence was the registration of its new
-        key, which Linux before 6.9 does not repeat: it goes through the server for two minutes."""
+        """The registration of its new key was the first command that met the unit attention of its
+        fence. Linux before 6.9 does not repeat it, and goes through the server for two minutes."""
         return self.guest.run("dmesg | grep -q 'failed to register key'").code == 0
 
     def assert_shut_out(self) -> None:
