@@ -48,7 +48,7 @@ class Thin:
     for the first time may read as zeros while the bytes are on their way.
     """
 
-    def __init__(self, path: Path, seconds: float = 5.0) -> None:
+    def __init__(self, path: Path, seconds: float = 15.0) -> None:
         self._seconds = seconds
         self._file = path.open("r+b", buffering=0)
         self._zeros = np.zeros(os.fstat(self._file.fileno()).st_size // PAGE, dtype=bool)
