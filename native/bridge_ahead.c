@@ -159,8 +159,12 @@ bool ahead_expect(struct ahead *a, struct inode *dir, const struct listing *give
 static struct made *make(struct made *m, struct inode *dir, uint64_t after, size_t cap)
 {
 	struct listing l = {.data = m->data, .cap = cap};
+	int err;
 
-	if (listing_make(dir, after, &l, &m->version)) {
+	buf_unasked = true;
+	err = listing_make(dir, after, &l, &m->version);
+	buf_unasked = false;
+	if (err) {
 		free(m);
 		return NULL;
 	}

@@ -40,12 +40,13 @@ static void reply(struct request *r)
 static void drop_attributes(struct request *r)
 {
 	struct fs *fs = r->t->b->fs;
+	const struct cache_ops *ops = fs->cache_ops;
 
-	if (!fs->cache_ops)
+	if (!ops)
 		return;
-	fs->cache_ops->attributes(fs->cache_arg, r->fop.in->ino);
+	ops->attributes(fs->cache_arg, r->fop.in->ino);
 	if (r->fop.dst && r->fop.dst != r->fop.in)
-		fs->cache_ops->attributes(fs->cache_arg, r->fop.dst->ino);
+		ops->attributes(fs->cache_arg, r->fop.dst->ino);
 }
 
 static void step(struct request *r, int64_t result)

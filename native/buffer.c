@@ -301,8 +301,12 @@ void meta_seal(void *block, lsn_t lsn)
 	h->crc = put32(crc32c(0, block, BLOCK_SIZE));
 }
 
+_Thread_local bool buf_unasked;
+
 static void report_damage(struct fs *fs, fsblock_t block, const struct buf_type *type, int err)
 {
+	if (buf_unasked)
+		return;
 	log_msg(LOG_ERROR, "metadata block %llu (%s): %s (%s)", (unsigned long long)block,
 		type->name, err_text(err), err_name(err));
 	fs_shutdown_writes(fs, err, "metadata block %llu (%s) is unusable",
@@ -352,6 +356,7 @@ static void unpin_locked(struct buf_cache *c, struct buf *b)
 static int get_cached(struct buf_cache *c, struct buf *b, const struct buf_type *type,
 		      uint64_t owner, struct buf **out)
 {
+	fsblock_t block = b->block;
 	int err;
 
 	b->pins++;
@@ -368,11 +373,14 @@ static int get_cached(struct buf_cache *c, struct buf *b, const struct buf_type 
 	if (err)
 		unpin_locked(c, b);
 	pthread_mutex_unlock(&c->mutex);
-	if (err)
+	if (err) { /* whoever read it may not have asked for it */
+		if (!fs_is_shutdown(c->fs))
+			report_damage(c->fs, block, type, err);
 		return err;
+	}
 	err = check_expectation(b, type, owner);
 	if (err) {
-		report_damage(c->fs, b->block, type, err);
+		report_damage(c->fs, block, type, err);
 		buf_put(b);
 		return err;
 	}
@@ -432,7 +440,6 @@ struct load {
 	struct buf *b;
 	unsigned *pending;
 	int err;
-	bool wanted; /* somebody waits for it */
 };
 
 static void load_done(struct dev_io *io)
@@ -494,7 +501,6 @@ static void loaded_many(struct buf_cache *c, struct load *loads, unsigned n)
 
 		b->loading = false;
 		b->load_error = loads[i].err;
-		loads[i].wanted = b->pins > 1;
 		if (b->load_error)
 			detach_locked(c, b);
 		else
@@ -513,7 +519,6 @@ void buf_get_ready(struct fs *fs, const fsblock_t *blocks, unsigned n, const str
 {
 	struct ioctx *ctx = buf_reads_ahead ? ioctx_of_thread() : NULL;
 	struct load loads[BUF_MANY] = {0};
-	fsblock_t place[BUF_MANY];
 
 	if (!ctx)
 		return;
@@ -523,14 +528,9 @@ void buf_get_ready(struct fs *fs, const fsblock_t *blocks, unsigned n, const str
 	for (unsigned i = 0; i < n; i++) {
 		struct load *l = &loads[i];
 
-		place[i] = l->b->block;
 		l->err = l->io.res ? l->io.res : verify(fs, l->b, owner);
 	}
 	loaded_many(fs->cache, loads, n);
-	/* What nobody has asked for is read again when somebody does. */
-	for (unsigned i = 0; i < n; i++)
-		if (loads[i].err && loads[i].wanted)
-			report_damage(fs, place[i], type, loads[i].err);
 }
 
 void buf_pin(struct buf *b)

@@ -77,13 +77,15 @@ void buf_cache_destroy(struct fs *fs); /* drops everything, dirty or not */
 int buf_get(struct fs *fs, fsblock_t block, const struct buf_type *type, uint64_t owner,
 	    struct buf **out);
 /* Those of up to BUF_MANY blocks that are not cached are read at once, for buf_get() to find them. What fails is not kept,
- * and not told of unless somebody waited for it meanwhile. Nothing is done when the first of them is cached, or the
+ * and not told of: whoever waited for it meanwhile does that. Nothing is done when the first of them is cached, or the
  * thread has not set buf_reads_ahead. fs->lock held. */
 #define BUF_MANY 16u
 void buf_get_ready(struct fs *fs, const fsblock_t *blocks, unsigned n, const struct buf_type *type,
 		   uint64_t owner);
 /* Set by a thread that starts no I/O on ioctx_of_thread(): it reads blocks there that a tree's cursor comes to next. */
 extern _Thread_local bool buf_reads_ahead;
+/* Set while a thread works on what nobody has asked for: damage that it finds is left for whoever asks to find. */
+extern _Thread_local bool buf_unasked;
 /* Blocks that the thread had to read. */
 extern _Thread_local uint64_t buf_thread_misses;
 /* Pinned, zeroed buf for a block that was just allocated, joined to the transaction; header filled

@@ -11,22 +11,30 @@ static _Thread_local int of_mount;
 
 void extfs_of_mount(int on) { of_mount = on; }
 
+/* NULL: nobody has to be told. */
+static const struct cache_ops *who_caches(struct fs *fs)
+{
+	return of_mount ? NULL : fs->cache_ops;
+}
+
 bool core_tells(struct fs *fs)
 {
-	return fs->cache_ops && !of_mount;
+	return who_caches(fs);
 }
 
 void core_tell_attributes(struct inode *in)
 {
-	if (core_tells(in->fs))
-		in->fs->cache_ops->attributes(in->fs->cache_arg, in->ino);
+	const struct cache_ops *ops = who_caches(in->fs);
+
+	if (ops)
+		ops->attributes(in->fs->cache_arg, in->ino);
 }
 
 void core_tell_name(struct inode *dir, const char *name, size_t len)
 {
-	const struct cache_ops *ops = dir->fs->cache_ops;
+	const struct cache_ops *ops = who_caches(dir->fs);
 
-	if (!core_tells(dir->fs))
+	if (!ops)
 		return;
 	ops->attributes(dir->fs->cache_arg, dir->ino);
 	ops->name_changed(dir->fs->cache_arg, dir->ino, name, len);
@@ -35,9 +43,9 @@ void core_tell_name(struct inode *dir, const char *name, size_t len)
 
 void core_tell_bytes(struct inode *in, uint64_t start, uint64_t end)
 {
-	const struct cache_ops *ops = in->fs->cache_ops;
+	const struct cache_ops *ops = who_caches(in->fs);
 
-	if (!core_tells(in->fs))
+	if (!ops)
 		return;
 	ops->attributes(in->fs->cache_arg, in->ino);
 	/* Without the mark the kernel has no page yet, and those that it asks for from now on it

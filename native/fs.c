@@ -31,7 +31,7 @@ void fs_shutdown_writes(struct fs *fs, int code, const char *fmt, ...)
 	char what[256];
 	va_list ap;
 
-	if (atomic_exchange(&fs->shutdown, true))
+	if (buf_unasked || atomic_exchange(&fs->shutdown, true))
 		return;
 	atomic_store(&fs->shutdown_code, code);
 	va_start(ap, fmt);

@@ -121,8 +121,10 @@ struct fs {
 	struct early *early;
 	const struct seg_hooks *seg_hooks;
 	const struct layout_hooks *layout_hooks;
-	const struct cache_ops *cache_ops; /* set and cleared with nothing under way */
-	void *cache_arg;
+	/* NULL: no mount. Threads of the core go on while a bridge ends, so it is loaded once for a use; a call that comes late
+	 * finds nobody. */
+	_Atomic(const struct cache_ops *) cache_ops;
+	void *cache_arg; /* stays */
 	_Atomic uint64_t next_map_gen;
 	bool read_only;                 /* asked for at mount */
 	_Atomic bool shutdown;          /* writing became unsafe: every change is -ERR_SHUTDOWN */

@@ -51,18 +51,20 @@ static void note_all_dropped(struct fs *fs, struct inode *in, uint64_t start, ui
 		atomic_store(&in->pages_cached, false);
 }
 
-static bool has_pages(const struct fs *fs, struct inode *in)
+/* NULL: no page of the file is cached. */
+static const struct cache_ops *has_pages(const struct fs *fs, struct inode *in)
 {
-	return fs->cache_ops && atomic_load(&in->pages_cached);
+	return atomic_load(&in->pages_cached) ? fs->cache_ops : NULL;
 }
 
 /* STEP_PARKED: r->step comes when they are gone, or so many ms are over. */
 static enum step drop(struct file_run *r, const struct page_range *ranges, unsigned n, unsigned ms)
 {
+	const struct cache_ops *ops = r->fs->cache_ops;
 	struct page_drop *pd = &r->pd;
 
 	pd->wait = (struct page_wait){ .done = &r->fop->op, .patience_ms = ms };
-	if (r->fs->cache_ops->pages(r->fs->cache_arg, pd->in->ino, ranges, n, &pd->wait)) {
+	if (!ops || ops->pages(r->fs->cache_arg, pd->in->ino, ranges, n, &pd->wait)) {
 		pd->wait.result = 0;
 		atomic_store(&pd->in->pages_cached, true);
 		return STEP_NEXT;
@@ -87,9 +89,10 @@ enum step layout_drop_pages(struct file_run *r, struct inode *in, uint64_t start
 void layout_drop_later(struct fs *fs, struct inode *in, uint64_t start, uint64_t end)
 {
 	struct page_range all = { start, bytes_to(start, end) };
+	const struct cache_ops *ops = has_pages(fs, in);
 
-	if (has_pages(fs, in))
-		(void)fs->cache_ops->pages(fs->cache_arg, in->ino, &all, 1, NULL);
+	if (ops)
+		(void)ops->pages(fs->cache_arg, in->ino, &all, 1, NULL);
 }
 
 /* ---- around those who are parked

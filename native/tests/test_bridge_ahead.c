@@ -17,6 +17,7 @@
 #define NAMES 1000u
 #define ANSWERS 9u /* of 128 entries each; the last is empty */
 #define DOTS 2u
+#define REST 65536u /* bytes, enough for all names */
 #define KEPT 16u /* answers that are kept (bridge_ahead.c) */
 
 static struct ahead *ahead;
@@ -365,10 +366,20 @@ static void what_cannot_be_read(void **state)
 	list_cold(&l, true);
 	assert_int_equal(l.len, l.cap);
 	assert_false(fs_is_shutdown(world.fs));
+	/* Nor for the rest of the directory, made ahead. */
+	for (unsigned i = 0; i < 2; i++) {
+		buf_reads_ahead = i;
+		ahead_expect(ahead, dir, &(struct listing){.len = 1, .last = l.last, .cap = REST}, true);
+		ahead_make(ahead);
+		assert_false(fs_is_shutdown(world.fs));
+	}
+	/* Who asks gets what can be read before it, and then the error. */
 	l.cap = sizeof(data);
-	buf_reads_ahead = true;
-	assert_int_equal(listing_make(dir, 0, &l, &version), -ERR_DEV_READ);
+	OK(listing_make(dir, 0, &l, &version));
 	buf_reads_ahead = false;
+	assert_true(entries(&l) > NAMES / 2);
+	assert_true(entries(&l) < NAMES);
+	assert_int_equal(listing_make(dir, l.last, &l, &version), -ERR_DEV_READ);
 	assert_true(fs_is_shutdown(world.fs));
 	sim_fail(world.sim, IO_READ, 0, 0, 0);
 	while (log_next(line, sizeof(line)) > 0)
