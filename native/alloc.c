@@ -344,7 +344,8 @@ static int goal_is_free(struct trans *t, fsblock_t goal, bool *is_free)
 	return err;
 }
 
-/* In the AG of the goal, then in all others; last the longest there is. */
+/* In the AG of the goal, then in all others; last the longest there is: what was looked at, the neighbours and the shortest
+ * that would do, may all be busy. */
 static int search(struct trans *t, fsblock_t goal, nblocks_t min, nblocks_t max, struct ag **from,
 		  struct free_extent *ext, struct free_extent *run, unsigned *seen)
 {
@@ -359,7 +360,7 @@ static int search(struct trans *t, fsblock_t goal, nblocks_t min, nblocks_t max,
 		if (err)
 			return err;
 	}
-	return !run->len && min < max ? try_longest(t, min, from, ext, run, seen) : 0;
+	return !run->len ? try_longest(t, min, from, ext, run, seen) : 0;
 }
 
 int alloc_extent(struct trans *t, fsblock_t goal, nblocks_t min, nblocks_t max, fsblock_t *start,

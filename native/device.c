@@ -331,6 +331,28 @@ static bool sysfs_line(dev_t rdev, const char *attr, char *buf, size_t len)
 	return false;
 }
 
+/* Device-mapper and md: a request goes to the device that its blocks lie on. Unknown counts as stacked. */
+static bool stacked(dev_t rdev)
+{
+	static const char *const places[] = {"", "../"};
+
+	for (unsigned i = 0; i < ARRAY_LEN(places); i++) {
+		char path[128];
+		glob_t below;
+		bool empty;
+
+		snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%sslaves", major(rdev), minor(rdev), places[i]);
+		if (access(path, F_OK) < 0)
+			continue;
+		strcat(path, "/*");
+		empty = glob(path, GLOB_NOSORT, NULL, &below) == GLOB_NOMATCH;
+		if (!empty)
+			globfree(&below);
+		return !empty;
+	}
+	return true;
+}
+
 /* What one request of the queue can hold, when no two pages of the memory are neighbours. */
 static uint32_t queue_piece(dev_t rdev)
 {
@@ -403,8 +425,10 @@ static int open_block(struct raw_device *raw, const char *path, int mode, unsign
 		return -EROFS;
 	if (sector > (int)BLOCK_SIZE)
 		return -EINVAL;
-	/* The kernel's block layer follows a FUA write with a flush where the device knows none. */
-	raw->dev.fua_flushes = sysfs_line(st.st_rdev, "queue/fua", cache, sizeof(cache)) && !strcmp(cache, "0");
+	/* The kernel's block layer follows a FUA write with a flush where the device knows none, but of one device below a
+	 * stack of several only. */
+	raw->dev.fua_flushes = sysfs_line(st.st_rdev, "queue/fua", cache, sizeof(cache)) && !strcmp(cache, "0") &&
+			       !stacked(st.st_rdev);
 	rc = flags & DEV_SHARED ? 0 : open_claim(raw, path, O_EXCL, &st);
 	if (rc)
 		return rc;

@@ -195,6 +195,8 @@ static int share_trans(struct file_run *r, nblocks_t max, uint64_t *bytes, nbloc
 	rc = trans_join_inode(&t, fop->in);
 	if (!rc && dst != fop->in)
 		rc = trans_join_inode(&t, dst);
+	if (!rc && cp->whole_tail && (cp->len & BLOCK_MASK) && dst->core.size > fop->dst_offset + cp->len)
+		rc = -SHARE_GROWN;
 	if (!rc)
 		rc = share_blocks(&t, fop->in, block_floor(fop->offset + cp->pos), dst,
 				  block_floor(d), max, &len);
@@ -231,6 +233,11 @@ static enum step copy_share(struct file_run *r)
 	if (rc == -SHARE_PIECES && blocks > 1) {
 		cp->limit = blocks / 2;
 		return run_yield(r, copy_share);
+	}
+	if (rc == -SHARE_GROWN) { /* the last bytes are read and written */
+		cp->whole_tail = false;
+		r->step = copy_next;
+		return STEP_NEXT;
 	}
 	if (rc)
 		return run_retry(r, &rc, &how) ? how : copy_fail(r, rc);
@@ -298,7 +305,6 @@ static enum step copy_next(struct file_run *r)
 		r->step = copy_share;
 		return STEP_NEXT;
 	}
-	xassert(!(fop->flags & FILE_F_CLONE));
 	cp->piece = MIN(left, COPY_PIECE);
 	if (s == d)
 		cp->piece = MIN(left, BLOCK_SIZE - s);

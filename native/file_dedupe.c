@@ -114,6 +114,8 @@ static int share_trans(struct file_run *r, uint64_t *pos, nblocks_t *blocks)
 		rc = trans_join_inode(&t, dst);
 	if (!rc)
 		rc = look(r, *pos, MIN(block_ceil(left), r->de.limit), &what, &len);
+	if (!rc && (len << BLOCK_SHIFT) > left && dst->core.size != fop->dst_offset + *pos + left)
+		rc = -SHARE_GROWN;
 	if (!rc)
 		rc = share_blocks(&t, in, block_floor(fop->offset + *pos), dst,
 				  block_floor(fop->dst_offset + *pos), len, &len);
@@ -154,6 +156,10 @@ static enum step dedupe_share(struct file_run *r)
 	if (rc == -SHARE_PIECES && blocks > 1) {
 		de->limit = blocks / 2;
 		return run_yield(r, dedupe_share);
+	}
+	if (rc == -SHARE_GROWN) { /* the last bytes are another call's */
+		de->end = r->fop->len = block_floor(de->end) << BLOCK_SHIFT;
+		return run_yield(r, pos < de->end ? dedupe_share : dedupe_next);
 	}
 	if (rc)
 		return run_retry(r, &rc, &how) ? how : dedupe_fail(r, rc);

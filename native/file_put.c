@@ -170,8 +170,8 @@ static enum step write_look(struct file_run *r)
 	fs_rdlock(fs);
 	w->size = w->in->core.size;
 	rc = look(w, &l);
-	if (l.written)
-		w->settle_xid = w->in->moved_xid;
+	/* Of unwritten blocks, too: they may have been written, and another's, in what is durable. */
+	w->settle_xid = w->in->moved_xid;
 	fs_unlock(fs);
 	if (rc)
 		return write_over(r, rc);

@@ -55,6 +55,9 @@ int note_moved(struct trans *t, struct inode *in, bool left);
  * -SHARE_PIECES: not this time, try fewer than *len. */
 #define COPY_TRANS_BLOCKS 384u
 #define SHARE_PIECES E2BIG
+/* The destination has grown since its end was looked at (LAYOUT_COMMIT has no segment of the block that was its last):
+ * what the source has behind EOF would be seen. */
+#define SHARE_GROWN ESTALE
 int share_blocks(struct trans *t, struct inode *src, fileblk_t s, struct inode *dst, fileblk_t d,
 		 nblocks_t max, nblocks_t *len);
 

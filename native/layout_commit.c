@@ -214,12 +214,15 @@ static enum step commit_tail_end(struct file_run *r)
 static enum step commit_tail_held(struct file_run *r)
 {
 	uint64_t size;
+	bool shared;
 
 	fs_rdlock(r->fs);
 	size = r->fop->in->core.size;
+	shared = r->fop->in->core.flags & INODE_F_SHARED;
 	fs_unlock(r->fs);
-	if (block_start(block_floor(size)) != r->seg[0].start)
-		return commit_tail_end(r); /* EOF has moved: look again */
+	/* EOF has moved, or the file was cloned meanwhile: look again */
+	if (block_start(block_floor(size)) != r->seg[0].start || (shared && r->seg[0].kind != SEG_MAP))
+		return commit_tail_end(r);
 	return tail_begin(r, r->fop->in, r->fop->layout->size, true, commit_tail_end);
 }
 

@@ -380,6 +380,28 @@ static void test_free_when_full(void **state)
 	fixture_destroy(f);
 }
 
+/* All that is near, and all that is short, is busy: a long extent gives the block, and nothing has to be committed first. */
+static void test_one_block_among_busy_ones(void **state)
+{
+	struct fixture *f = fixture_create(65536, 65536, 1024);
+	fsblock_t start, first = 0;
+	nblocks_t len;
+
+	for (unsigned i = 0; i < 400; i++) {
+		assert_int_equal(extent_of(f, i ? first + i : 20000, 1, 1, &start, &len), 0);
+		if (!i)
+			first = start;
+		assert_int_equal(start, first + i);
+	}
+	fixture_commit_group(f, true);
+	for (unsigned i = 0; i < 400; i += 2)
+		give_back(f, first + i, 1);
+	assert_int_equal(extent_of(f, first + 200, 1, 1, &start, &len), 0);
+	assert_int_equal(extent_of(f, 0, 1, 1, &start, &len), 0);
+	assert_true(start < first || start >= first + 400);
+	fixture_destroy(f);
+}
+
 /* What a cancelled transaction learnt about the longest extent is forgotten. */
 static void test_cancelled_hint(void **state)
 {
@@ -781,7 +803,8 @@ int main(void)
 		cmocka_unit_test(test_window_ends_with_the_file),
 		cmocka_unit_test(test_many_groups),	 cmocka_unit_test(test_quarantine),
 		cmocka_unit_test(test_header_verifier),
-		cmocka_unit_test(test_shrinking_trees),	 cmocka_unit_test(test_cancelled_hint),	 cmocka_unit_test(test_busy_set),
+		cmocka_unit_test(test_shrinking_trees),	 cmocka_unit_test(test_cancelled_hint),
+		cmocka_unit_test(test_one_block_among_busy_ones),	 cmocka_unit_test(test_busy_set),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -178,6 +178,53 @@ static void writes_in_place_wait_for_the_exchange(void **state)
 	world_close();
 }
 
+static void lose_power_but_no_write(void)
+{
+	put_files();
+	inode_put(world.root);
+	fs_abandon(world.fs);
+	sim_settle(world.sim);
+	OK(world_open());
+	find_files();
+}
+
+/* In memory the block is unwritten; in what is durable it is still the other file's, and written. */
+static void zeroed_blocks_wait_for_the_exchange(void **state, bool zero_first)
+{
+	struct todo zero = { .act = ACT_ZERO, .file = zero_first, .off = 0, .len = BS };
+	uint64_t size;
+	uint8_t *bytes;
+
+	OK(do_write(0, 0, BS, 1));
+	OK(do_write(1, 0, BS, 2));
+	OK(do_fsync(0));
+	OK(do_fsync(1));
+	if (zero_first)
+		OK(do_one(&zero));
+	assert_int_equal(do_exchange(0, 0, 1, 0, BS), 0);
+	if (!zero_first)
+		OK(do_one(&zero));
+	OK(do_write(0, 0, BS, 9));
+	lose_power_but_no_write();
+	bytes = content(1, &size);
+	for (unsigned i = 0; i < BS; i += 64)
+		assert_false(bytes[i] == pattern_byte(9, i) && bytes[i + 1] == pattern_byte(9, i + 1) &&
+			     bytes[i + 2] == pattern_byte(9, i + 2));
+	free(bytes);
+	delete_all();
+	world_close();
+}
+
+static void zeroed_afterwards(void **state)
+{
+	zeroed_blocks_wait_for_the_exchange(state, false);
+}
+
+static void zeroed_before(void **state)
+{
+	zeroed_blocks_wait_for_the_exchange(state, true);
+}
+
 static void the_same_when_the_inode_was_out_of_memory(void **state)
 {
 	OK(do_write(0, 0, BS, 1));
@@ -352,6 +399,8 @@ int main(void)
 						teardown),
 		cmocka_unit_test_setup_teardown(the_same_when_the_inode_was_out_of_memory, setup,
 						teardown),
+		cmocka_unit_test_setup_teardown(zeroed_afterwards, setup, teardown),
+		cmocka_unit_test_setup_teardown(zeroed_before, setup, teardown),
 		cmocka_unit_test_setup_teardown(cut_anywhere_it_is_all_or_nothing, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_same_within_one_file, setup, teardown),
 		cmocka_unit_test_setup_teardown(readers_wait_and_see_the_end, setup, teardown),

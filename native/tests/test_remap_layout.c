@@ -261,6 +261,96 @@ static void a_commit_cut_anywhere_is_all_or_nothing(void **state)
 	world.fs = NULL;
 }
 
+/* ---- EOF moves, or blocks are shared, while another waits ---- */
+
+/* The last block of the source has bytes behind EOF that were cut off. */
+static void a_source_with_a_tail(void)
+{
+	OK(do_write(0, B, B, 7));
+	OK(do_write(0, 0, B, 6));
+	assert_true(extents_of(0) > 1);
+	OK(do_truncate(0, 5000));
+}
+
+static void no_byte_of_the_tail_shows(unsigned file)
+{
+	uint64_t size;
+	uint8_t *bytes = content(file, &size);
+
+	assert_true(size > 2 * B);
+	for (unsigned i = 5000; i < 2 * B; i++)
+		assert_int_equal(bytes[i], 0);
+	free(bytes);
+}
+
+/* After the first of two transactions the holder's commit moves the destination's EOF. */
+static void the_destination_grows(enum file_op_kind kind)
+{
+	uint64_t h = new_holder(0);
+	struct flight f;
+
+	a_source_with_a_tail();
+	OK(do_fsync(0));
+	OK(do_fsync(1));
+	OK(get(1, h, IOMODE_RW, 4 * B, 4 * B, LAYOUT_F_WAIT));
+	holder_write(4 * B, B, 5);
+	remap_start(&f, world.ctx, kind, 0, 0, 5000, 1, 0);
+	while (!f.done && !(world.file[1]->core.flags & INODE_F_SHARED))
+		OK(ioctx_run(world.ctx, false));
+	assert_false(f.done);
+	OK(commit(1, h, 4 * B, B, 5 * B));
+	flight_wait(&f);
+	assert_int_equal(f.fop.result, kind == FILE_DEDUPE ? B : 5000);
+	OK(give_back_all(h));
+	no_byte_of_the_tail_shows(1);
+}
+
+static void a_clone_whose_destination_grows(void **state)
+{
+	OK(do_write(1, 0, 100, 9));
+	the_destination_grows(FILE_COPY);
+}
+
+static void a_dedupe_whose_destination_grows(void **state)
+{
+	OK(do_write(1, 0, B, 6));
+	OK(do_write(1, B, 5000 - B, 7));
+	the_destination_grows(FILE_DEDUPE);
+}
+
+/* The commit has found the file unshared, and waits for the clone that shares the block of its EOF. */
+static void a_commit_beside_a_clone(void **state)
+{
+	uint64_t h = new_holder(0), other = new_holder(1);
+	struct layout_range range = { 2 * B, B };
+	struct layout_args args = { .holder = h, .ranges = &range, .nranges = 1, .size = 3 * B };
+	struct flight f, c = { .done = false };
+
+	OK(get(0, h, IOMODE_RW, 0, 16 * B, LAYOUT_F_WAIT));
+	holder_write(0, 3 * B, 5);
+	OK(commit(0, h, 0, 2 * B, 5000));
+	OK(give_back(0, h, IOMODE_RW, 0, 2 * B));
+	OK(do_write(1, 0, B, 4));
+	OK(get(1, other, IOMODE_RW, 0, B, LAYOUT_F_WAIT));
+	remap_start(&f, world.ctx, FILE_COPY, 0, 0, 5000, 1, 0);
+	turn();
+	assert_false(f.done);
+	file_op_init(&c.fop, FILE_LAYOUT_COMMIT, world.file[0], world.ctx);
+	c.fop.layout = &args;
+	c.fop.done = flight_done;
+	c.fop.user = &c;
+	file_start(&c.fop);
+	turn();
+	assert_false(c.done);
+	OK(give_back(1, other, IOMODE_ANY, 0, B));
+	flight_wait(&f);
+	assert_int_equal(f.fop.result, 5000);
+	flight_wait(&c);
+	OK(c.fop.result);
+	assert_int_equal(size_of(0), 3 * B);
+	OK(give_back_all(h));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -271,6 +361,9 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_lost_writer_writes_into_nobodys_file, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_commit_cut_anywhere_is_all_or_nothing, setup, teardown),
 		cmocka_unit_test_setup_teardown(an_intent_and_a_ghost, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_clone_whose_destination_grows, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_dedupe_whose_destination_grows, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_commit_beside_a_clone, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
