@@ -141,6 +141,18 @@ static inline void put_files(void)
 	}
 }
 
+/* The whole cache reaches the device, but no further commit record: the worst order of a power
+ * cut. */
+static inline void lose_power_keeping_data(void)
+{
+	put_files();
+	inode_put(world.root);
+	fs_abandon(world.fs);
+	sim_settle(world.sim);
+	OK(world_open());
+	find_files();
+}
+
 static inline void world_new(uint64_t bytes, uint32_t align, uint64_t seed)
 {
 	struct mkfs_options mk = { .label = "files", .journal_blocks = JOURNAL_MIN_BLOCKS };

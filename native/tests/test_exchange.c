@@ -140,16 +140,6 @@ static void shared_blocks_are_still_copied_on_write(void **state)
 
 /* ---- in place, after an exchange that is not durable ---- */
 
-static void lose_power_keeping_data(void)
-{
-	put_files();
-	inode_put(world.root);
-	fs_abandon(world.fs);
-	sim_settle(world.sim);
-	OK(world_open());
-	find_files();
-}
-
 static void expect_bytes(unsigned file, uint64_t off, uint64_t len, uint64_t pattern,
 			 const char *what)
 {
@@ -178,16 +168,6 @@ static void writes_in_place_wait_for_the_exchange(void **state)
 	world_close();
 }
 
-static void lose_power_but_no_write(void)
-{
-	put_files();
-	inode_put(world.root);
-	fs_abandon(world.fs);
-	sim_settle(world.sim);
-	OK(world_open());
-	find_files();
-}
-
 /* In memory the block is unwritten; in what is durable it is still the other file's, and written. */
 static void zeroed_blocks_wait_for_the_exchange(void **state, bool zero_first)
 {
@@ -205,7 +185,7 @@ static void zeroed_blocks_wait_for_the_exchange(void **state, bool zero_first)
 	if (!zero_first)
 		OK(do_one(&zero));
 	OK(do_write(0, 0, BS, 9));
-	lose_power_but_no_write();
+	lose_power_keeping_data();
 	bytes = content(1, &size);
 	for (unsigned i = 0; i < BS; i += 64)
 		assert_false(bytes[i] == pattern_byte(9, i) && bytes[i + 1] == pattern_byte(9, i + 1) &&

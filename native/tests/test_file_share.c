@@ -42,18 +42,6 @@ static void drive(struct ioctx *ctx, struct flight *f)
 		OK(ioctx_run(ctx, true));
 }
 
-/* The whole cache reaches the device, but no further commit record: the worst order of a power
- * cut. */
-static void lose_power_keeping_data(void)
-{
-	put_files();
-	inode_put(world.root);
-	fs_abandon(world.fs);
-	sim_settle(world.sim);
-	OK(world_open());
-	find_files();
-}
-
 static void expect_block(unsigned file, uint64_t off, uint64_t pattern)
 {
 	struct flight f;

@@ -182,12 +182,7 @@ static void writes_in_place_wait_for_the_collapse(void **state)
 	OK(do_fsync(0));
 	assert_int_equal(do_collapse(0, 0, BS), 0);
 	OK(do_write(0, 0, BS, 9));
-	put_files();
-	inode_put(world.root);
-	fs_abandon(world.fs);
-	sim_settle(world.sim);
-	OK(world_open());
-	find_files();
+	lose_power_keeping_data();
 	got = content(0, &size);
 	if (size == 3 * BS) { /* as before the collapse: then whole */
 		for (uint64_t i = 0; i < size; i++)
