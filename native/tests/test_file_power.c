@@ -10,7 +10,7 @@
  *
  * FILE_CUTS=n sets the number of cuts; a failure names seed and cut.
  */
-#include "file_fixture.h"
+#include "remap_fixture.h"
 
 #define STEPS 40u
 #define VERSIONS (STEPS + 2)
@@ -243,6 +243,119 @@ static bool share_script(struct model *files)
 	return true;
 }
 
+/* ---- blocks that change places ---- */
+
+#define FEW 4u /* blocks, so that much meets in them */
+
+struct remap {
+	enum file_op_kind kind;
+	unsigned file, dst;
+	uint64_t off, dst_off, len;
+};
+
+static struct remap random_remap(void)
+{
+	static const enum file_op_kind kinds[] = {FILE_EXCHANGE, FILE_EXCHANGE, FILE_COPY, FILE_COLLAPSE, FILE_INSERT};
+
+	return (struct remap){
+		.kind = kinds[below(ARRAY_LEN(kinds))],
+		.file = (unsigned)below(2), .dst = (unsigned)below(2),
+		.off = below(FEW) * BLOCK_SIZE, .dst_off = below(FEW) * BLOCK_SIZE,
+		.len = (1 + below(3)) * BLOCK_SIZE,
+	};
+}
+
+/* false: it would be refused. */
+static bool model_remap(struct model *files, const struct remap *m)
+{
+	struct model *x = &files[m->file], *y = &files[m->dst];
+	uint64_t end = m->off + m->len, apart = m->off > m->dst_off ? m->off - m->dst_off : m->dst_off - m->off;
+	bool two = m->kind == FILE_EXCHANGE || m->kind == FILE_COPY;
+
+	if (end > x->size || (two && (m->dst_off + m->len > y->size || (x == y && apart < m->len))))
+		return false;
+	if (m->kind == FILE_EXCHANGE) {
+		for (uint64_t i = 0; i < m->len; i++) {
+			uint8_t byte = x->bytes[m->off + i];
+
+			x->bytes[m->off + i] = y->bytes[m->dst_off + i];
+			y->bytes[m->dst_off + i] = byte;
+		}
+	} else if (m->kind == FILE_COPY) {
+		memcpy(y->bytes + m->dst_off, x->bytes + m->off, m->len);
+	} else if (m->kind == FILE_COLLAPSE) {
+		if (end == x->size)
+			return false;
+		memmove(x->bytes + m->off, x->bytes + end, x->size - end);
+		x->size -= m->len;
+		memset(x->bytes + x->size, 0, m->len);
+	} else {
+		if (x->size + m->len > MODEL_MAX)
+			return false;
+		memmove(x->bytes + end, x->bytes + m->off, x->size - m->off);
+		memset(x->bytes + m->off, 0, m->len);
+		x->size += m->len;
+	}
+	return true;
+}
+
+/* Zeros that a cut may leave move with the blocks: then they are allowed everywhere. */
+static void allow_zeros(unsigned file, unsigned other)
+{
+	bool any = world.file[file]->early_n || world.file[other]->early_n;
+
+	for (unsigned i = 0; i < MODEL_MAX && !any; i++)
+		any = histories[file].zeros[i] || histories[other].zeros[i];
+	memset(histories[file].zeros, any, MODEL_MAX);
+	memset(histories[other].zeros, any, MODEL_MAX);
+}
+
+static bool perform_remap(struct model *files)
+{
+	struct remap m = random_remap();
+	int64_t rc;
+
+	if (!model_remap(files, &m))
+		return true;
+	allow_zeros(m.file, m.dst);
+	history_add(&histories[m.file], &files[m.file]);
+	if (m.dst != m.file)
+		history_add(&histories[m.dst], &files[m.dst]);
+	rc = remap(m.kind, m.file, m.off, m.len, m.dst, m.dst_off);
+	if (!sim_crashed(world.sim))
+		OK(rc);
+	return !sim_crashed(world.sim);
+}
+
+/* Of whole blocks, which may have been moved. */
+static struct todo whole_blocks(void)
+{
+	static const enum act acts[] = {ACT_WRITE, ACT_WRITE, ACT_WRITE, ACT_ZERO, ACT_ZERO, ACT_PUNCH, ACT_FSYNC};
+
+	return (struct todo){
+		.act = acts[below(ARRAY_LEN(acts))], .file = (unsigned)below(2), .pattern = rng() | 1,
+		.off = below(FEW) * BLOCK_SIZE, .len = (1 + below(2)) * BLOCK_SIZE,
+	};
+}
+
+/* Exchanges, clones, shifts, with everything else in between. */
+static bool remap_script(struct model *files)
+{
+	for (unsigned i = 0; i < STEPS; i++) {
+		struct todo t = below(4) ? whole_blocks() : random_todo(files);
+
+		if (i < 2)
+			t = (struct todo){ .act = ACT_WRITE, .file = i, .len = 2 * FEW * BLOCK_SIZE, .pattern = i + 1 };
+		if (i > 2 && below(3) == 0 ? !perform_remap(files) : !perform(files, &t))
+			return false;
+		if (below(12) == 0)
+			commit_what_there_is();
+		if (sim_crashed(world.sim))
+			return false;
+	}
+	return true;
+}
+
 #define DOOMED "doomed"
 
 /* A file of many extents, some of them shared, loses its name, and the reaper takes it apart. */
@@ -418,6 +531,11 @@ static void deletion_cut_anywhere_leaks_nothing(void **state)
 	run_script(delete_script, 150, 3);
 }
 
+static void blocks_that_change_places_survive_power_cuts(void **state)
+{
+	run_script(remap_script, 1500, 11);
+}
+
 static void zeroing_a_tail_too_early_is_caught(void **state)
 {
 	assert_non_null(many_cuts(shrink_script, 400, 1, MUTANT_TAIL_ZERO_EARLY));
@@ -432,6 +550,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(commits_amid_writes_survive_power_cuts, setup, teardown),
 		cmocka_unit_test_setup_teardown(shared_blocks_survive_power_cuts, setup, teardown),
 		cmocka_unit_test_setup_teardown(cut_tails_survive_power_cuts, setup, teardown),
+		cmocka_unit_test_setup_teardown(blocks_that_change_places_survive_power_cuts, setup, teardown),
 		cmocka_unit_test_setup_teardown(deletion_cut_anywhere_leaks_nothing, setup,
 						teardown),
 		cmocka_unit_test_setup_teardown(zeroing_a_tail_too_early_is_caught, setup,
