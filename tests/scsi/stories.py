@@ -164,8 +164,10 @@ class Victim:
 
     def _gave_the_disk_up(self) -> bool:
         """The registration of its new key was the first command that met the unit attention of its
-        fence. Linux before 6.9 does not repeat it, and goes through the server for two minutes."""
-        return self.guest.run("dmesg | grep -q 'failed to register key'").code == 0
+        fence. Linux before 6.9 does not repeat it, and goes through the server for two minutes.
+
+        What the layout driver says of that ends without a newline, and is not seen yet."""
+        return self.guest.run("dmesg | grep -q 'PR command failed'").code == 0
 
     def assert_shut_out(self) -> None:
         """Whatever it sends to the disk now is refused."""
